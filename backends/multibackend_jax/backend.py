@@ -1,0 +1,93 @@
+"""The JAX backend: from an experiment to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from multibackend.errors import ConfigurationError
+from multibackend.experiment import Experiment
+from multibackend.protocol import Arrays
+from multibackend.validation import Problems
+from multibackend_jax.models import FlaxModel, Stamp, build_model
+from multibackend_jax.precision import Precision
+from multibackend_jax.program import JaxProgram
+from multibackend_jax.strategies import STRATEGIES
+from multibackend_jax.window import WindowFunctions
+from multibackend_jax.workload import Workload, choose_strategy, choose_windows_per_dispatch, measure_workload
+
+__all__ = ["JaxBackend"]
+
+
+class JaxBackend:
+    """See `multibackend.protocol.Backend`."""
+
+    name = "jax"
+
+    def devices(self) -> Sequence[str]:
+        """The default platform's devices first, then the CPU: "gpu:0", "cpu:0"."""
+        found = [*jax.devices(), *jax.devices("cpu")]
+        return tuple(dict.fromkeys(f"{device.platform}:{device.id}" for device in found))
+
+    def compile(
+        self,
+        experiment: Experiment,
+        *,
+        example: Arrays,
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+    ) -> JaxProgram:
+        problems = Problems("Trainer")
+        problems.choice("strategy", strategy, ("auto", *STRATEGIES))
+        problems.raise_if_any()
+        precision, chosen = Precision(experiment.precision), self._device(device)
+        with precision.scope(), jax.default_device(chosen):
+            batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
+            model = build_model(experiment.model, precision, int(experiment.seed), batch)
+            dynamic = experiment.loss.weight_sums(example, 0) is None
+            functions = WindowFunctions(experiment, model, dynamic)
+            workload, output_shape = _trace(functions, batch)
+        steps = experiment.accumulation.steps(0)
+        window_bytes = steps * sum(array.nbytes for array in batch.values())
+        if strategy == "auto":
+            strategy = choose_strategy(chosen.platform, workload)
+        if windows_per_dispatch is None:
+            windows_per_dispatch = choose_windows_per_dispatch(chosen.platform, workload, steps, window_bytes)
+        return JaxProgram(
+            experiment,
+            model,
+            functions,
+            STRATEGIES[strategy](functions),
+            precision=precision,
+            device=chosen,
+            windows_per_dispatch=windows_per_dispatch if strategy == "scan" else 1,
+            output_shape=output_shape,
+        )
+
+    def _device(self, name: str | None) -> jax.Device:
+        if name is None:
+            return jax.devices()[0]
+        platform, _, index = name.partition(":")
+        platform = "gpu" if platform == "cuda" else platform
+        try:
+            return jax.devices(platform)[int(index or 0)]
+        except (RuntimeError, IndexError, ValueError) as error:
+            listed = ", ".join(map(repr, self.devices()))
+            raise ConfigurationError("Trainer", [f"device {name!r} is not here; jax sees {listed}"]) from error
+
+
+def _trace(functions: WindowFunctions, batch: dict[str, jax.Array]) -> tuple[Workload, tuple[int, ...] | None]:
+    """The workload of a micro-batch and the shape of the model's outputs; nothing is compiled or run."""
+    model: FlaxModel = functions.model
+    outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
+    state = jax.eval_shape(functions.init)
+    stamp = (jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+
+    def micro_batch(parameters: dict[str, jax.Array], batch: dict[str, jax.Array]) -> object:
+        carry = functions.start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
+        return functions.accumulate(parameters, carry, batch, jnp.ones([]), Stamp(*stamp))
+
+    return measure_workload(micro_batch, model.parameters, batch), getattr(outputs, "shape", None)

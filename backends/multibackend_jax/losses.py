@@ -1,0 +1,109 @@
+"""Losses and metrics as JAX functions: sums of weighted values over a micro-batch.
+
+`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`. Labels that are ignored are replaced before they are
+looked up, because an index out of range gives NaN in JAX and weight 0 would not remove it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from multibackend import losses, metrics
+from multibackend.errors import ConfigurationError, DataError
+
+__all__ = ["metric_sum", "weighted_sum"]
+
+Batch = Mapping[str, jax.Array]
+Sums = tuple[jax.Array, jax.Array]
+
+
+@singledispatch
+def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """(sum of w * l, sum of w) over a micro-batch."""
+    raise ConfigurationError(type(loss).__name__, ["the jax backend has no such loss; register it with weighted_sum"])
+
+
+def _reduce(values: jax.Array, weights: jax.Array | None) -> Sums:
+    if weights is None:
+        return values.sum(), jnp.asarray(values.size, values.dtype)
+    weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)).astype(values.dtype)
+    weights = jax.lax.stop_gradient(jnp.broadcast_to(weights, values.shape))
+    return (values * weights).sum(), weights.sum()
+
+
+def _field(loss: losses.Loss, batch: Batch) -> jax.Array | None:
+    return None if loss.weights is None else batch[loss.weights]
+
+
+@weighted_sum.register
+def _(loss: losses.MeanSquaredError, outputs: jax.Array, batch: Batch) -> Sums:
+    return _reduce((outputs - batch[loss.target]) ** 2, _field(loss, batch))
+
+
+@weighted_sum.register
+def _(loss: losses.Huber, outputs: jax.Array, batch: Batch) -> Sums:
+    residual = outputs - batch[loss.target]
+    # minimum() rather than abs(): its gradient at 0 is torch's
+    size = jnp.where(residual < 0, -residual, residual)
+    clipped = jnp.where(size < loss.delta, size, loss.delta)
+    return _reduce(clipped * (size - clipped / 2), _field(loss, batch))
+
+
+@weighted_sum.register
+def _(loss: losses.BinaryCrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
+    return _reduce(jax.nn.softplus(outputs) - batch[loss.target] * outputs, _field(loss, batch))
+
+
+@weighted_sum.register
+def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
+    labels = batch[loss.target]
+    used = labels != loss.ignore_index
+    index = jnp.where(used, labels, 0)
+    log_probabilities = jax.nn.log_softmax(outputs)
+    values = -jnp.take_along_axis(log_probabilities, index[..., None], axis=-1)[..., 0]
+    if loss.label_smoothing:
+        uniform = -log_probabilities.mean(axis=-1)
+        values = (1 - loss.label_smoothing) * values + loss.label_smoothing * uniform
+    weights = used.astype(values.dtype)
+    if loss.class_weights is not None:
+        weights = weights * jnp.asarray(loss.class_weights, values.dtype)[index]
+    if loss.weights is not None:
+        extra = batch[loss.weights].astype(values.dtype)
+        weights = weights * extra.reshape(extra.shape + (1,) * (weights.ndim - extra.ndim))
+    return _reduce(jnp.where(used, values, 0), weights)
+
+
+@weighted_sum.register
+def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
+    result = _call(loss.function, outputs, batch)
+    values, weights = result if isinstance(result, tuple) else (result, _field(loss, batch))
+    return _reduce(_checked("loss", values), weights)
+
+
+def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> Sums:
+    """(sum of w * value, sum of w) of a metric over a batch."""
+    if isinstance(metric, metrics.Custom):
+        result = _call(metric.function, outputs, batch)
+    else:
+        result = metric.values(jnp, outputs, batch)
+    values, weights = result if isinstance(result, tuple) else (result, None)
+    return _reduce(_checked(metric.name, values), weights)
+
+
+def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
+    if not isinstance(function, Mapping):
+        return function(jnp, outputs, batch)
+    if "jax" not in function:
+        raise ConfigurationError("Custom", [f"there is no function for the backend 'jax', only for {sorted(function)}"])
+    return function["jax"](outputs, batch)
+
+
+def _checked(name: str, values: Any) -> jax.Array:
+    if not isinstance(values, jax.Array):
+        raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
+    return values.astype(jnp.result_type(float)) if not jnp.issubdtype(values.dtype, jnp.floating) else values

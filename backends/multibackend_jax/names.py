@@ -1,0 +1,88 @@
+"""Canonical names and layouts of Flax parameters.
+
+Flax stores a Linear's kernel [in, out] and a Conv's [*spatial, in, out]; the canonical layout is torch's. The layer
+that owns a leaf decides its layout, so that a three-dimensional kernel of an attention projection is not taken for a
+one-dimensional convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flax import linen, nnx
+
+__all__ = ["Layout", "canonical_name", "layout_of"]
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_STATISTICS = {"mean": "running_mean", "var": "running_var"}
+_NORMS = (nnx.BatchNorm, linen.BatchNorm)
+_CONVOLUTIONS = (nnx.Conv, linen.Conv)
+_TRANSPOSED = (nnx.ConvTranspose, linen.ConvTranspose)
+_GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
+
+
+def canonical_name(path: Sequence[Any], owner: object) -> str:
+    """The canonical name of the leaf at `path`, for example ("layers", 0, "kernel") → "layers.0.weight"."""
+    *modules, leaf = (str(part) for part in path)
+    table = _STATISTICS if isinstance(owner, _NORMS) and leaf in _STATISTICS else _LEAVES
+    return ".".join([*modules, table.get(leaf, leaf)])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a native array becomes its canonical one: reshape to `merged`, permute by `axes`, flip the last axes.
+
+    Attributes:
+        native: the native shape.
+        merged: the native shape with axes joined, for example [in, heads * dim].
+        axes: the permutation of `merged` that gives the canonical array.
+        flipped: how many trailing canonical axes are reversed (the spatial ones of a transposed convolution).
+    """
+
+    native: tuple[int, ...]
+    merged: tuple[int, ...]
+    axes: tuple[int, ...]
+    flipped: int = 0
+
+    def to_canonical(self, array: Any) -> np.ndarray:
+        """A native array (on the host or a device) as a canonical numpy array, a copy."""
+        result = np.asarray(array).reshape(self.merged).transpose(self.axes)
+        return np.array(self._flip(result), order="C")
+
+    def from_canonical(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_canonical`."""
+        return np.ascontiguousarray(self._flip(array).transpose(np.argsort(self.axes)).reshape(self.native))
+
+    def _flip(self, array: np.ndarray) -> np.ndarray:
+        return np.flip(array, tuple(range(array.ndim - self.flipped, array.ndim))) if self.flipped else array
+
+
+def layout_of(leaf: str, shape: tuple[int, ...], owner: object) -> Layout:
+    """The layout of the leaf called `leaf` ("kernel", "bias", ...) with a native shape, owned by a layer."""
+    rank = len(shape)
+    if isinstance(owner, _GENERAL):
+        return _general_layout(leaf, shape, owner)
+    if leaf != "kernel" or rank < 2:
+        return Layout(shape, shape, tuple(range(rank)))
+    spatial = tuple(range(rank - 2))
+    if isinstance(owner, _TRANSPOSED):
+        if owner.transpose_kernel:  # already [*spatial, out, in]: torch's, but for the order of axes
+            return Layout(shape, shape, (rank - 1, rank - 2, *spatial))
+        return Layout(shape, shape, (rank - 2, rank - 1, *spatial), flipped=rank - 2)
+    if isinstance(owner, _CONVOLUTIONS) or rank == 2:
+        return Layout(shape, shape, (rank - 1, rank - 2, *spatial))
+    return Layout(shape, shape, tuple(range(rank)))
+
+
+def _general_layout(leaf: str, shape: tuple[int, ...], owner: Any) -> Layout:
+    """A projection over several axes, [in..., out...], as the Linear that it is: [out, in]."""
+    outputs = owner.out_features if isinstance(owner, nnx.LinearGeneral) else owner.features
+    kept = len(outputs) if isinstance(outputs, Sequence) else 1
+    if leaf == "bias":
+        return Layout(shape, (math.prod(shape),), (0,))
+    split = len(shape) - kept
+    return Layout(shape, (math.prod(shape[:split]), math.prod(shape[split:])), (1, 0))

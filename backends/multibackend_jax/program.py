@@ -1,0 +1,129 @@
+"""An experiment as compiled JAX programs on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multibackend.experiment import Experiment
+from multibackend.names import check_same_names
+from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.windows import WindowStack
+from multibackend_jax.losses import metric_sum, weighted_sum
+from multibackend_jax.models import Arrays, FlaxModel
+from multibackend_jax.optimizers import read_slots, write_slots
+from multibackend_jax.precision import Precision
+from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.window import Results, TrainState, WindowFunctions
+
+__all__ = ["JaxProgram"]
+
+
+class JaxProgram:
+    """See `multibackend.protocol.Program`."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        model: FlaxModel,
+        functions: WindowFunctions,
+        strategy: Strategy,
+        *,
+        precision: Precision,
+        device: jax.Device,
+        windows_per_dispatch: int,
+        output_shape: tuple[int, ...] | None,
+    ) -> None:
+        self.strategy = strategy.name
+        self.windows_per_dispatch = windows_per_dispatch
+        self.output_shape = output_shape
+        self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
+        self._precision, self._device = precision, device
+        self._evaluate = jax.jit(self._sums)
+
+    def init(self) -> TrainState:
+        with self._precision.scope():
+            # copied, because the first run donates the buffers and `init` may be called again
+            return jax.device_put(jax.tree.map(jnp.copy, self._functions.init()), self._device)
+
+    def place(self, stack: WindowStack) -> PlacedWindows:
+        with self._precision.scope():
+            return PlacedWindows(stack, self._put(stack.fields), self._put(stack.ragged) if stack.ragged else None)
+
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
+        with self._precision.scope():
+            return self._execution.run(state, placed, rates)
+
+    def read(self, results: Sequence[tuple[Results, int]]) -> WindowResults:
+        numbers = np.concatenate([np.asarray(row.numbers).reshape(-1, 5)[:count] for row, count in results])
+        loss, norm, weight, finite, applied = numbers.astype(np.float64).T
+        return WindowResults(loss, norm, weight, finite > 0, applied > 0, self._nonfinite(results, finite > 0))
+
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
+        with self._precision.scope():
+            return self._evaluate(state.parameters, state.model_state, self._put(batch))
+
+    def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
+        values, weights = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
+        names = ["loss", *(metric.name for metric in self._experiment.metrics)]
+        return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
+
+    def snapshot(self, state: TrainState) -> Snapshot:
+        slots = read_slots(state.optimizer.inner_opt_state)
+        return Snapshot(
+            parameters=self._to_host(state.parameters),
+            model_state=self._to_host(state.model_state),
+            optimizer={slot: self._to_host(arrays) for slot, arrays in slots.items()},
+            update=int(state.optimizer.gradient_step),
+        )
+
+    def restore(self, snapshot: Snapshot) -> TrainState:
+        check_same_names(self._to_host(self._model.parameters), snapshot.parameters, "the parameters")
+        check_same_names(self._to_host(self._model.state), snapshot.model_state, "the model's state")
+        with self._precision.scope():
+            state = self._functions.init()
+            optimizer = state.optimizer
+            if snapshot.optimizer:
+                slots = {slot: self._to_native(arrays) for slot, arrays in snapshot.optimizer.items()}
+                inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
+                optimizer = optimizer._replace(inner_opt_state=inner)
+            optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
+            parameters = self._to_native(snapshot.parameters)
+            restored = state._replace(
+                parameters=parameters, model_state=self._to_native(snapshot.model_state), optimizer=optimizer
+            )
+            return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
+
+    def compilations(self) -> int:
+        return self._execution.compilations()
+
+    def _put(self, fields: Mapping[str, np.ndarray]) -> Arrays:
+        cast = {name: self._precision.cast_input(name, array) for name, array in fields.items()}
+        return jax.device_put(cast, self._device)
+
+    def _to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
+
+    def _to_native(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+        """Canonical host arrays as device arrays in native layout and this run's precision."""
+        native = {name: self._model.layouts[name].from_canonical(np.asarray(a)) for name, a in arrays.items()}
+        return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
+
+    def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
+        """[2, 1 + metrics]: weighted sums of the loss and of each metric, and the sums of their weights."""
+        outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
+        sums = [weighted_sum(self._experiment.loss, outputs, batch)]
+        sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
+        return jnp.stack([jnp.stack([jnp.asarray(part, self._precision.dtype) for part in pair]) for pair in sums]).T
+
+    def _nonfinite(self, results: Sequence[tuple[Results, int]], finite: np.ndarray) -> tuple[str, ...]:
+        """Names of the parameters whose gradient is not finite in the first window that has one; read only then."""
+        if finite.all():
+            return ()
+        names = sorted(self._model.parameters)  # the order in which JAX flattens a dict
+        flags = np.concatenate([np.asarray(row.finite).reshape(-1, len(names))[:count] for row, count in results])
+        return tuple(name for name, good in zip(names, flags[np.argmin(finite)], strict=True) if not good)

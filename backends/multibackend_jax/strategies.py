@@ -1,0 +1,232 @@
+"""Ways to execute windows, of identical result.
+
+`scan`: one dispatch runs one or several whole windows, the micro-batches in a loop on the device. Least overhead; the
+default but for the next case.
+
+`dispatch`: one dispatch per micro-batch, with a donated accumulator. XLA's CPU backend gives up its threaded
+convolution kernels inside loops (26 times slower, jax 0.10), so models with convolutions run this way on CPU.
+
+The number of iterations is an argument of the loop, not a constant: full and partial windows, and an accumulation
+schedule, share one compilation. A ragged last micro-batch adds one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from multibackend.protocol import Rates
+from multibackend.windows import WindowStack
+from multibackend_jax.models import Arrays, Stamp
+from multibackend_jax.window import Carry, Results, TrainState, WindowFunctions
+
+__all__ = ["STRATEGIES", "Dispatch", "PlacedWindows", "Scan", "Steering", "Strategy"]
+
+
+class Steering(NamedTuple):
+    """The small numbers that steer a dispatch, packed into two arrays because each argument of a dispatch costs time.
+
+    Attributes:
+        integers: int32 [2 + room]: index of the first rate, number of windows, full micro-batches of each window.
+        floats: [room * steps + 1 + rates]: factors, factor of the ragged micro-batch, learning rates.
+    """
+
+    integers: Any
+    floats: Any
+
+    @classmethod
+    def pack(cls, stack: WindowStack, windows: int, rates: Rates, dtype: np.dtype) -> Steering:
+        room, steps = next(iter(stack.fields.values())).shape[:2]
+        integers = np.zeros(2 + room, np.int32)
+        integers[:2] = rates.first, windows
+        integers[2 : 2 + len(stack)] = stack.counts
+        floats = np.zeros(room * steps + 1 + len(rates.values), dtype)
+        floats[: stack.factors.size] = stack.factors.reshape(-1)
+        floats[room * steps] = stack.ragged_factor
+        floats[room * steps + 1 :] = rates.values
+        return cls(integers, floats)
+
+    @property
+    def first(self) -> jax.Array:
+        return self.integers[0]
+
+    @property
+    def windows(self) -> jax.Array:
+        return self.integers[1]
+
+    def count(self, window: jax.Array) -> jax.Array:
+        return _at(self.integers, window + 2)
+
+    def factor(self, window: jax.Array, step: jax.Array, steps: int) -> jax.Array:
+        return _at(self.floats, window * steps + step)
+
+    def ragged_factor(self, steps: int) -> jax.Array:
+        return self.floats[(self.integers.shape[0] - 2) * steps]
+
+    def rates(self, steps: int) -> jax.Array:
+        return self.floats[(self.integers.shape[0] - 2) * steps + 1 :]
+
+
+@dataclass(frozen=True)
+class PlacedWindows:
+    """A stack whose fields are on the device; what steers it stays on the host."""
+
+    stack: WindowStack
+    fields: Arrays
+    ragged: Arrays | None
+
+
+class Strategy(Protocol):
+    """One way to execute windows. `run` returns results with the windows of each, in order."""
+
+    name: str
+
+    def run(
+        self, state: TrainState, placed: PlacedWindows, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Results, int]]]: ...
+
+    def compilations(self) -> int: ...
+
+
+def _at(array: jax.Array, *index: jax.Array) -> jax.Array:
+    """`array[index]` without the wrap-around of negative indices, which would cost a comparison for each."""
+    rest = array.shape[len(index) :]
+    start = (*index, *(np.int32(0) for _ in rest))
+    return lax.dynamic_slice(array, start, (*(1 for _ in index), *rest)).reshape(rest)
+
+
+class Scan:
+    """Whole windows in one dispatch."""
+
+    name = "scan"
+
+    def __init__(self, functions: WindowFunctions) -> None:
+        self._functions = functions
+        self._dtype = np.dtype(functions.experiment.precision)
+        self.one = jax.jit(self._one, donate_argnums=0)
+        self.many = jax.jit(self._many, donate_argnums=0)
+
+    def compilations(self) -> int:
+        return self.one._cache_size() + self.many._cache_size()
+
+    def run(
+        self, state: TrainState, placed: PlacedWindows, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Results, int]]]:
+        stack, results = placed.stack, []
+        windows = len(stack) - (placed.ragged is not None)
+        steering = Steering.pack(stack, windows, rates, self._dtype)
+        if windows:
+            room = steering.integers.size - 2
+            run = self.one if room == 1 else self.many
+            state, measured = run(state, placed.fields, steering)
+            results.append((measured, windows))
+        if placed.ragged is not None:
+            state, measured = self.one(state, placed.fields, steering, np.int32(windows), placed.ragged)
+            results.append((measured, 1))
+        return state, results
+
+    def _one(
+        self,
+        state: TrainState,
+        fields: Arrays,
+        steering: Steering,
+        window: jax.Array | int = 0,
+        ragged: Arrays | None = None,
+    ) -> tuple[TrainState, Results]:
+        """Window number `window` of the stack, and its ragged last micro-batch if it has one."""
+        functions = self._functions
+        steps = next(iter(fields.values())).shape[1]
+        window = jnp.asarray(window, jnp.int32)
+        count, update = steering.count(window), state.optimizer.gradient_step
+
+        def body(step: jax.Array, carry: Carry) -> Carry:
+            batch = {name: _at(array, window, step) for name, array in fields.items()}
+            factor = steering.factor(window, step, steps)
+            return functions.accumulate(state.parameters, carry, batch, factor, Stamp(update, step))
+
+        carry = lax.fori_loop(0, count, body, functions.start(state))
+        if ragged is not None:
+            factor = steering.ragged_factor(steps)
+            carry = functions.accumulate(state.parameters, carry, ragged, factor, Stamp(update, count))
+        return functions.finish(state, carry, steering.rates(steps), steering.first)
+
+    def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Results]:
+        """The first `steering.windows` windows of the stack."""
+
+        def body(window: jax.Array, held: tuple[TrainState, Results]) -> tuple[TrainState, Results]:
+            state, results = held
+            state, row = self._one(state, fields, steering, window)
+            return state, jax.tree.map(lambda rows, new: rows.at[window].set(new), results, row)
+
+        room = steering.integers.shape[0] - 2
+        shapes = jax.eval_shape(self._one, state, fields, steering)[1]
+        empty = jax.tree.map(lambda row: jnp.zeros((room, *row.shape), row.dtype), shapes)
+        return lax.fori_loop(0, steering.windows, body, (state, empty))
+
+
+class Dispatch:
+    """One dispatch per micro-batch, one more to finish the window."""
+
+    name = "dispatch"
+
+    def __init__(self, functions: WindowFunctions) -> None:
+        self._functions = functions
+        self._dtype = np.dtype(functions.experiment.precision)
+        self._copy = jax.jit(lambda arrays: jax.tree.map(jnp.copy, arrays))
+        self.micro = jax.jit(self._micro, donate_argnums=0)
+        self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="steps")
+        self.finish = jax.jit(self._finish, donate_argnums=(0, 1), static_argnames="steps")
+
+    def compilations(self) -> int:
+        return sum(function._cache_size() for function in (self.micro, self.ragged, self.finish))
+
+    def run(
+        self, state: TrainState, placed: PlacedWindows, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Results, int]]]:
+        stack, results = placed.stack, []
+        steps = next(iter(placed.fields.values())).shape[1]
+        steering = jax.device_put(Steering.pack(stack, len(stack), rates, self._dtype))
+        for window, count in enumerate(stack.counts):
+            update = state.optimizer.gradient_step
+            carry = self._functions.start(state._replace(model_state=self._copy(state.model_state)))
+            # the accumulator travels in the carry, which is donated; the state must not hold it meanwhile
+            state = state._replace(optimizer=state.optimizer._replace(acc_grads={}))
+            for step in range(count):
+                place = np.array([window, step], np.int32)
+                carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
+            if placed.ragged is not None and window == len(stack) - 1:
+                stamp = (update, np.int32(count))
+                carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, steps=steps)
+            state, measured = self.finish(state, carry, steering, steps=steps)
+            results.append((measured, 1))
+        return state, results
+
+    def _micro(
+        self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array
+    ) -> Carry:
+        window, step = place
+        batch = {name: _at(array, window, step) for name, array in fields.items()}
+        factor = steering.factor(window, step, next(iter(fields.values())).shape[1])
+        return self._functions.accumulate(parameters, carry, batch, factor, Stamp(update, step))
+
+    def _ragged(
+        self,
+        carry: Carry,
+        parameters: Arrays,
+        ragged: Arrays,
+        steering: Steering,
+        stamp: tuple[jax.Array, jax.Array],
+        steps: int,
+    ) -> Carry:
+        return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factor(steps), Stamp(*stamp))
+
+    def _finish(self, state: TrainState, carry: Carry, steering: Steering, steps: int) -> tuple[TrainState, Results]:
+        return self._functions.finish(state, carry, steering.rates(steps), steering.first)
+
+
+STRATEGIES = {strategy.name: strategy for strategy in (Scan, Dispatch)}

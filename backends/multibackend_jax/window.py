@@ -1,0 +1,126 @@
+"""One window as pure functions: accumulate a micro-batch, finish with one update.
+
+The accumulator is `optax.MultiStepsState.acc_grads`. Micro-batches are added to it without calling
+`MultiSteps.update`, which evaluates the inner optimizer at every call; one call per window emits the update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multibackend.experiment import Experiment
+from multibackend_jax.losses import weighted_sum
+from multibackend_jax.models import Arrays, FlaxModel, Stamp
+from multibackend_jax.optimizers import build_optimizer
+
+__all__ = ["Carry", "Results", "TrainState", "WindowFunctions"]
+
+
+class TrainState(NamedTuple):
+    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`."""
+
+    parameters: Arrays
+    model_state: Arrays
+    optimizer: optax.MultiStepsState
+    failed: jax.Array
+
+
+class Carry(NamedTuple):
+    """What a window carries from micro-batch to micro-batch."""
+
+    model_state: Arrays
+    accumulator: Arrays
+    loss: jax.Array
+    weight: jax.Array
+
+
+class Results(NamedTuple):
+    """Measurements: `numbers` [..., 5] holds loss, norm, weight, finite, applied; `finite` [..., parameters]."""
+
+    numbers: jax.Array
+    finite: jax.Array
+
+
+@dataclass(frozen=True)
+class WindowFunctions:
+    """The pure functions of one experiment. `dynamic`: the loss's weights are known only once the model has run."""
+
+    experiment: Experiment
+    model: FlaxModel
+    dynamic: bool
+
+    @property
+    def multi_steps(self) -> optax.MultiSteps:
+        # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
+        return optax.MultiSteps(
+            build_optimizer(self.experiment.optimizer),
+            every_k_schedule=1,
+            use_grad_mean=False,
+            accumulator_dtype=self.experiment.precision,
+        )
+
+    def init(self) -> TrainState:
+        parameters = self.model.parameters
+        return TrainState(parameters, self.model.state, self.multi_steps.init(parameters), jnp.asarray(False))
+
+    def start(self, state: TrainState) -> Carry:
+        """The carry at the beginning of a window."""
+        zero = jnp.zeros([], self.experiment.precision)
+        return Carry(state.model_state, state.optimizer.acc_grads, zero, zero)
+
+    def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
+        """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
+        by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
+
+        def objective(parameters: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
+            outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
+            total, weight = weighted_sum(self.experiment.loss, outputs, batch)
+            if by_micro_batch:
+                total = total / jnp.where(weight > 0, weight, 1)
+            return total * factor.astype(total.dtype), (model_state, weight)
+
+        (loss, (model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
+        return Carry(
+            _cast_like(model_state, carry.model_state),
+            jax.tree.map(lambda a, g: a + g.astype(a.dtype), carry.accumulator, gradient),
+            carry.loss + loss.astype(carry.loss.dtype),
+            carry.weight + weight.astype(carry.weight.dtype),
+        )
+
+    def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Results]:
+        """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
+        by_window = self.dynamic and self.experiment.normalize == "window"
+        scale = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
+        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(carry.accumulator)])
+        norm = jnp.sqrt(squares.sum()) * scale
+        finite = jnp.isfinite(norm)
+        applied = finite & (carry.weight > 0) & ~state.failed
+        limit = self.experiment.max_grad_norm
+        clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
+        new = self._update(state, carry, clip, rates[state.optimizer.gradient_step - first])
+        failed = state.failed | ~finite if self.experiment.on_nonfinite == "raise" else state.failed
+        kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
+        # cleared by assignment: multiplying by 0 would keep a NaN for ever
+        cleared = kept.optimizer._replace(acc_grads=jax.tree.map(jnp.zeros_like, carry.accumulator))
+        loss = jnp.where(carry.weight > 0, carry.loss * scale, jnp.nan)
+        numbers = jnp.stack([loss, norm, carry.weight, finite.astype(norm.dtype), applied.astype(norm.dtype)])
+        return kept._replace(optimizer=cleared, failed=failed), Results(numbers, jnp.isfinite(squares))
+
+    def _update(self, state: TrainState, carry: Carry, scale: jax.Array, rate: jax.Array) -> TrainState:
+        """One call of the inner optimizer on the accumulated gradient."""
+        gradient = jax.tree.map(lambda a: a * scale.astype(a.dtype), carry.accumulator)
+        held = state.optimizer._replace(acc_grads=gradient, mini_step=jnp.zeros([], jnp.int32))
+        nothing = jax.tree.map(jnp.zeros_like, gradient)
+        updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
+        parameters = optax.apply_updates(state.parameters, updates)
+        return TrainState(parameters, carry.model_state, optimizer, state.failed)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    """A module may compute its statistics in another precision than it keeps them in."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)

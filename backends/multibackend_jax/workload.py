@@ -1,0 +1,65 @@
+"""What a micro-batch costs, read off its jaxpr: decides how windows are executed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.extend import core
+
+__all__ = ["Workload", "choose_strategy", "choose_windows_per_dispatch", "measure_workload"]
+
+# arithmetic that takes about 5 ms: below it the overhead of a dispatch shows, above it nothing is gained
+_WORK_PER_DISPATCH = {"cpu": 1e8, "gpu": 2e10, "tpu": 2e10}
+_MOST_WINDOWS = 64
+_MOST_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Floating-point operations of one micro-batch, forward and backward, and whether there is a convolution."""
+
+    operations: float
+    convolutions: bool
+
+
+def measure_workload(function: Any, *arguments: Any) -> Workload:
+    """The workload of a traced function; nothing is compiled or run."""
+    operations, convolutions = 0.0, False
+    for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        size = sum(math.prod(getattr(out.aval, "shape", ())) for out in equation.outvars)
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            size *= 2 * math.prod(shape[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            convolutions = True
+            size *= 2 * math.prod(equation.invars[1].aval.shape[1:])
+        operations += size
+    return Workload(operations, convolutions)
+
+
+def choose_strategy(platform: str, workload: Workload) -> str:
+    """Convolutions must not sit in a loop on CPU; everything else gains from the scan."""
+    return "dispatch" if platform == "cpu" and workload.convolutions else "scan"
+
+
+def choose_windows_per_dispatch(platform: str, workload: Workload, steps: int, window_bytes: int) -> int:
+    """As many windows as keep the device busy for some milliseconds, within a bound on memory."""
+    budget = _WORK_PER_DISPATCH.get(platform, _WORK_PER_DISPATCH["gpu"])
+    by_work = budget // max(workload.operations * steps, 1.0)
+    by_memory = _MOST_BYTES // max(window_bytes, 1)
+    return int(max(1, min(by_work, by_memory, _MOST_WINDOWS)))
+
+
+def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                closed = getattr(inner, "jaxpr", inner)
+                if hasattr(closed, "eqns"):
+                    yield from _equations(closed)

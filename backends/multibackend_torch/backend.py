@@ -1,0 +1,70 @@
+"""The PyTorch backend: from an experiment to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from multibackend.errors import ConfigurationError
+from multibackend.experiment import Experiment
+from multibackend.protocol import Arrays
+from multibackend.validation import Problems
+from multibackend_torch.models import build_model, caller
+from multibackend_torch.precision import Precision
+from multibackend_torch.program import TorchProgram
+
+__all__ = ["TorchBackend"]
+
+STRATEGIES = ("eager", "compiled")
+
+
+class TorchBackend:
+    """See `multibackend.protocol.Backend`."""
+
+    name = "torch"
+
+    def devices(self) -> Sequence[str]:
+        """CUDA devices first, then the CPU: "cuda:0", "cpu"."""
+        return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
+
+    def compile(
+        self,
+        experiment: Experiment,
+        *,
+        example: Arrays,
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+    ) -> TorchProgram:
+        problems = Problems("Trainer")
+        problems.choice("strategy", strategy, ("auto", *STRATEGIES))
+        problems.raise_if_any()
+        precision, chosen = Precision(experiment.precision), self._device(device)
+        module = build_model(experiment.model, precision, int(experiment.seed), chosen)
+        call = caller(experiment.model, module)
+        batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
+        module.eval()
+        with torch.no_grad():
+            outputs = call(module, batch, False)
+        return TorchProgram(
+            experiment,
+            module,
+            call,
+            strategy="eager" if strategy == "auto" else strategy,
+            precision=precision,
+            device=chosen,
+            windows_per_dispatch=windows_per_dispatch,
+            output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
+        )
+
+    def _device(self, name: str | None) -> torch.device:
+        try:
+            device = torch.device(self.devices()[0] if name is None else name)
+        except RuntimeError:
+            device = None
+        known = self.devices()
+        if device is None or (str(device) not in known and device.type not in {known.partition(":")[0] for known in known}):
+            listed = ", ".join(map(repr, known))
+            raise ConfigurationError("Trainer", [f"device {name!r} is not here; torch sees {listed}"])
+        return device

@@ -1,0 +1,115 @@
+"""Losses and metrics as torch functions: sums of weighted values over a micro-batch.
+
+`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`; the second is None where the host knows it from the
+batch alone (`Loss.weight_sums`), so that nothing is computed twice. torch's fused kernels are used throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+import torch.nn.functional as F
+
+from multibackend import losses, metrics
+from multibackend.errors import ConfigurationError, DataError
+
+__all__ = ["metric_sum", "weighted_sum"]
+
+Batch = Mapping[str, torch.Tensor]
+Sums = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@singledispatch
+def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """(sum of w * l, sum of w or None) over a micro-batch."""
+    raise ConfigurationError(type(loss).__name__, ["the torch backend has no such loss; register it with weighted_sum"])
+
+
+def _expanded(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Weights [batch, ...] with axes of length 1 on the right, to broadcast against values."""
+    return weights.reshape(weights.shape + (1,) * (like.ndim - weights.ndim)).to(like.dtype)
+
+
+def _elementwise(kernel: Callable[..., torch.Tensor], loss: Any, outputs: torch.Tensor, batch: Batch) -> Sums:
+    """The sum of a torch loss kernel over scalars, weighted where the loss says so."""
+    target = batch[loss.target].to(outputs.dtype)
+    if loss.weights is None:
+        return kernel(outputs, target, reduction="sum"), None
+    values = kernel(outputs, target, reduction="none")
+    return (values * _expanded(batch[loss.weights], values)).sum(), None
+
+
+@weighted_sum.register
+def _(loss: losses.MeanSquaredError, outputs: torch.Tensor, batch: Batch) -> Sums:
+    return _elementwise(F.mse_loss, loss, outputs, batch)
+
+
+@weighted_sum.register
+def _(loss: losses.Huber, outputs: torch.Tensor, batch: Batch) -> Sums:
+    def kernel(outputs: torch.Tensor, target: torch.Tensor, reduction: str) -> torch.Tensor:
+        return F.huber_loss(outputs, target, reduction=reduction, delta=loss.delta)
+
+    return _elementwise(kernel, loss, outputs, batch)
+
+
+@weighted_sum.register
+def _(loss: losses.BinaryCrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
+    return _elementwise(F.binary_cross_entropy_with_logits, loss, outputs, batch)
+
+
+@weighted_sum.register
+def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
+    classes = outputs.shape[-1]
+    table = None if loss.class_weights is None else outputs.new_tensor(loss.class_weights)
+    values = F.cross_entropy(
+        outputs.reshape(-1, classes),
+        batch[loss.target].reshape(-1).long(),
+        weight=table,
+        ignore_index=int(loss.ignore_index),
+        label_smoothing=float(loss.label_smoothing),
+        reduction="sum" if loss.weights is None else "none",
+    )
+    if loss.weights is None:
+        return values, None
+    values = values.reshape(outputs.shape[:-1])
+    return (values * _expanded(batch[loss.weights], values)).sum(), None
+
+
+@weighted_sum.register
+def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
+    result = _call(loss.function, outputs, batch)
+    given = None if loss.weights is None else batch[loss.weights]
+    return _reduce("loss", *(result if isinstance(result, tuple) else (result, given)))
+
+
+def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(sum of w * value, sum of w) of a metric over a batch."""
+    if isinstance(metric, metrics.Custom):
+        result = _call(metric.function, outputs, batch)
+    else:
+        result = metric.values(xp, outputs, batch)
+    return _reduce(metric.name, *(result if isinstance(result, tuple) else (result, None)))
+
+
+def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
+    if not isinstance(function, Mapping):
+        return function(xp, outputs, batch)
+    if "torch" not in function:
+        listed = sorted(function)
+        raise ConfigurationError("Custom", [f"there is no function for the backend 'torch', only for {listed}"])
+    return function["torch"](outputs, batch)
+
+
+def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    if not isinstance(values, torch.Tensor):
+        raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
+    if not values.dtype.is_floating_point:
+        values = values.to(torch.get_default_dtype())
+    if weights is None:
+        return values.sum(), values.new_tensor(float(values.numel()))
+    weights = _expanded(weights, values).expand(values.shape).detach()
+    return (values * weights).sum(), weights.sum()

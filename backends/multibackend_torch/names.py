@@ -1,0 +1,34 @@
+"""Canonical names of a torch module: its own, because the canonical layout is torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+__all__ = ["load_tensors", "named_parameters", "named_state", "to_host"]
+
+
+def named_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters by name; one that is shared appears once, under its first name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def named_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a state_dict holds besides trained parameters: persistent buffers, and parameters that are frozen."""
+    trained = {id(p) for p in module.parameters() if p.requires_grad}
+    held = module.state_dict(keep_vars=True)
+    return {name: tensor.detach() for name, tensor in held.items() if id(tensor) not in trained}
+
+
+def to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Copies on the host."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in tensors.items()}
+
+
+@torch.no_grad()
+def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray]) -> None:
+    """Overwrite tensors in place with host arrays of the same names."""
+    for name, array in arrays.items():
+        tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))

@@ -1,0 +1,132 @@
+"""One window in torch: gradients accumulate in place in `.grad`, then one step.
+
+The divisor of the window is known before its first backward pass, so it enters as the gradient of each micro-batch's
+loss, and no second pass over the gradients is needed. Nothing in a window waits for the device; its end does once,
+for the norm that decides whether the update is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from multibackend.experiment import Experiment
+from multibackend_torch.names import named_parameters, named_state
+
+__all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
+
+Batch = dict[str, torch.Tensor]
+MicroBatch = tuple[Batch, float]  # with its factor
+Forward = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@dataclass
+class TrainState:
+    """What a run carries from window to window; mutated in place."""
+
+    module: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    update: int = 0
+    failed: bool = False
+    parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    model_state: dict[str, torch.Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = named_parameters(self.module)
+        self.model_state = named_state(self.module)
+
+
+@dataclass(frozen=True)
+class WindowRow:
+    """What one window measured; the losses stay on the device."""
+
+    totals: list[torch.Tensor]
+    factors: list[float]
+    weight: float
+    scale: float
+    norm: float
+    finite: bool
+    applied: bool
+    nonfinite_parameters: tuple[str, ...] = ()
+
+
+def run_window(
+    state: TrainState,
+    micro_batches: Iterator[MicroBatch],
+    forward: Forward,
+    experiment: Experiment,
+    weight: float,
+    rate: float,
+    stamp: Callable[[int, int], None],
+) -> WindowRow:
+    """Accumulate, normalise, check, clip, update. `weight` is NaN where only the loss knows it."""
+    buffers = list(state.model_state.values())
+    before = [buffer.clone() for buffer in buffers]
+    totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, stamp)
+    gradients = _gradients(state.parameters.values())
+    if math.isnan(weight):
+        weight = float(sum(w.item() for w in weights))
+    scale = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item() * scale
+    finite = math.isfinite(norm)
+    applied = finite and weight > 0
+    names: tuple[str, ...] = ()
+    if applied:
+        _clip(gradients, scale, norm, experiment.max_grad_norm)
+        _step(state, rate)
+    else:
+        torch._foreach_copy_(buffers, before) if buffers else None
+        names = tuple(n for n, p in state.parameters.items() if not bool(torch.isfinite(p.grad).all()))
+        state.failed |= not finite and experiment.on_nonfinite == "raise"
+    state.optimizer.zero_grad(set_to_none=True)
+    return WindowRow(totals, factors, weight, scale, norm, finite, applied, names)
+
+
+def _accumulate(
+    state: TrainState,
+    micro_batches: Iterator[MicroBatch],
+    forward: Forward,
+    experiment: Experiment,
+    stamp: Callable[[int, int], None],
+) -> tuple[list[torch.Tensor], list[float], list[torch.Tensor]]:
+    """Backward passes of all micro-batches: their losses' sums, their factors, and their weights if dynamic."""
+    totals, factors, weights = [], [], []
+    seed, seed_factor = None, None
+    for index, (batch, factor) in enumerate(micro_batches):
+        stamp(state.update, index)
+        total, weight = forward(state.module, batch)
+        if weight is not None:
+            weights.append(weight)
+            if experiment.normalize == "microbatch":
+                total = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        if factor != seed_factor:
+            seed, seed_factor = torch.full_like(total, factor), factor
+        torch.autograd.backward(total, seed)
+        totals.append(total.detach())
+        factors.append(factor)
+    return totals, factors, weights
+
+
+def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """The gradients; a parameter that no micro-batch used has gradient 0, as in JAX, not none."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _clip(gradients: list[torch.Tensor], scale: float, norm: float, limit: float | None) -> None:
+    if limit is not None and norm > limit:
+        scale *= limit / norm
+    if scale != 1.0:
+        torch._foreach_mul_(gradients, scale)
+
+
+def _step(state: TrainState, rate: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    state.optimizer.step()
+    state.update += 1

@@ -1,0 +1,96 @@
+"""Every error the library raises on purpose, one tree.
+
+MultibackendError
+├── ConfigurationError          (ValueError)   an argument is wrong; lists every problem found
+│   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong type
+├── BackendNotFoundError        (ValueError)   no backend is registered under that name
+├── BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed
+├── CapabilityError                            the backend says that it cannot do this
+├── DataError                   (ValueError)   the data do not fit the experiment
+├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
+├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
+├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
+└── MatchError                  (AssertionError)   two things that should match do not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BackendNotFoundError",
+    "BackendNotInstalledError",
+    "CapabilityError",
+    "ConfigurationError",
+    "ConfigurationTypeError",
+    "DataError",
+    "ExperimentFileError",
+    "MatchError",
+    "MultibackendError",
+    "NonFiniteError",
+    "ParameterMatchError",
+]
+
+
+class MultibackendError(Exception):
+    """Root of every error that this library raises on purpose."""
+
+
+class ConfigurationError(MultibackendError, ValueError):
+    """One or more arguments are wrong. `problems` holds one sentence for each."""
+
+    def __init__(self, subject: str, problems: Sequence[str]) -> None:
+        self.subject = subject
+        self.problems = tuple(problems)
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"{subject}: {count}{lines}")
+
+
+class ConfigurationTypeError(ConfigurationError, TypeError):
+    """Like `ConfigurationError`, where every problem is an argument of the wrong type."""
+
+
+class BackendNotFoundError(MultibackendError, ValueError):
+    """No backend is registered under the name that was asked for."""
+
+
+class BackendNotInstalledError(MultibackendError, ImportError):
+    """The backend is registered, but a framework that it needs is not installed."""
+
+
+class CapabilityError(MultibackendError):
+    """The backend declares that it cannot do what was asked of it."""
+
+
+class DataError(MultibackendError, ValueError):
+    """The data do not fit the experiment: a missing field, unequal lengths, a label out of range."""
+
+
+class ParameterMatchError(MultibackendError, ValueError):
+    """Parameters of two models, or of a model and a mapping, cannot be paired."""
+
+
+class ExperimentFileError(MultibackendError, ValueError):
+    """A file or object does not define a usable `experiment` function."""
+
+
+class NonFiniteError(MultibackendError, ArithmeticError):
+    """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
+
+    The training state is what it was before that window. `update` is the number (from 1) of the update that the
+    window would have made, `parameters` the canonical names whose gradient is not finite, `epoch` and `offset` the
+    place of its first example in the data.
+    """
+
+    def __init__(
+        self, message: str, *, update: int, parameters: Sequence[str] = (), epoch: int = 0, offset: int = 0
+    ) -> None:
+        self.update = update
+        self.parameters = tuple(parameters)
+        self.epoch, self.offset = epoch, offset
+        super().__init__(message)
+
+
+class MatchError(MultibackendError, AssertionError):
+    """Two things that were asserted to match do not."""

@@ -1,0 +1,83 @@
+"""What happens in a run, as typed events. A listener is any function that takes an event.
+
+>>> def print_loss(event):
+...     if isinstance(event, UpdateFinished):
+...         print(event.record.update, event.record.loss)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from multibackend.history import SkippedWindow, UpdateRecord
+
+__all__ = [
+    "EpochFinished",
+    "EvaluationFinished",
+    "Event",
+    "FitFinished",
+    "FitStarted",
+    "Listener",
+    "UpdateFinished",
+    "WindowSkipped",
+]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What every event has: the experiment's name and the backend."""
+
+    experiment: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class FitStarted(Event):
+    """`fit` begins at update number `update`; it ends at `updates`, an estimate where epochs decide."""
+
+    update: int
+    updates: int
+    device: str
+    strategy: str
+
+
+@dataclass(frozen=True)
+class UpdateFinished(Event):
+    """An update was made. Several may arrive together: results are read from the device at intervals."""
+
+    record: UpdateRecord
+
+
+@dataclass(frozen=True)
+class WindowSkipped(Event):
+    """A window made no update."""
+
+    skipped: SkippedWindow
+
+
+@dataclass(frozen=True)
+class EpochFinished(Event):
+    """All windows of epoch number `epoch` (0 for the first) have run."""
+
+    epoch: int
+    update: int
+
+
+@dataclass(frozen=True)
+class EvaluationFinished(Event):
+    """`evaluate` gave `metrics` after update number `update`."""
+
+    update: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class FitFinished(Event):
+    """`fit` ended after `seconds`, at update number `update`."""
+
+    update: int
+    seconds: float
+
+
+Listener = Callable[[Event], None]

@@ -1,0 +1,261 @@
+"""What is trained: `Model` and `Experiment`, described once in neutral words.
+
+Everything is checked when an experiment is constructed, all problems reported together, before any framework is
+imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
+from multibackend.data.sources import Source, as_source
+from multibackend.errors import ConfigurationError, DataError
+from multibackend.losses import Custom, Loss
+from multibackend.metrics import Metric
+from multibackend.optimizers import Optimizer
+from multibackend.validation import Problems, closest, is_integer
+
+__all__ = ["Experiment", "Model", "PRECISIONS"]
+
+PRECISIONS = ("float32", "float64")
+ON_NONFINITE = ("raise", "skip")
+NORMALIZATIONS = ("window", "microbatch")
+
+Builder = Callable[..., Any] | str
+Call = Callable[[Any, Mapping[str, Any], bool], Any]
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class Model:
+    """A network, with one builder per backend.
+
+    Args:
+        inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
+        call: how to call the model where `model(batch[inputs])` does not do: a function
+            `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
+        rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
+            module: name of the reference's}.
+        builders: one per backend, by its name: a function that returns the framework's own module, or
+            "package.module:function", imported when the backend is chosen. The torch builder returns an `nn.Module`;
+            the jax builder a `flax.nnx.Module` (called with `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a
+            `flax.linen.Module`.
+
+    >>> model = Model(torch="my_models.vision:build_torch", jax="my_models.vision:build_flax", inputs="image")
+    >>> sorted(model.builders), model.inputs
+    (['jax', 'torch'], ('image',))
+    """
+
+    def __init__(
+        self,
+        *,
+        inputs: str | Sequence[str] = (),
+        call: Call | Mapping[str, Call] | None = None,
+        rename: Mapping[str, str] | None = None,
+        **builders: Builder,
+    ) -> None:
+        self.inputs: tuple[str, ...] = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        self.rename = dict(rename or {})
+        self.builders = builders
+        self._call = call
+        self._check()
+
+    def _check(self) -> None:
+        problems = Problems("Model")
+        if not self.builders:
+            problems.add("no builder given; pass one per backend, for example torch=build_torch, jax=build_flax")
+        for backend, builder in self.builders.items():
+            if callable(builder) or (isinstance(builder, str) and _REFERENCE.fullmatch(builder)):
+                continue
+            problems.add(
+                f"{backend}={builder!r} is no builder: it must be a function or 'package.module:function'"
+                + closest(backend, ("inputs", "call", "rename")),
+                wrong_type=not isinstance(builder, str),
+            )
+        for name in self.inputs:
+            problems.field_name("inputs", name)
+        if not self.inputs and self._call is None:
+            problems.add("inputs must name a field of the data; or give call=, a function (model, batch, train)")
+        for call in self._call.values() if isinstance(self._call, Mapping) else (self._call,):
+            if call is not None and not callable(call):
+                problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
+        problems.raise_if_any()
+
+    def builder(self, backend: str) -> Callable[..., Any]:
+        """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
+        if backend not in self.builders:
+            listed = ", ".join(map(repr, self.builders))
+            raise ConfigurationError("Model", [f"there is no builder for the backend {backend!r}, only for {listed}"])
+        builder = self.builders[backend]
+        if callable(builder):
+            return builder
+        module, _, name = builder.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError("Model", [f"{backend}={builder!r} cannot be imported: {error}"]) from error
+
+    def call(self, backend: str) -> Call | None:
+        """The user's way to call the model on a backend; None for `model(*inputs)`."""
+        return self._call.get(backend) if isinstance(self._call, Mapping) else self._call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A training run, described once for every backend.
+
+    Args:
+        model: the network.
+        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`.
+        optimizer: one from `multibackend.optimizers`.
+        train_data: a dict of arrays of one length, or a map-style dataset.
+        micro_batch_size: examples that go through the model at once.
+        name: of the run, in logs.
+        eval_data: like `train_data`; what `Trainer.evaluate` uses.
+        gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
+            of the update index (0 for the first), or `EffectiveBatch(examples)`.
+        max_grad_norm: scale the gradient down to this global norm; None for no clipping.
+        precision: "float32" or "float64". Floating-point inputs are cast to it.
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
+            whole window and counts it.
+        normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
+            large batch exactly; "microbatch" is the mean of micro-batch means.
+        shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number of examples) only.
+        drop_last: drop the last window of an epoch where it is not full.
+        seed: of initial parameters, data order and randomness.
+        metrics: from `multibackend.metrics`, for evaluation.
+        eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
+
+    Raises:
+        ConfigurationError: an argument is wrong; every problem is listed.
+    """
+
+    model: Model
+    loss: Loss | Callable[..., Any]
+    optimizer: Optimizer
+    train_data: Any = field(repr=False)
+    micro_batch_size: int
+    name: str = "experiment"
+    eval_data: Any = field(default=None, repr=False)
+    gradient_accumulation_steps: AccumulationSteps = 1
+    max_grad_norm: float | None = None
+    precision: str = "float32"
+    on_nonfinite: str = "raise"
+    normalize: str = "window"
+    shuffle: bool = True
+    drop_last: bool = False
+    seed: int = 0
+    metrics: Sequence[Metric] = ()
+    eval_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = Problems("Experiment")
+        self._check_parts(problems)
+        self._check_options(problems)
+        self._check_sizes(problems)
+        self._check_data(problems)
+        problems.raise_if_any()
+
+    def __replace__(self, **changes: Any) -> Experiment:
+        """This experiment with other arguments; `copy.replace` on Python 3.13 calls it."""
+        arguments = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Experiment(**{**arguments, **changes})
+
+    replace = __replace__
+
+    @property
+    def accumulation(self) -> Accumulation:
+        """`gradient_accumulation_steps` in its parsed form."""
+        return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_parts(self, problems: Problems) -> None:
+        if not isinstance(self.model, Model):
+            problems.add(f"model must be a multibackend.Model, got {self.model!r}", wrong_type=True)
+        if callable(self.loss) and not isinstance(self.loss, Loss | type):
+            self._set("loss", Custom(self.loss))
+        if not isinstance(self.loss, Loss):
+            problems.add(f"loss must be a loss or a function (xp, outputs, batch), got {self.loss!r}", wrong_type=True)
+        if not isinstance(self.optimizer, Optimizer):
+            problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
+        if isinstance(self.metrics, Metric):
+            self._set("metrics", (self.metrics,))
+        if not isinstance(self.metrics, Sequence) or not all(isinstance(metric, Metric) for metric in self.metrics):
+            problems.add(f"metrics must be a sequence of multibackend.metrics, got {self.metrics!r}", wrong_type=True)
+            return
+        names = [metric.name for metric in self.metrics]
+        if len({*names, "loss"}) <= len(names):
+            problems.add(f"metrics need distinct names other than 'loss', got {names}; pass name= to each")
+
+    def _check_options(self, problems: Problems) -> None:
+        problems.choice("precision", self.precision, PRECISIONS)
+        problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
+        problems.choice("normalize", self.normalize, NORMALIZATIONS)
+        problems.boolean("shuffle", self.shuffle)
+        problems.boolean("drop_last", self.drop_last)
+        problems.integer("seed", self.seed, minimum=0)
+        if not isinstance(self.name, str) or not self.name:
+            problems.add(f"name must be a string that is not empty, got {self.name!r}", wrong_type=True)
+        if self.max_grad_norm is not None:
+            problems.number("max_grad_norm", self.max_grad_norm, minimum=0.0, above_minimum=True)
+
+    def _check_sizes(self, problems: Problems) -> None:
+        if self.eval_batch_size is not None:
+            problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
+        size_known = problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
+        steps = self.gradient_accumulation_steps
+        if not isinstance(steps, int | Mapping | EffectiveBatch) and not callable(steps) and not is_integer(steps):
+            problems.integer("gradient_accumulation_steps", steps, minimum=1)
+            return
+        try:
+            Accumulation.parse(steps, micro_batch_size=int(self.micro_batch_size) if size_known else 1)
+        except ConfigurationError as error:
+            wrong_type = isinstance(error, TypeError)
+            for sentence in error.problems:
+                problems.add(sentence, wrong_type=wrong_type)
+
+    def _check_data(self, problems: Problems) -> None:
+        for name in ("train_data", "eval_data"):
+            data = getattr(self, name)
+            if data is None and name == "eval_data":
+                continue
+            try:
+                source = as_source(data)
+            except DataError as error:
+                problems.add(f"{name}: {error}")
+                continue
+            self._set(name, source)
+            self._check_fields(name, source, problems)
+        if not problems.found and self.drop_last and self._first_window() > len(self.train_data):
+            problems.add(
+                f"drop_last=True leaves no window: one window has {self._first_window()} examples, the data "
+                f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
+            )
+
+    def _check_fields(self, name: str, source: Source, problems: Problems) -> None:
+        needed: dict[str, str] = {}
+        if isinstance(self.model, Model) and self.model.call("") is None:
+            needed.update(dict.fromkeys(self.model.inputs, "the model's inputs"))
+        if isinstance(self.loss, Loss):
+            needed.update(dict.fromkeys(self.loss.fields, "the loss"))
+        if name == "eval_data" and isinstance(self.metrics, Sequence):
+            for metric in self.metrics:
+                if isinstance(metric, Metric):
+                    needed.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))
+        for wanted, reader in needed.items():
+            if wanted not in source.fields:
+                listed = ", ".join(map(repr, source.fields))
+                problems.add(
+                    f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"
+                    + closest(wanted, source.fields)
+                )
+
+    def _first_window(self) -> int:
+        return self.accumulation.steps(0) * int(self.micro_batch_size)

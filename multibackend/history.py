@@ -1,0 +1,103 @@
+"""The record of a run, one entry per update, kept in columns and read as records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, overload
+
+import numpy as np
+
+__all__ = ["History", "SkippedWindow", "UpdateRecord"]
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One update.
+
+    Attributes:
+        update: its number, 1 for the first.
+        loss: the weighted mean loss over the window, before the update.
+        grad_norm: the global norm of the gradient, before clipping.
+        learning_rate: of this update.
+        weight: the sum of the weights of the window's loss elements.
+        examples: in the window.
+        epoch: 0 for the first.
+    """
+
+    update: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    weight: float
+    examples: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class SkippedWindow:
+    """A window that made no update.
+
+    Attributes:
+        update: the number of the update that it would have made.
+        epoch, offset: where the window begins in the data.
+        reason: "nonfinite", or "weightless" where its weights sum to zero.
+    """
+
+    update: int
+    epoch: int
+    offset: int
+    reason: str
+
+
+class History(Sequence[UpdateRecord]):
+    """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array.
+
+    >>> history = History()
+    >>> history.extend(update=np.array([1, 2]), loss=np.array([0.5, 0.25]), grad_norm=np.ones(2),
+    ...     learning_rate=np.ones(2), weight=np.ones(2), examples=np.ones(2, int), epoch=np.zeros(2, int))
+    >>> history[-1].loss, history["loss"].tolist()
+    (0.25, [0.5, 0.25])
+    """
+
+    columns: tuple[str, ...] = tuple(field.name for field in fields(UpdateRecord))
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
+        self._length = 0
+
+    def extend(self, **columns: np.ndarray) -> None:
+        """Append updates, given as columns of equal length."""
+        for name in self.columns:
+            self._parts[name].append(columns[name])
+        self._length += len(columns["update"])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[UpdateRecord]:
+        return self.since(0)
+
+    def since(self, start: int) -> Iterator[UpdateRecord]:
+        """The records from index `start` on."""
+        columns = [self[name][start:].tolist() for name in self.columns]
+        return (UpdateRecord(*row) for row in zip(*columns, strict=True))
+
+    @overload
+    def __getitem__(self, index: int) -> UpdateRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[UpdateRecord]: ...
+    @overload
+    def __getitem__(self, index: str) -> np.ndarray: ...
+    def __getitem__(self, index: int | slice | str) -> Any:
+        if isinstance(index, str):
+            return self._column(index)
+        if isinstance(index, slice):
+            return list(self)[index]
+        return UpdateRecord(*(self._column(name)[index].item() for name in self.columns))
+
+    def _column(self, name: str) -> np.ndarray:
+        parts = self._parts[name]
+        if len(parts) > 1:
+            self._parts[name] = parts = [np.concatenate(parts)]
+        return parts[0] if parts else np.zeros(0)

@@ -1,0 +1,139 @@
+"""The books of a run: which updates were made, what they measured, which windows were skipped.
+
+The device runs ahead of the host. Results are read at intervals, in order, and only then does the host know for sure
+how many updates were made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from multibackend import events
+from multibackend.errors import DataError, NonFiniteError
+from multibackend.experiment import Experiment
+from multibackend.feed import Feed
+from multibackend.history import History, SkippedWindow
+from multibackend.protocol import Program, WindowResults
+from multibackend.windows import WindowStack
+
+__all__ = ["MOST_UNREAD", "Ledger"]
+
+# results are read when they are this old or this many
+SECONDS_BETWEEN_READS = 0.1
+MOST_UNREAD = 256
+
+Emit = Callable[..., None]
+
+
+class Ledger:
+    """Unread results, and what was learnt from those that were read.
+
+    Attributes:
+        update: updates that are known to have been made.
+        history: a record for each.
+        skipped: windows that made none.
+    """
+
+    def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: Emit) -> None:
+        self._experiment, self._program, self._feed, self._emit = experiment, program, feed, emit
+        self._unread: deque[tuple[WindowStack, Any]] = deque()
+        self._last_read = time.perf_counter()
+        self._idle_examples = 0  # in windows skipped since the last update
+        self.update = 0
+        self.history = History()
+        self.skipped: list[SkippedWindow] = []
+
+    @property
+    def expected(self) -> int:
+        """Updates made if no unread window is skipped."""
+        return self.update + self.unread_windows
+
+    @property
+    def unread_windows(self) -> int:
+        return sum(len(stack) for stack, _ in self._unread)
+
+    def add(self, stack: WindowStack, results: Any) -> None:
+        """Enter windows that were handed to the device."""
+        self._unread.append((stack, results))
+
+    def read_if_due(self) -> None:
+        """At intervals read all but the newest results, with which the device may still be busy."""
+        now = time.perf_counter()
+        if now - self._last_read < SECONDS_BETWEEN_READS and self.unread_windows < MOST_UNREAD // 2:
+            return
+        while len(self._unread) > 1:
+            self._read()
+        self._last_read = now
+
+    def read_all(self) -> None:
+        """Wait for everything that was handed to the device."""
+        while self._unread:
+            self._read()
+
+    def _read(self) -> None:
+        stack, unread = self._unread.popleft()
+        results = self._program.read(unread)
+        failed = np.flatnonzero(~results.finite) if self._experiment.on_nonfinite == "raise" else []
+        if len(failed):
+            self._unread.clear()  # nothing from the failed window on was applied
+            self._raise(stack, results, int(failed[0]))
+        self._enter_skipped(stack, results)
+        self._enter(stack, results)
+        if self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch:
+            self._emit(events.EpochFinished, epoch=stack.start.epoch, update=self.update)
+
+    def _enter(self, stack: WindowStack, results: WindowResults) -> None:
+        """Append the windows that made an update to the history."""
+        applied = np.flatnonzero(results.applied)
+        first, known = self.update, len(self.history)
+        updates = first + 1 + np.arange(len(applied))
+        rate = self._experiment.optimizer.rate
+        self.history.extend(
+            update=updates,
+            loss=results.loss[applied],
+            grad_norm=results.grad_norm[applied],
+            learning_rate=np.array([rate(int(update) - 1) for update in updates]),
+            weight=results.weight[applied],
+            examples=stack.examples[applied],
+            epoch=np.full(len(applied), stack.start.epoch),
+        )
+        self.update += len(applied)
+        self._emit(events.UpdateFinished, each=self.history.since(known))
+
+    def _enter_skipped(self, stack: WindowStack, results: WindowResults) -> None:
+        for window in np.flatnonzero(~results.applied):
+            update, offset = self._place(stack, results, int(window))
+            reason = "weightless" if results.finite[window] else "nonfinite"
+            self.skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
+            self._emit(events.WindowSkipped, skipped=self.skipped[-1])
+        self._idle_examples = 0 if results.applied.any() else self._idle_examples + int(stack.examples.sum())
+        if self._idle_examples >= self._feed.examples:
+            raise DataError(
+                f"no window of a whole epoch made an update, so the run would never end; the last {len(self.skipped)} "
+                f"windows were skipped, the last because it was {self.skipped[-1].reason} (nonfinite: its gradient is "
+                "NaN or infinite; weightless: its weights sum to 0). Look at the data and the learning rate"
+            )
+
+    def _place(self, stack: WindowStack, results: WindowResults, window: int) -> tuple[int, int]:
+        """(number of the update that a window would make, where its examples begin in the epoch)."""
+        update = self.update + int(results.applied[:window].sum()) + 1
+        return update, stack.start.offset + int(stack.examples[:window].sum())
+
+    def _raise(self, stack: WindowStack, results: WindowResults, window: int) -> None:
+        update, offset = self._place(stack, results, window)
+        self._enter(stack, results)
+        names = ", ".join(results.nonfinite_parameters) or "none, but their common norm overflowed"
+        raise NonFiniteError(
+            f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} at example {offset} of its "
+            f"order; parameters: {names}. The training state is what it was before that window. Lower the learning "
+            'rate, set max_grad_norm, look at those examples, or drop such windows with on_nonfinite="skip"',
+            update=update,
+            parameters=results.nonfinite_parameters,
+            epoch=stack.start.epoch,
+            offset=offset,
+        )

@@ -1,0 +1,226 @@
+"""Losses: one value and one weight per element, reduced over a whole window.
+
+    L = sum(w * l) / sum(w)   over every element of every micro-batch of the window
+
+An element is an example, a token or a scalar of a regression target. The weights of a built-in loss depend on the
+batch alone, so the host knows a window's divisor before the first backward pass. Specs become native functions by
+`functools.singledispatch` on the class, in each backend's `losses.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import numpy as np
+
+from multibackend.errors import DataError
+from multibackend.validation import Problems
+
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError"]
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What every loss has.
+
+    Args:
+        weights: name of a field of the data with a weight >= 0 per element; None for 1 everywhere.
+    """
+
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = Problems(type(self).__name__)
+        if self.weights is not None:
+            problems.field_name("weights", self.weights)
+        self._check(problems)
+        problems.raise_if_any()
+
+    def _check(self, problems: Problems) -> None:
+        """Add the problems of a subclass's own arguments."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the data that this loss reads."""
+        return () if self.weights is None else (self.weights,)
+
+    def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
+        """The sum of the weights, float64, over all but the first `leading` axes of a stack of numpy batches.
+
+        None where the weights are known only once the model has run.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must say how its elements are weighted")
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        """Raise `DataError` where a numpy batch does not fit outputs of shape `output_shape` [batch, ...]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Targeted(Loss):
+    target: str
+
+    def _check(self, problems: Problems) -> None:
+        problems.field_name("target", self.target)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.target, *super().fields)
+
+
+def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """`weights` [batch] or [batch, ...] with axes of length 1 added on the right, to broadcast against `shape`."""
+    if weights.shape != shape[: weights.ndim]:
+        raise DataError(f"the weights have shape {weights.shape}, which is not the beginning of the target's {shape}")
+    return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Elementwise(_Targeted):
+    """A loss per scalar of a target that has the shape of the outputs."""
+
+    def weight_sums(self, batch: Batch, leading: int) -> np.ndarray:
+        shape = np.shape(batch[self.target])
+        if self.weights is None:
+            return np.full(shape[:leading], float(np.prod(shape[leading:])))
+        weights = np.asarray(batch[self.weights], np.float64)
+        scalars = np.broadcast_to(_broadcast_weights(weights, shape), shape)
+        return scalars.sum(axis=tuple(range(leading, len(shape))))
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        shape = np.shape(batch[self.target])
+        if shape != output_shape:
+            raise DataError(
+                f"{type(self).__name__}: the model's outputs have shape {output_shape}, the target {self.target!r} has "
+                f"{shape}; they must be equal, because frameworks broadcast them in different ways. Reshape the one "
+                "that is wrong, for example target[:, None] for outputs of shape [batch, 1]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(_Elementwise):
+    """l = (output - target)² for each scalar. Outputs and target have one shape, [batch, ...].
+
+    No factor 1/2 (`optax.l2_loss` has one).
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Huber(_Elementwise):
+    """l = r²/2 where |r| <= delta, else delta * (|r| - delta/2), with r = output - target (Huber 1964).
+
+    torch's `smooth_l1_loss(beta)` is this divided by beta.
+    """
+
+    delta: float = 1.0
+
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        problems.number("delta", self.delta, minimum=0.0, above_minimum=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryCrossEntropy(_Elementwise):
+    """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both of one shape, [batch, ...]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy(_Targeted):
+    """Cross entropy between logits [batch, ..., classes] and integer labels [batch, ...].
+
+        l = -sum_c q_c * log_softmax(z)_c,   q = (1 - label_smoothing) * onehot(label) + label_smoothing / classes
+
+    Args:
+        target: field with integer labels in [0, classes), or `ignore_index`.
+        ignore_index: labels of this value weigh 0 (torch's convention).
+        label_smoothing: in [0, 1).
+        class_weights: a weight per class. An element weighs what its label's class does, so the divisor is the sum of
+            those weights (torch's "mean"). Not together with `label_smoothing`, for which frameworks disagree.
+    """
+
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    class_weights: Sequence[float] | None = None
+
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        problems.number("label_smoothing", self.label_smoothing, minimum=0.0, below=1.0)
+        if not isinstance(self.ignore_index, int | np.integer) or isinstance(self.ignore_index, bool):
+            problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
+        if self.class_weights is None:
+            return
+        for index, weight in enumerate(self.class_weights):
+            problems.number(f"class_weights[{index}]", weight, minimum=0.0)
+        if self.label_smoothing:
+            problems.add("class_weights and label_smoothing cannot be combined; drop one of them")
+
+    def weight_sums(self, batch: Batch, leading: int) -> np.ndarray:
+        labels = np.asarray(batch[self.target])
+        weights = (labels != self.ignore_index).astype(np.float64)
+        if self.class_weights is not None:
+            table = np.asarray(self.class_weights, np.float64)
+            weights *= table[np.where(weights > 0, np.clip(labels, 0, len(table) - 1), 0)]
+        if self.weights is not None:
+            weights *= _broadcast_weights(np.asarray(batch[self.weights], np.float64), labels.shape)
+        return weights.sum(axis=tuple(range(leading, labels.ndim)))
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        labels = np.asarray(batch[self.target])
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"CrossEntropy: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+        if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
+            raise DataError(
+                f"CrossEntropy: logits must have the shape of the labels and one more axis, the classes, at the end; "
+                f"got logits {output_shape} and labels {labels.shape}"
+            )
+        classes = output_shape[-1]
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise DataError(f"CrossEntropy: {len(self.class_weights)} class_weights for {classes} classes")
+        self._check_labels(labels, classes)
+
+    def _check_labels(self, labels: np.ndarray, classes: int) -> None:
+        if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
+            return
+        outside = ((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)
+        if outside.any():
+            raise DataError(
+                f"CrossEntropy: label {int(labels[outside][0])} in {self.target!r} is outside [0, {classes}) and is "
+                f"not ignore_index={self.ignore_index}"
+            )
+
+
+@dataclass(frozen=True)
+class Custom(Loss):
+    """A loss written by the user, once against the array API standard or once per backend.
+
+    Args:
+        function: `(xp, outputs, batch) -> values` or `(values, weights)`, with `xp` the array namespace of the
+            backend; or a mapping from backend names to native functions `(outputs, batch) -> ...`.
+        weights: name of a field with a weight per element, where the function returns values only.
+
+    Values have any shape that begins with the batch; weights broadcast against them and are constants to the gradient.
+
+    >>> loss = Custom(lambda xp, outputs, batch: xp.abs(outputs - batch["y"]))
+    """
+
+    function: Callable[..., Any] | Mapping[str, Callable[..., Any]]
+    _: KW_ONLY
+
+    def _check(self, problems: Problems) -> None:
+        check_function(problems, "function", self.function)
+
+    def weight_sums(self, batch: Batch, leading: int) -> None:
+        return None
+
+
+def check_function(problems: Problems, name: str, function: object) -> None:
+    """Add a problem unless `function` is callable, or a mapping from backend names to callables."""
+    if isinstance(function, Mapping):
+        for backend, native in function.items():
+            if not isinstance(backend, str) or not callable(native):
+                problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
+    elif not callable(function):
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")

@@ -1,0 +1,16 @@
+"""Do two runs match, and if not, where do they part?"""
+
+from multibackend.parity.accumulation import AccumulationReport, check_accumulation
+from multibackend.parity.compare import CompareReport, Divergence, compare
+from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
+
+__all__ = [
+    "AccumulationReport",
+    "CompareReport",
+    "Divergence",
+    "Tolerance",
+    "check_accumulation",
+    "compare",
+    "relative_differences",
+    "tolerance_for",
+]

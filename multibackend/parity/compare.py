@@ -1,0 +1,213 @@
+"""The same experiment on two backends, from the same parameters and on the same data: do the runs match?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from multibackend.experiment import Experiment
+from multibackend.history import History, UpdateRecord
+from multibackend.names import match_names, pair_state
+from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
+from multibackend.protocol import Snapshot
+from multibackend.trainer import Trainer
+from multibackend.validation import Problems
+
+__all__ = ["CompareReport", "Divergence", "compare", "start_alike"]
+
+Progress = Callable[[Sequence[UpdateRecord], Sequence[UpdateRecord]], None]
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where two runs first part beyond the tolerance.
+
+    Attributes:
+        update: the number of the update.
+        what: "loss", "grad_norm", "skipped windows", or a parameter's canonical name.
+        values: on the first and on the second backend; for a parameter its largest elements.
+        difference: relative.
+    """
+
+    update: int
+    what: str
+    values: tuple[float, float]
+    difference: float
+
+    def __str__(self) -> str:
+        first, second = self.values
+        return f"{self.what} at update {self.update}: {first:.9g} against {second:.9g} (relative {self.difference:.1e})"
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """What `compare` found. The first backend is the reference, whose initial parameters both runs start from.
+
+    Attributes:
+        experiment, backends, precision, updates: what was run.
+        histories: a record per update, for each backend.
+        loss_differences: relative, for each update.
+        parameter_differences: relative, for each parameter of the reference, at the end.
+        tolerance: what counts as a match, and why.
+        first_divergence: the first place beyond the tolerance; None where the runs match.
+        evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
+        seconds: of training, for each backend, compilation included.
+        strategies: how each backend executed its windows.
+    """
+
+    experiment: str
+    backends: tuple[str, str]
+    precision: str
+    updates: int
+    histories: tuple[History, History]
+    loss_differences: np.ndarray
+    parameter_differences: Mapping[str, float]
+    tolerance: Tolerance
+    first_divergence: Divergence | None
+    evaluations: tuple[Mapping[str, float], Mapping[str, float]]
+    seconds: tuple[float, float]
+    strategies: tuple[str, str]
+
+    @property
+    def matches(self) -> bool:
+        """Whether every loss and every parameter is within the tolerance."""
+        return self.first_divergence is None
+
+    @property
+    def max_relative_difference(self) -> float:
+        """The largest relative difference of a parameter at the end."""
+        return max(self.parameter_differences.values())
+
+    @property
+    def max_loss_difference(self) -> float:
+        """The largest relative difference of the losses of an update."""
+        return float(self.loss_differences.max(initial=0.0))
+
+
+def compare(
+    experiment: Experiment,
+    backends: Sequence[str] = ("torch", "jax"),
+    *,
+    updates: int = 20,
+    precision: str | None = None,
+    strategies: Mapping[str, str] | None = None,
+    devices: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+) -> CompareReport:
+    """Train on both backends and hold the runs against each other.
+
+    Args:
+        experiment: what to train; both runs see the same examples in the same order.
+        backends: two names; the first one's initial parameters are moved to the other through canonical names.
+        updates: how many.
+        precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
+        strategies, devices: by backend.
+        progress: called with the new records of both runs as they come.
+
+    Raises:
+        ParameterMatchError: the parameters of the two models do not pair up.
+
+    >>> report = compare(experiment, updates=20, precision="float64")   # doctest: +SKIP
+    >>> report.matches, report.max_relative_difference < 1e-9           # doctest: +SKIP
+    (True, True)
+    """
+    first_name, second_name = _check(backends, updates)
+    experiment = experiment if precision is None else experiment.replace(precision=precision)
+    trainers = [
+        Trainer(experiment, name, device=(devices or {}).get(name), strategy=(strategies or {}).get(name, "auto"))
+        for name in (first_name, second_name)
+    ]
+    pairs = start_alike(*trainers, rename=experiment.model.rename)
+    seconds = _train_side_by_side(trainers, int(updates), progress)
+    first, second = trainers
+    results = [trainer.fit(updates=updates) for trainer in trainers]
+    histories = (results[0].history, results[1].history)
+    ends = first.parameters(), {pairs[name]: array for name, array in second.parameters().items()}
+    evaluations = [trainer.evaluate() if experiment.eval_data is not None else {} for trainer in trainers]
+    tolerance = tolerance_for(experiment.precision)
+    skipped = tuple(len(result.skipped) for result in results)
+    return CompareReport(
+        experiment=experiment.name,
+        backends=(first_name, second_name),
+        precision=experiment.precision,
+        updates=int(updates),
+        histories=histories,
+        loss_differences=_relative(histories[0]["loss"], histories[1]["loss"]),
+        parameter_differences=relative_differences(*ends),
+        tolerance=tolerance,
+        first_divergence=_first_divergence(histories, ends, skipped, tolerance, int(updates)),
+        evaluations=(evaluations[0], evaluations[1]),
+        seconds=seconds,
+        strategies=(first.program.strategy, second.program.strategy),
+    )
+
+
+def start_alike(reference: Trainer, other: Trainer, *, rename: Mapping[str, str]) -> dict[str, str]:
+    """Give `other` the parameters and model state of `reference`; returns the pairs {name of other: of reference}."""
+    source, target = reference.snapshot(), other.snapshot()
+    pairs = match_names(_shapes(source.parameters), _shapes(target.parameters), rename)
+    parameters = {name: source.parameters[partner] for name, partner in pairs.items()}
+    shared = pair_state(_shapes(source.model_state), _shapes(target.model_state), rename)
+    state = {**target.model_state, **{name: source.model_state[partner] for name, partner in shared.items()}}
+    other.restore(Snapshot(parameters=parameters, model_state=state, update=target.update))
+    return pairs
+
+
+def _check(backends: Sequence[str], updates: int) -> tuple[str, str]:
+    problems = Problems("compare")
+    if isinstance(backends, str) or len(backends) != 2:
+        problems.add(f"backends must be two names, such as ('torch', 'jax'), got {backends!r}")
+    problems.integer("updates", updates, minimum=1)
+    problems.raise_if_any()
+    return backends[0], backends[1]
+
+
+def _train_side_by_side(
+    trainers: Sequence[Trainer], updates: int, progress: Progress | None
+) -> tuple[float, float]:
+    """Both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
+    seconds, done = [0.0, 0.0], 0
+    stride = updates if progress is None else max(1, updates // 20)
+    while done < updates:
+        target, records = min(done + stride, updates), []
+        for index, trainer in enumerate(trainers):
+            result = trainer.fit(updates=target)
+            seconds[index] += result.seconds
+            records.append(list(result.history.since(done)))
+        if progress is not None:
+            progress(records[0], records[1])
+        done = target
+    return seconds[0], seconds[1]
+
+
+def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    scale = np.maximum(np.maximum(np.abs(first), np.abs(second)), np.finfo(np.float64).tiny)
+    return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
+
+
+def _first_divergence(
+    histories: tuple[History, History],
+    ends: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    skipped: tuple[int, ...],
+    tolerance: Tolerance,
+    updates: int,
+) -> Divergence | None:
+    first, second = histories
+    differences = _relative(first["loss"], second["loss"])
+    if differences.max(initial=0.0) > tolerance.loss:
+        index = int(np.argmax(differences > tolerance.loss))
+        return Divergence(index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
+    if skipped[0] != skipped[1]:
+        return Divergence(updates, "skipped windows", (float(skipped[0]), float(skipped[1])), 1.0)
+    by_name = relative_differences(*ends)
+    worst = max(by_name, key=lambda name: by_name[name])
+    if by_name[worst] <= tolerance.parameters:
+        return None
+    values = tuple(float(np.abs(end[worst]).max()) for end in ends)
+    return Divergence(updates, worst, (values[0], values[1]), by_name[worst])
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}

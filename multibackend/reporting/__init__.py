@@ -1,0 +1,1 @@
+"""Listeners that show or keep what happens in a run."""

@@ -1,0 +1,43 @@
+"""A log with one JSON object per event and line, `log.jsonl` in the run's directory.
+
+Every line has "event" and "time" (seconds since 1970); numbers that JSON lacks (NaN, infinities) are null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from multibackend.events import Event, UpdateFinished
+
+__all__ = ["JsonLog", "read_log"]
+
+
+class JsonLog:
+    """A listener that appends events to `directory / "log.jsonl"`."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = (directory / "log.jsonl").open("a", encoding="utf-8")
+
+    def __call__(self, event: Event) -> None:
+        line = {"event": type(event).__name__, "time": round(time.time(), 3), **_plain(dataclasses.asdict(event))}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        if not isinstance(event, UpdateFinished):
+            self._file.flush()
+
+
+def read_log(directory: Path) -> list[dict[str, Any]]:
+    """The events of a run's log, as they were written."""
+    with (directory / "log.jsonl").open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,242 @@
+"""Learning rates as pure functions of the update index.
+
+A schedule is called on the host with the index of an update, 0 for the first, and returns a Python float in float64.
+Both backends are handed that number, so they cannot differ, and no schedule ever causes a recompilation. Any function
+`int -> float` may stand where a schedule is accepted. Past its horizon a schedule stays at its last value.
+
+>>> schedule = WarmupCosine(peak=1.0, warmup=10, total=110)
+>>> [round(schedule(update), 3) for update in (0, 5, 10, 60, 110, 500)]
+[0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from multibackend.errors import ConfigurationError
+from multibackend.validation import Problems, is_integer, is_real
+
+__all__ = [
+    "Constant",
+    "Cosine",
+    "LearningRate",
+    "LinearWarmup",
+    "Polynomial",
+    "Schedule",
+    "Step",
+    "WarmupCosine",
+    "WarmupStableDecay",
+    "learning_rate_at",
+]
+
+Schedule = Callable[[int], float]
+LearningRate = float | Schedule
+
+
+def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
+    """The learning rate of the update with index `update` (0 for the first), checked to be finite and >= 0."""
+    if not callable(learning_rate):
+        return float(learning_rate)
+    value = learning_rate(update)
+    if not is_real(value) or not math.isfinite(value) or value < 0:
+        raise ConfigurationError(
+            "learning_rate",
+            [f"the schedule must return a finite number >= 0, got {value!r} for update index {update}"],
+        )
+    return float(value)
+
+
+def _progress(update: int, start: int, end: int) -> float:
+    """How far `update` is from `start` to `end`, within [0, 1]."""
+    return min(max((update - start) / (end - start), 0.0), 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """lr(u) = value."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        problems = Problems("Constant")
+        problems.number("value", self.value, minimum=0.0)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        return float(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearWarmup:
+    """lr(u) = start + (peak - start) * min(u / warmup, 1): linear from `start` to `peak`, which then stays.
+
+    The same as `optax.linear_schedule(start, peak, warmup)` and transformers' `constant_with_warmup`.
+    """
+
+    peak: float
+    warmup: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = Problems("LinearWarmup")
+        problems.number("peak", self.peak, minimum=0.0)
+        problems.number("start", self.start, minimum=0.0)
+        problems.integer("warmup", self.warmup, minimum=1)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        return self.start + (self.peak - self.start) * _progress(update, 0, self.warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """lr(u) = final + (peak - final) * (1 + cos(pi * min(u / total, 1))) / 2.
+
+    Half a cosine from `peak` to `final` over `total` updates (Loshchilov & Hutter 2017, without restarts). After
+    `total` it stays at `final`; torch's `CosineAnnealingLR` would rise again.
+    """
+
+    peak: float
+    total: int
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = Problems("Cosine")
+        problems.number("peak", self.peak, minimum=0.0)
+        problems.number("final", self.final, minimum=0.0)
+        problems.integer("total", self.total, minimum=1)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * _progress(update, 0, self.total))) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    """Linear from `start` to `peak` over the first `warmup` updates, then half a cosine to `final` at `total`.
+
+    The same as `optax.warmup_cosine_decay_schedule(start, peak, warmup, total, final)`: `total` includes the warm-up,
+    and `lr(warmup) == peak`.
+    """
+
+    peak: float
+    warmup: int
+    total: int
+    final: float = 0.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = Problems("WarmupCosine")
+        for name in ("peak", "final", "start"):
+            problems.number(name, getattr(self, name), minimum=0.0)
+        whole = problems.integer("warmup", self.warmup, minimum=0) & problems.integer("total", self.total, minimum=1)
+        if whole and self.warmup >= self.total:
+            problems.add(f"warmup must be less than total, got warmup={self.warmup} and total={self.total}")
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        if update < self.warmup:
+            return self.start + (self.peak - self.start) * update / self.warmup
+        progress = _progress(update, self.warmup, self.total)
+        return self.final + (self.peak - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial:
+    """lr(u) = final + (peak - final) * (1 - min(u / total, 1)) ** power. `power=1` is linear decay."""
+
+    peak: float
+    total: int
+    power: float = 1.0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = Problems("Polynomial")
+        problems.number("peak", self.peak, minimum=0.0)
+        problems.number("final", self.final, minimum=0.0)
+        problems.number("power", self.power, minimum=0.0, above_minimum=True)
+        problems.integer("total", self.total, minimum=1)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        return self.final + (self.peak - self.final) * (1 - _progress(update, 0, self.total)) ** self.power
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """`initial`, multiplied by each factor of `boundaries` once its update index is reached.
+
+    >>> schedule = Step(initial=1.0, boundaries={100: 0.1, 200: 0.5})
+    >>> schedule(99), schedule(100), schedule(200)
+    (1.0, 0.1, 0.05)
+    """
+
+    initial: float
+    boundaries: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = Problems("Step")
+        problems.number("initial", self.initial, minimum=0.0)
+        if not isinstance(self.boundaries, Mapping):
+            problems.add(f"boundaries must map update indices to factors, got {self.boundaries!r}", wrong_type=True)
+            problems.raise_if_any()
+        for update, factor in self.boundaries.items():
+            problems.integer(f"boundaries: the update index {update!r}", update, minimum=0)
+            problems.number(f"boundaries[{update!r}]", factor, minimum=0.0)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        factors = (factor for boundary, factor in self.boundaries.items() if update >= boundary)
+        return math.prod(factors, start=float(self.initial))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay:
+    """Linear warm-up to `peak`, `peak` kept, then linear decay to `final` over the last `decay` of `total` updates.
+
+    The trapezoid of Hu et al. 2024 (MiniCPM) and Hägele et al. 2024, with their linear cool-down.
+    """
+
+    peak: float
+    warmup: int
+    decay: int
+    total: int
+    final: float = 0.0
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = Problems("WarmupStableDecay")
+        for name in ("peak", "final", "start"):
+            problems.number(name, getattr(self, name), minimum=0.0)
+        whole = [problems.integer(name, getattr(self, name), minimum=0) for name in ("warmup", "decay")]
+        whole.append(problems.integer("total", self.total, minimum=1))
+        if all(whole) and self.warmup + self.decay > self.total:
+            problems.add(f"warmup + decay must be at most total, got {self.warmup} + {self.decay} > {self.total}")
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        if update < self.warmup:
+            return self.start + (self.peak - self.start) * update / self.warmup
+        if self.decay == 0:
+            return float(self.peak)
+        return self.peak + (self.final - self.peak) * _progress(update, self.total - self.decay, self.total)
+
+
+def check_learning_rate(problems: Problems, learning_rate: object) -> None:
+    """Add a problem unless `learning_rate` is a finite number >= 0 or a function of the update index."""
+    if callable(learning_rate):
+        try:
+            learning_rate_at(learning_rate, 0)
+        except ConfigurationError as error:
+            for sentence in error.problems:
+                problems.add(sentence)
+        return
+    if is_integer(learning_rate) or is_real(learning_rate):
+        problems.number("learning_rate", learning_rate, minimum=0.0)
+    else:
+        problems.add(
+            f"learning_rate must be a finite number >= 0 or a function of the update index, got {learning_rate!r}",
+            wrong_type=True,
+        )

@@ -1,0 +1,251 @@
+"""The loop, once for every backend: read windows, run them, read results, tell the listeners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from multibackend import events
+from multibackend.data.sources import Source, as_source
+from multibackend.errors import ConfigurationError, NonFiniteError
+from multibackend.experiment import Experiment
+from multibackend.feed import Feed, check_batch
+from multibackend.history import History, SkippedWindow
+from multibackend.ledger import MOST_UNREAD, Ledger
+from multibackend.names import check_same_names
+from multibackend.protocol import Program, Rates, Snapshot
+from multibackend.registry import load_backend
+from multibackend.reporting.jsonl import JsonLog
+from multibackend.validation import Problems
+from multibackend.windows import Position
+
+__all__ = ["FitResult", "Trainer"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` gives back.
+
+    Attributes:
+        history: a record per update, from the beginning of the run.
+        skipped: the windows that made no update.
+        updates: made since the beginning of the run.
+        epochs: finished since the beginning of the run.
+        seconds: spent in this call of `fit`.
+    """
+
+    history: History
+    skipped: tuple[SkippedWindow, ...]
+    updates: int
+    epochs: int
+    seconds: float
+
+
+class Trainer:
+    """Trains an experiment on one backend.
+
+    Args:
+        experiment: what to train.
+        backend: a name from `multibackend.list_backends()`.
+        run_dir: a directory for the log, `log.jsonl`; created if need be. None writes no files.
+        device: a name from the backend's devices; its first one unless given.
+        callbacks: functions that are called with each event of `multibackend.events`.
+        strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
+        windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
+
+    Raises:
+        BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
+        ConfigurationError, DataError: an argument is wrong, or the data do not fit the model and the loss.
+
+    >>> trainer = Trainer(experiment, backend="jax")    # doctest: +SKIP
+    >>> trainer.fit(epochs=3).history[-1].loss          # doctest: +SKIP
+    0.0675
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        backend: str,
+        *,
+        run_dir: str | Path | None = None,
+        device: str | None = None,
+        callbacks: Sequence[events.Listener] = (),
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+    ) -> None:
+        _check_arguments(experiment, callbacks, windows_per_dispatch)
+        native = load_backend(backend)
+        self.experiment, self.backend = experiment, backend
+        self.device = native.devices()[0] if device is None else device
+        self._feed = Feed(experiment)
+        self.program: Program = native.compile(
+            experiment,
+            example=self._feed.example(),
+            device=device,
+            strategy=strategy,
+            windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
+        )
+        check_batch(experiment.loss, self._feed.example(), self.program.output_shape)  # type: ignore[arg-type]
+        self._state = self.program.init()
+        self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        self._listeners = [*callbacks, *([JsonLog(Path(run_dir))] if run_dir is not None else [])]
+
+    def fit(self, *, updates: int | None = None, epochs: int | None = None) -> FitResult:
+        """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
+
+        Raises:
+            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays usable, in the state
+                before that window.
+            DataError: a label is out of range, or no window of a whole epoch made an update.
+        """
+        goal = _check_goal(updates, epochs)
+        started, ledger = time.perf_counter(), self._ledger
+        planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
+        where = {"device": self.device, "strategy": self.program.strategy}
+        self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+        try:
+            while not self._reached(updates, epochs):
+                self._run_next(updates)
+                ledger.read_if_due()
+            ledger.read_all()
+        except NonFiniteError as error:
+            self._go_back(error)
+            raise
+        seconds = time.perf_counter() - started
+        self._emit(events.FitFinished, update=ledger.update, seconds=seconds)
+        epoch = self._feed.settled(ledger.update).epoch
+        return FitResult(ledger.history, tuple(ledger.skipped), ledger.update, epoch, seconds)
+
+    def evaluate(self, data: Any = None, *, batch_size: int | None = None) -> dict[str, float]:
+        """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
+
+        Each is the weighted mean over all of the data, so the batch size does not show in the result.
+        """
+        source, size = self._evaluation_source(data), batch_size or self.experiment.eval_batch_size
+        size = int(size or self.experiment.micro_batch_size)
+        self._ledger.read_all()
+        sums = []
+        for start in range(0, len(source), size):
+            batch = source.take(np.arange(start, min(start + size, len(source))))
+            check_batch(self.experiment.loss, batch, self.program.output_shape)  # type: ignore[arg-type]
+            sums.append(self.program.evaluate(self._state, batch))
+        total = self.program.read_sums(sums)
+        means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
+        for metric in self.experiment.metrics:
+            means[metric.name] = metric.finish(means[metric.name])
+        self._emit(events.EvaluationFinished, update=self._ledger.update, metrics=means)
+        return means
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """A copy of the parameters, by canonical name and in canonical layout."""
+        return dict(self.snapshot().parameters)
+
+    def load_parameters(self, parameters: Mapping[str, Any]) -> None:
+        """Replace the parameters; names, shapes and layouts are those of `parameters()`.
+
+        Raises:
+            ParameterMatchError: a name is missing or unknown, or a shape differs.
+        """
+        arrays = {name: np.asarray(array) for name, array in parameters.items()}
+        snapshot = self.snapshot()
+        check_same_names(snapshot.parameters, arrays, "the parameters")
+        self.restore(replace(snapshot, parameters=arrays))
+
+    def snapshot(self) -> Snapshot:
+        """The training state on the host: parameters, model state, optimizer slots, updates made."""
+        self._ledger.read_all()
+        return self.program.snapshot(self._state)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot's parameters, model state and optimizer slots; the place in the data stays."""
+        self._state = self.program.restore(snapshot)
+
+    def _reached(self, updates: int | None, epochs: int | None) -> bool:
+        ledger = self._ledger
+        if updates is None:
+            return self._feed.settled(ledger.expected).epoch >= (epochs or 0)
+        if ledger.expected >= updates:
+            ledger.read_all()  # some of the expected updates may have been skipped
+        return ledger.update >= updates
+
+    def _run_next(self, updates: int | None) -> None:
+        """Hand the next windows to the device."""
+        ledger, room = self._ledger, self.program.windows_per_dispatch
+        if self._size_is_open(room):
+            ledger.read_all()
+        first = ledger.expected
+        windows = room if updates is None else min(room, updates - first)
+        stack = self._feed.next(first, windows, room, self.program.output_shape)
+        placed = self.program.place(stack)
+        self._state, results = self.program.run(self._state, placed, self._rates(first + len(stack)))
+        ledger.add(stack, results)
+
+    def _size_is_open(self, room: int) -> bool:
+        """Whether the size of the next window depends on unread results, because a window may have been skipped."""
+        accumulation, ledger = self._feed.accumulation, self._ledger
+        if accumulation.constant:
+            return False
+        possible = range(ledger.update, ledger.expected + room)
+        return len({accumulation.steps(update) for update in possible}) > 1
+
+    def _rates(self, stop: int) -> Rates:
+        """The rates of all updates that the next windows may turn out to make, in a table of constant length."""
+        first = self._ledger.update
+        values = [self.experiment.optimizer.rate(update) for update in range(first, stop)]
+        table = np.full(self.program.windows_per_dispatch + MOST_UNREAD, values[-1])
+        table[: len(values)] = values
+        return Rates(first, table)
+
+    def _go_back(self, error: NonFiniteError) -> None:
+        """Stand where the failed window begins, with a state that is not frozen any more."""
+        self._state = self.program.restore(self.program.snapshot(self._state))
+        self._feed.position = Position(error.epoch, error.offset)
+
+    def _evaluation_source(self, data: Any) -> Source:
+        if data is not None:
+            return as_source(data)
+        if self.experiment.eval_data is None:
+            raise ConfigurationError(
+                "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
+            )
+        return self.experiment.eval_data
+
+    def _emit(self, kind: type[events.Event], *, each: Iterable[Any] | None = None, **details: Any) -> None:
+        """Tell the listeners of an event, or of one per record of `each`."""
+        if not self._listeners:
+            return
+        common = {"experiment": self.experiment.name, "backend": self.backend}
+        for event in [kind(**common, **details)] if each is None else [kind(**common, record=r) for r in each]:
+            for listener in self._listeners:
+                listener(event)
+
+
+def _mean(total: float, weight: float) -> float:
+    return float(total / weight) if weight > 0 else float("nan")
+
+
+def _check_arguments(experiment: object, callbacks: object, windows_per_dispatch: object) -> None:
+    problems = Problems("Trainer")
+    if not isinstance(experiment, Experiment):
+        problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        problems.add(f"callbacks must be a sequence of functions, got {callbacks!r}", wrong_type=True)
+    if windows_per_dispatch is not None:
+        problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
+    problems.raise_if_any()
+
+
+def _check_goal(updates: object, epochs: object) -> int:
+    problems = Problems("fit")
+    if (updates is None) == (epochs is None):
+        problems.add(f"give either updates= or epochs=, got updates={updates!r} and epochs={epochs!r}")
+    for name, value in (("updates", updates), ("epochs", epochs)):
+        if value is not None:
+            problems.integer(name, value, minimum=0)
+    problems.raise_if_any()
+    return int(updates if updates is not None else epochs)  # type: ignore[call-overload]

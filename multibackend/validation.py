@@ -1,0 +1,105 @@
+"""Collects every problem of a configuration, so that they are reported together.
+
+>>> check = Problems("SGD")
+>>> check.number("learning_rate", float("nan"), minimum=0.0)
+>>> check.raise_if_any()
+Traceback (most recent call last):
+    ...
+multibackend.errors.ConfigurationError: SGD: 1 problem
+  - learning_rate must be a finite number >= 0.0, got nan
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+from multibackend.errors import ConfigurationError, ConfigurationTypeError
+
+__all__ = ["Problems", "closest", "is_integer", "is_real"]
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` is a whole number by type: Python's and numpy's integers, never a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_real(value: object) -> bool:
+    """Whether `value` is a real number by type: Python's and numpy's, never a bool."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def closest(word: object, options: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for a likely slip, else an empty string."""
+    near = difflib.get_close_matches(str(word), list(options), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Problems:
+    """A list of problems about one subject, filled by checks and raised once."""
+
+    def __init__(self, subject: str) -> None:
+        self.subject = subject
+        self._found: list[tuple[bool, str]] = []  # (is a wrong type, sentence)
+
+    def add(self, sentence: str, *, wrong_type: bool = False) -> None:
+        self._found.append((wrong_type, sentence))
+
+    @property
+    def found(self) -> bool:
+        return bool(self._found)
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            only_types = all(wrong_type for wrong_type, _ in self._found)
+            kind = ConfigurationTypeError if only_types else ConfigurationError
+            raise kind(self.subject, [sentence for _, sentence in self._found])
+
+    def integer(self, name: str, value: object, *, minimum: int) -> bool:
+        """Check an integer; numpy integers count, bools do not."""
+        if not is_integer(value):
+            self.add(f"{name} must be an integer >= {minimum}, got {value!r}", wrong_type=True)
+            return False
+        if value < minimum:  # type: ignore[operator]
+            self.add(f"{name} must be >= {minimum}, got {value!r}")
+            return False
+        return True
+
+    def number(
+        self, name: str, value: object, *, minimum: float, below: float | None = None, above_minimum: bool = False
+    ) -> bool:
+        """Check a finite real number in [minimum, below), or (minimum, below) with `above_minimum`."""
+        bounds = f"{'>' if above_minimum else '>='} {minimum}" + (f" and < {below}" if below is not None else "")
+        if not is_real(value):
+            self.add(f"{name} must be a finite number {bounds}, got {value!r}", wrong_type=True)
+            return False
+        number = float(value)  # type: ignore[arg-type]
+        inside = number > minimum if above_minimum else number >= minimum
+        if not math.isfinite(number) or not inside or (below is not None and number >= below):
+            self.add(f"{name} must be a finite number {bounds}, got {value!r}")
+            return False
+        return True
+
+    def boolean(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            self.add(f"{name} must be True or False, got {value!r}", wrong_type=True)
+            return False
+        return True
+
+    def choice(self, name: str, value: Any, options: Iterable[str]) -> bool:
+        options = tuple(options)
+        if value not in options:
+            listed = ", ".join(repr(option) for option in options)
+            self.add(f"{name} must be one of {listed}, got {value!r}{closest(value, options)}")
+            return False
+        return True
+
+    def field_name(self, name: str, value: object) -> bool:
+        """Check the name of a field of the data."""
+        if not isinstance(value, str) or not value:
+            self.add(f"{name} must be the name of a field of the data, got {value!r}", wrong_type=True)
+            return False
+        return True

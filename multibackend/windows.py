@@ -1,0 +1,199 @@
+"""Examples → micro-batches → windows.
+
+An epoch visits the examples in one order. Each run of `micro_batch_size` of them is a micro-batch; each run of k
+micro-batches is a window, which makes one update. The epoch's last window may hold fewer micro-batches, and its last
+micro-batch fewer examples.
+
+Windows travel to a backend as a `WindowStack`: several consecutive windows of one epoch in arrays
+[windows, steps, micro-batch, ...], so that a backend may execute them in one dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from multibackend.data.sources import Source
+from multibackend.losses import Loss
+from multibackend.rng import epoch_order
+
+__all__ = ["EpochReader", "Position", "WindowStack"]
+
+Fields = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Position:
+    """The place in the data: the next example is number `offset` of the order of epoch `epoch`."""
+
+    epoch: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class WindowStack:
+    """One or more consecutive windows of an epoch.
+
+    Attributes:
+        fields: arrays [room, steps, micro-batch, ...] with room for at least `windows` windows; what lies past
+            `windows` and `counts` is unspecified.
+        counts: int32 [windows], how many full micro-batches of `fields` each window has.
+        factors: float64 [windows, steps], what multiplies the sum of a micro-batch's weighted losses. By window: 1 / the
+            sum of the window's weights. By micro-batch: 1 / (its own weights * the window's number of micro-batches).
+            Where `dynamic`, the weights are left out of it, and the backend divides by what the loss gave.
+        ragged: the last micro-batch of the last window, arrays [r, ...] with r less than a micro-batch; else None.
+        ragged_factor: its factor.
+        weights: float64 [windows], the sum of the weights of each window; NaN where `dynamic`.
+        examples: int64 [windows].
+        dynamic: whether the weights are known only once the model has run.
+        start, stop: the position before the first and after the last window.
+    """
+
+    fields: Fields
+    counts: np.ndarray
+    factors: np.ndarray
+    ragged: Fields | None
+    ragged_factor: float
+    weights: np.ndarray
+    examples: np.ndarray
+    dynamic: bool
+    start: Position
+    stop: Position
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def micro_batches(self, window: int) -> Iterator[tuple[Fields, float]]:
+        """The micro-batches of one window, each with its factor, the ragged one last."""
+        for step in range(self.counts[window]):
+            yield {name: array[window, step] for name, array in self.fields.items()}, self.factors[window, step]
+        if self.ragged is not None and window == len(self) - 1:
+            yield self.ragged, self.ragged_factor
+
+
+class EpochReader:
+    """Reads windows from a source, epoch after epoch, from any position.
+
+    Args:
+        source: the examples.
+        loss: weighs the elements.
+        micro_batch_size: examples per micro-batch.
+        seed, shuffle: decide the order of each epoch.
+        drop_last: drop an epoch's last window where it is not full.
+        normalize: "window" for the weighted mean over the window, "microbatch" for the mean of micro-batch means.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        loss: Loss,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        normalize: str = "window",
+    ) -> None:
+        self.source = source
+        self.length = len(source)
+        self.micro_batch_size = micro_batch_size
+        self._loss = loss
+        self._seed, self._shuffle = seed, shuffle
+        self._drop_last, self._normalize = drop_last, normalize
+        self._order: tuple[int, np.ndarray] | None = None  # (epoch, order): one epoch is kept
+
+    def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
+        """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
+
+        The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room` windows, at least
+        `len(steps)`. At least one window must be left in the epoch: see `settle`.
+        """
+        bounds = self._bounds(position.offset, steps)
+        start, stop = bounds[0], bounds[-1]
+        rows = self.source.take(self._epoch_order(position.epoch)[start:stop])
+        sizes = np.diff(bounds)
+        counts = (sizes // self.micro_batch_size).astype(np.int32)
+        ragged_size = int(sizes[-1] % self.micro_batch_size)
+        ragged = {name: array[-ragged_size:] for name, array in rows.items()} if ragged_size else None
+        fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
+        steps = counts + (np.arange(len(counts)) == len(counts) - 1) * (ragged is not None)
+        factors, ragged_factor, weights = self._normalise(fields, counts, ragged, steps)
+        return WindowStack(
+            fields=fields,
+            counts=counts,
+            factors=factors,
+            ragged=ragged,
+            ragged_factor=ragged_factor,
+            weights=weights,
+            examples=sizes,
+            dynamic=bool(np.isnan(weights).any()),
+            start=position,
+            stop=Position(position.epoch, stop),
+        )
+
+    def settle(self, position: Position, steps: int) -> Position:
+        """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left in this one."""
+        needed = steps * self.micro_batch_size if self._drop_last else 1
+        return position if self.length - position.offset >= needed else Position(position.epoch + 1, 0)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self._seed, epoch, self.length, shuffle=self._shuffle))
+        return self._order[1]
+
+    def _bounds(self, offset: int, steps: Sequence[int]) -> list[int]:
+        bounds = [offset]
+        for count in steps:
+            end = bounds[-1] + count * self.micro_batch_size
+            if end > self.length and (self._drop_last or bounds[-1] >= self.length):
+                break
+            bounds.append(min(end, self.length))
+        return bounds
+
+    def _arrange(self, array: np.ndarray, counts: np.ndarray, capacity: int, room: int) -> np.ndarray:
+        """Rows of consecutive windows → [room, capacity, micro-batch, ...]."""
+        room, size, shape = max(room, len(counts)), self.micro_batch_size, array.shape[1:]
+        if len(array) == room * capacity * size:
+            return array.reshape(room, capacity, size, *shape)
+        result = np.zeros((room, capacity, size, *shape), array.dtype)
+        if (counts[:-1] == capacity).all():  # all but the last window are full: their rows are contiguous
+            rows = int(counts.sum()) * size
+            result.reshape(-1, *shape)[:rows] = array[:rows]
+            return result
+        row = 0
+        for window, count in enumerate(counts):
+            used = count * size
+            result[window, :count] = array[row : row + used].reshape(count, size, *shape)
+            row += used
+        return result
+
+    def _normalise(
+        self, fields: Fields, counts: np.ndarray, ragged: Fields | None, steps: np.ndarray
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """(factors, factor of the ragged micro-batch, weights of each window), as `WindowStack` has them."""
+        by_window = self._normalize == "window"
+        sums = self._loss.weight_sums({name: array[: len(counts)] for name, array in fields.items()}, 2)
+        if sums is None:
+            share = np.ones(len(counts)) if by_window else 1.0 / steps
+            return _per_step(share, fields), float(share[-1]), np.full(len(counts), np.nan)
+        sums = np.where(np.arange(sums.shape[1]) < counts[:, None], sums, 0.0)
+        last = np.zeros(1) if ragged is None else np.atleast_1d(self._loss.weight_sums(ragged, 0))
+        weights = sums.sum(axis=1)
+        weights[-1] += last[0]
+        if by_window:
+            share = _inverse(weights)
+            return _per_step(share, fields), float(share[-1]), weights
+        return _inverse(sums) / steps[:, None], float(_inverse(last)[0] / steps[-1]), weights
+
+
+def _per_step(share: np.ndarray, fields: Fields) -> np.ndarray:
+    """[windows] → [windows, steps], the same for every step of a window."""
+    capacity = next(iter(fields.values())).shape[1]
+    return np.repeat(share[:, None], capacity, axis=1)
+
+
+def _inverse(weights: np.ndarray) -> np.ndarray:
+    """1 / weights, and 0 where a weight is 0."""
+    return np.divide(1.0, weights, out=np.zeros_like(weights), where=weights > 0)
