@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, cast
 
 from multibackend.errors import ConfigurationError
 from multibackend.validation import Problems, is_integer
@@ -33,7 +33,7 @@ class EffectiveBatch:
         problems.raise_if_any()
 
 
-AccumulationSteps = Union[int, Mapping[int, int], Callable[[int], int], EffectiveBatch]
+AccumulationSteps = int | Mapping[int, int] | Callable[[int], int] | EffectiveBatch
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Accumulation:
         return result
 
     @classmethod
-    def _parse(cls, value: object, micro_batch_size: int, problems: Problems) -> Accumulation:
+    def _parse(cls, value: Any, micro_batch_size: int, problems: Problems) -> Accumulation:
         name = "gradient_accumulation_steps"
         if isinstance(value, EffectiveBatch):
             steps, rest = divmod(int(value.examples), micro_batch_size)
@@ -68,9 +68,9 @@ class Accumulation:
         if isinstance(value, Mapping):
             return cls(breakpoints=_breakpoints(value, problems))
         if callable(value):
-            return cls(function=value)
+            return cls(function=cast(Callable[[int], int], value))
         problems.integer(name, value, minimum=1)
-        return cls(breakpoints=((0, int(value)),)) if is_integer(value) else cls()  # type: ignore[call-overload]
+        return cls(breakpoints=((0, int(value)),)) if is_integer(value) else cls()
 
     @property
     def constant(self) -> bool:
@@ -94,7 +94,7 @@ class Accumulation:
         return int(steps)
 
 
-def _breakpoints(value: Mapping[object, object], problems: Problems) -> tuple[tuple[int, int], ...]:
+def _breakpoints(value: Mapping[Any, Any], problems: Problems) -> tuple[tuple[int, int], ...]:
     name = "gradient_accumulation_steps"
     valid = [
         problems.integer(f"{name}: the update index {update!r}", update, minimum=0)
@@ -103,4 +103,4 @@ def _breakpoints(value: Mapping[object, object], problems: Problems) -> tuple[tu
     ]
     if all(valid) and 0 not in value:
         problems.add(f"{name} must say how many micro-batches update 0 has; add the key 0, got {dict(value)!r}")
-    return tuple(sorted((int(u), int(s)) for u, s in value.items())) if all(valid) else ()  # type: ignore[call-overload]
+    return tuple(sorted((int(u), int(s)) for u, s in value.items())) if all(valid) else ()

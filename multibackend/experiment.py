@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.data.sources import Source, as_source
@@ -20,7 +20,7 @@ from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
 from multibackend.validation import Problems, closest, is_integer
 
-__all__ = ["Experiment", "Model", "PRECISIONS"]
+__all__ = ["PRECISIONS", "Experiment", "Model"]
 
 PRECISIONS = ("float32", "float64")
 ON_NONFINITE = ("raise", "skip")
@@ -167,6 +167,11 @@ class Experiment:
         return Experiment(**{**arguments, **changes})
 
     replace = __replace__
+
+    @property
+    def loss_spec(self) -> Loss:
+        """`loss` as a `Loss`; a function was wrapped in `losses.Custom`."""
+        return cast(Loss, self.loss)
 
     @property
     def accumulation(self) -> Accumulation:

@@ -19,7 +19,7 @@ class Feed:
     """Reads windows from the training data, epoch after epoch, and checks them."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._loss: Loss = experiment.loss  # type: ignore[assignment]  # the experiment made it a Loss
+        self._loss = experiment.loss_spec
         self._reader = EpochReader(
             experiment.train_data,
             self._loss,
@@ -78,8 +78,8 @@ def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) 
         return
     if not output_shape:
         raise DataError(
-            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass call= to Model to pick "
-            "it from what the model returns, or write a custom loss"
+            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass call= to Model to "
+            "pick it from what the model returns, or write a custom loss"
         )
     size: Any = len(next(iter(batch.values())))
     loss.validate(batch, (size, *output_shape[1:]))

@@ -37,6 +37,7 @@ class Ledger:
         update: updates that are known to have been made.
         history: a record for each.
         skipped: windows that made none.
+        gradient_shares: for each parameter the largest share that its gradient's norm has had in the global one.
     """
 
     def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: Emit) -> None:
@@ -47,6 +48,7 @@ class Ledger:
         self.update = 0
         self.history = History()
         self.skipped: list[SkippedWindow] = []
+        self.gradient_shares = np.zeros(len(program.parameter_names))
 
     @property
     def expected(self) -> int:
@@ -102,6 +104,9 @@ class Ledger:
             examples=stack.examples[applied],
             epoch=np.full(len(applied), stack.start.epoch),
         )
+        whole = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
+        shares = results.gradient_norms[applied] / whole
+        self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
         self.update += len(applied)
         self._emit(events.UpdateFinished, each=self.history.since(known))
 
@@ -127,13 +132,15 @@ class Ledger:
     def _raise(self, stack: WindowStack, results: WindowResults, window: int) -> None:
         update, offset = self._place(stack, results, window)
         self._enter(stack, results)
-        names = ", ".join(results.nonfinite_parameters) or "none, but their common norm overflowed"
+        finite = np.isfinite(results.gradient_norms[window])
+        parameters = [name for name, good in zip(self._program.parameter_names, finite, strict=True) if not good]
+        names = ", ".join(parameters) or "none, but their common norm overflowed"
         raise NonFiniteError(
             f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} at example {offset} of its "
             f"order; parameters: {names}. The training state is what it was before that window. Lower the learning "
             'rate, set max_grad_norm, look at those examples, or drop such windows with on_nonfinite="skip"',
             update=update,
-            parameters=results.nonfinite_parameters,
+            parameters=parameters,
             epoch=stack.start.epoch,
             offset=offset,
         )

@@ -68,6 +68,13 @@ class _Labelled(_Targeted):
     def _weights(self, xp: Any, labels: Any, like: Any) -> Any:
         return xp.astype(labels != self.ignore_index, like.dtype)
 
+    def _at_labels(self, xp: Any, scores: Any, labels: Any) -> Any:
+        """The score [batch, ...] of each element's label, out of [batch, ..., classes]; any for ignored ones."""
+        # ignore_index is no class: look class 0 up instead, as the weight is 0; in the namespace's own index dtype
+        index = xp.where(labels == self.ignore_index, xp.zeros_like(labels), labels)
+        index = xp.astype(index, xp.argmax(scores, axis=-1).dtype)
+        return xp.take_along_axis(scores, index[..., None], axis=-1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(_Labelled):
@@ -94,9 +101,7 @@ class TopKAccuracy(_Labelled):
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = batch[self.target]
-        # ignore_index is no class: look class 0 up instead, and weigh the element 0
-        index = xp.where(labels == self.ignore_index, xp.zeros_like(labels), labels)
-        chosen = xp.take_along_axis(outputs, xp.astype(index, xp.int64)[..., None], axis=-1)
+        chosen = self._at_labels(xp, outputs, labels)
         larger = xp.sum(xp.astype(outputs > chosen, xp.int32), axis=-1)
         return xp.astype(larger < self.k, outputs.dtype), self._weights(xp, labels, outputs)
 
@@ -109,10 +114,9 @@ class Perplexity(_Labelled):
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = batch[self.target]
-        index = xp.where(labels == self.ignore_index, xp.zeros_like(labels), labels)
         shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
         log_normaliser = xp.log(xp.sum(xp.exp(shifted), axis=-1))
-        chosen = xp.take_along_axis(shifted, xp.astype(index, xp.int64)[..., None], axis=-1)[..., 0]
+        chosen = self._at_labels(xp, shifted, labels)[..., 0]
         return log_normaliser - chosen, self._weights(xp, labels, outputs)
 
     def finish(self, mean: float) -> float:

@@ -74,7 +74,8 @@ class WindowResults:
         weight: float64 [windows].
         finite: bool [windows], whether the gradient was finite.
         applied: bool [windows], whether the window made an update.
-        nonfinite_parameters: of the first window whose gradient was not finite.
+        gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`; normalised as
+            `grad_norm` is.
     """
 
     loss: np.ndarray
@@ -82,7 +83,7 @@ class WindowResults:
     weight: np.ndarray
     finite: np.ndarray
     applied: np.ndarray
-    nonfinite_parameters: tuple[str, ...] = ()
+    gradient_norms: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,13 @@ class Program(Protocol):
     Attributes:
         strategy: how it executes a window.
         windows_per_dispatch: how many windows `run` takes best at once.
+        parameter_names: canonical.
         output_shape: of the model's outputs for the example micro-batch; None unless they are one array.
     """
 
     strategy: str
     windows_per_dispatch: int
+    parameter_names: tuple[str, ...]
     output_shape: tuple[int, ...] | None
 
     def init(self) -> Any:

@@ -75,9 +75,7 @@ def load_backend(name: str) -> Backend:
     plugin = plugins().get(name)
     if plugin is None:
         known = ", ".join(repr(known) for known in plugins()) or "none"
-        raise BackendNotFoundError(
-            f"no backend is called {name!r}; registered are {known}{closest(name, plugins())}"
-        )
+        raise BackendNotFoundError(f"no backend is called {name!r}; registered are {known}{closest(name, plugins())}")
     missing = _missing(plugin)
     if missing:
         raise BackendNotInstalledError(

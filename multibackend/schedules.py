@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 from multibackend.errors import ConfigurationError
 from multibackend.validation import Problems, is_integer, is_real
@@ -224,11 +225,11 @@ class WarmupStableDecay:
         return self.peak + (self.final - self.peak) * _progress(update, self.total - self.decay, self.total)
 
 
-def check_learning_rate(problems: Problems, learning_rate: object) -> None:
+def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
     """Add a problem unless `learning_rate` is a finite number >= 0 or a function of the update index."""
     if callable(learning_rate):
         try:
-            learning_rate_at(learning_rate, 0)
+            learning_rate_at(cast(Schedule, learning_rate), 0)
         except ConfigurationError as error:
             for sentence in error.problems:
                 problems.add(sentence)

@@ -90,7 +90,7 @@ class Trainer:
             strategy=strategy,
             windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
         )
-        check_batch(experiment.loss, self._feed.example(), self.program.output_shape)  # type: ignore[arg-type]
+        check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
         self._state = self.program.init()
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
         self._listeners = [*callbacks, *([JsonLog(Path(run_dir))] if run_dir is not None else [])]
@@ -132,7 +132,7 @@ class Trainer:
         sums = []
         for start in range(0, len(source), size):
             batch = source.take(np.arange(start, min(start + size, len(source))))
-            check_batch(self.experiment.loss, batch, self.program.output_shape)  # type: ignore[arg-type]
+            check_batch(self.experiment.loss_spec, batch, self.program.output_shape)
             sums.append(self.program.evaluate(self._state, batch))
         total = self.program.read_sums(sums)
         means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
@@ -155,6 +155,11 @@ class Trainer:
         snapshot = self.snapshot()
         check_same_names(snapshot.parameters, arrays, "the parameters")
         self.restore(replace(snapshot, parameters=arrays))
+
+    def gradient_shares(self) -> dict[str, float]:
+        """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
+        self._ledger.read_all()
+        return dict(zip(self.program.parameter_names, self._ledger.gradient_shares.tolist(), strict=True))
 
     def snapshot(self) -> Snapshot:
         """The training state on the host: parameters, model state, optimizer slots, updates made."""
@@ -220,7 +225,8 @@ class Trainer:
         if not self._listeners:
             return
         common = {"experiment": self.experiment.name, "backend": self.backend}
-        for event in [kind(**common, **details)] if each is None else [kind(**common, record=r) for r in each]:
+        for record in [details] if each is None else [{"record": record} for record in each]:
+            event = kind(**common, **record)
             for listener in self._listeners:
                 listener(event)
 
@@ -240,7 +246,7 @@ def _check_arguments(experiment: object, callbacks: object, windows_per_dispatch
     problems.raise_if_any()
 
 
-def _check_goal(updates: object, epochs: object) -> int:
+def _check_goal(updates: Any, epochs: Any) -> int:
     problems = Problems("fit")
     if (updates is None) == (epochs is None):
         problems.add(f"give either updates= or epochs=, got updates={updates!r} and epochs={epochs!r}")
@@ -248,4 +254,4 @@ def _check_goal(updates: object, epochs: object) -> int:
         if value is not None:
             problems.integer(name, value, minimum=0)
     problems.raise_if_any()
-    return int(updates if updates is not None else epochs)  # type: ignore[call-overload]
+    return int(updates if updates is not None else epochs)

@@ -22,12 +22,12 @@ from multibackend.errors import ConfigurationError, ConfigurationTypeError
 __all__ = ["Problems", "closest", "is_integer", "is_real"]
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: Any) -> bool:
     """Whether `value` is a whole number by type: Python's and numpy's integers, never a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def is_real(value: object) -> bool:
+def is_real(value: Any) -> bool:
     """Whether `value` is a real number by type: Python's and numpy's, never a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -46,37 +46,40 @@ class Problems:
         self._found: list[tuple[bool, str]] = []  # (is a wrong type, sentence)
 
     def add(self, sentence: str, *, wrong_type: bool = False) -> None:
+        """Add a sentence that says what is wrong and how to mend it."""
         self._found.append((wrong_type, sentence))
 
     @property
     def found(self) -> bool:
+        """Whether there is any problem so far."""
         return bool(self._found)
 
     def raise_if_any(self) -> None:
+        """Raise `ConfigurationError` with all problems; `ConfigurationTypeError` where all are wrong types."""
         if self._found:
             only_types = all(wrong_type for wrong_type, _ in self._found)
             kind = ConfigurationTypeError if only_types else ConfigurationError
             raise kind(self.subject, [sentence for _, sentence in self._found])
 
-    def integer(self, name: str, value: object, *, minimum: int) -> bool:
+    def integer(self, name: str, value: Any, *, minimum: int) -> bool:
         """Check an integer; numpy integers count, bools do not."""
         if not is_integer(value):
             self.add(f"{name} must be an integer >= {minimum}, got {value!r}", wrong_type=True)
             return False
-        if value < minimum:  # type: ignore[operator]
+        if value < minimum:
             self.add(f"{name} must be >= {minimum}, got {value!r}")
             return False
         return True
 
     def number(
-        self, name: str, value: object, *, minimum: float, below: float | None = None, above_minimum: bool = False
+        self, name: str, value: Any, *, minimum: float, below: float | None = None, above_minimum: bool = False
     ) -> bool:
         """Check a finite real number in [minimum, below), or (minimum, below) with `above_minimum`."""
         bounds = f"{'>' if above_minimum else '>='} {minimum}" + (f" and < {below}" if below is not None else "")
         if not is_real(value):
             self.add(f"{name} must be a finite number {bounds}, got {value!r}", wrong_type=True)
             return False
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
         inside = number > minimum if above_minimum else number >= minimum
         if not math.isfinite(number) or not inside or (below is not None and number >= below):
             self.add(f"{name} must be a finite number {bounds}, got {value!r}")
@@ -84,12 +87,14 @@ class Problems:
         return True
 
     def boolean(self, name: str, value: object) -> bool:
+        """Check a bool; 0 and 1 are not taken for one."""
         if not isinstance(value, bool):
             self.add(f"{name} must be True or False, got {value!r}", wrong_type=True)
             return False
         return True
 
     def choice(self, name: str, value: Any, options: Iterable[str]) -> bool:
+        """Check that a value is one of a few words."""
         options = tuple(options)
         if value not in options:
             listed = ", ".join(repr(option) for option in options)

@@ -40,9 +40,9 @@ class WindowStack:
         fields: arrays [room, steps, micro-batch, ...] with room for at least `windows` windows; what lies past
             `windows` and `counts` is unspecified.
         counts: int32 [windows], how many full micro-batches of `fields` each window has.
-        factors: float64 [windows, steps], what multiplies the sum of a micro-batch's weighted losses. By window: 1 / the
-            sum of the window's weights. By micro-batch: 1 / (its own weights * the window's number of micro-batches).
-            Where `dynamic`, the weights are left out of it, and the backend divides by what the loss gave.
+        factors: float64 [windows, steps], what multiplies the sum of a micro-batch's weighted losses. By window: 1 /
+            the sum of the window's weights. By micro-batch: 1 / (its own weights * micro-batches of the
+            window). Where `dynamic`, the weights are left out of it, and the backend divides by what the loss gave.
         ragged: the last micro-batch of the last window, arrays [r, ...] with r less than a micro-batch; else None.
         ragged_factor: its factor.
         weights: float64 [windows], the sum of the weights of each window; NaN where `dynamic`.
@@ -118,8 +118,7 @@ class EpochReader:
         ragged_size = int(sizes[-1] % self.micro_batch_size)
         ragged = {name: array[-ragged_size:] for name, array in rows.items()} if ragged_size else None
         fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
-        steps = counts + (np.arange(len(counts)) == len(counts) - 1) * (ragged is not None)
-        factors, ragged_factor, weights = self._normalise(fields, counts, ragged, steps)
+        factors, ragged_factor, weights = self._normalise(fields, counts, ragged)
         return WindowStack(
             fields=fields,
             counts=counts,
@@ -134,7 +133,7 @@ class EpochReader:
         )
 
     def settle(self, position: Position, steps: int) -> Position:
-        """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left in this one."""
+        """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left."""
         needed = steps * self.micro_batch_size if self._drop_last else 1
         return position if self.length - position.offset >= needed else Position(position.epoch + 1, 0)
 
@@ -170,16 +169,17 @@ class EpochReader:
         return result
 
     def _normalise(
-        self, fields: Fields, counts: np.ndarray, ragged: Fields | None, steps: np.ndarray
+        self, fields: Fields, counts: np.ndarray, ragged: Fields | None
     ) -> tuple[np.ndarray, float, np.ndarray]:
         """(factors, factor of the ragged micro-batch, weights of each window), as `WindowStack` has them."""
         by_window = self._normalize == "window"
+        steps = counts + (np.arange(len(counts)) == len(counts) - 1) * (ragged is not None)
         sums = self._loss.weight_sums({name: array[: len(counts)] for name, array in fields.items()}, 2)
         if sums is None:
             share = np.ones(len(counts)) if by_window else 1.0 / steps
             return _per_step(share, fields), float(share[-1]), np.full(len(counts), np.nan)
         sums = np.where(np.arange(sums.shape[1]) < counts[:, None], sums, 0.0)
-        last = np.zeros(1) if ragged is None else np.atleast_1d(self._loss.weight_sums(ragged, 0))
+        last = np.zeros(1) if ragged is None else np.reshape(np.asarray(self._loss.weight_sums(ragged, 0)), 1)
         weights = sums.sum(axis=1)
         weights[-1] += last[0]
         if by_window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = build_model(experiment.model, precision, int(experiment.seed), batch)
-            dynamic = experiment.loss.weight_sums(example, 0) is None
+            dynamic = experiment.loss_spec.weight_sums(example, 0) is None
             functions = WindowFunctions(experiment, model, dynamic)
             workload, output_shape = _trace(functions, batch)
         steps = experiment.accumulation.steps(0)
@@ -67,7 +68,7 @@ class JaxBackend:
             output_shape=output_shape,
         )
 
-    def _device(self, name: str | None) -> jax.Device:
+    def _device(self, name: str | None) -> Any:
         if name is None:
             return jax.devices()[0]
         platform, _, index = name.partition(":")

@@ -105,7 +105,7 @@ class _Leaves:
     def restore(self, arrays: Arrays) -> nnx.State:
         return jax.tree.unflatten(self._structure, [arrays[name] for name in self.names])
 
-    def flatten(self, state: nnx.State) -> Arrays:
+    def flatten(self, state: Any) -> Arrays:
         return dict(zip(self.names, jax.tree.leaves(state), strict=True))
 
 

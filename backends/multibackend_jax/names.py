@@ -55,7 +55,7 @@ class Layout:
 
     def from_canonical(self, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_canonical`."""
-        return np.ascontiguousarray(self._flip(array).transpose(np.argsort(self.axes)).reshape(self.native))
+        return np.asarray(self._flip(array).transpose(np.argsort(self.axes)).reshape(self.native), order="C")
 
     def _flip(self, array: np.ndarray) -> np.ndarray:
         return np.flip(array, tuple(range(array.ndim - self.flipped, array.ndim))) if self.flipped else array

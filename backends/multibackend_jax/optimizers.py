@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from multibackend import optimizers
@@ -43,7 +42,8 @@ def direction(spec: optimizers.Optimizer) -> tuple[optax.GradientTransformation,
 def scale_by_rate() -> optax.GradientTransformationExtraArgs:
     """d → -learning_rate * d, the rate given at each update."""
 
-    def update(updates: Any, state: Any, params: Any = None, *, learning_rate: jax.Array, **_: Any) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        learning_rate = extra["learning_rate"]
         return jax.tree.map(lambda d: -learning_rate.astype(d.dtype) * d, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
@@ -79,7 +79,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
-    def update(updates: Any, state: optax.ScaleByAdamState, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, updates)
@@ -93,7 +93,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def _bias_correction(beta: float, count: jax.Array) -> jax.Array:
+def _bias_correction(beta: float, count: Any) -> jax.Array:
     """1 - beta^count."""
     if beta == 0.0:
         return jnp.ones([])
@@ -110,7 +110,7 @@ def read_slots(inner: Any) -> Mapping[str, Mapping[str, jax.Array]]:
     }
 
 
-def write_slots(inner: Any, slots: Mapping[str, Mapping[str, np.ndarray]], count: int) -> Any:
+def write_slots(inner: Any, slots: Mapping[str, Mapping[str, jax.Array]], count: int) -> Any:
     """`inner` with its per-parameter arrays and its count of updates replaced."""
 
     def replaced(part: Any) -> Any:

@@ -18,7 +18,7 @@ from multibackend_jax.models import Arrays, FlaxModel
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
-from multibackend_jax.window import Results, TrainState, WindowFunctions
+from multibackend_jax.window import Row, TrainState, WindowFunctions
 
 __all__ = ["JaxProgram"]
 
@@ -34,13 +34,14 @@ class JaxProgram:
         strategy: Strategy,
         *,
         precision: Precision,
-        device: jax.Device,
+        device: Any,
         windows_per_dispatch: int,
         output_shape: tuple[int, ...] | None,
     ) -> None:
         self.strategy = strategy.name
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
+        self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)
@@ -58,10 +59,11 @@ class JaxProgram:
         with self._precision.scope():
             return self._execution.run(state, placed, rates)
 
-    def read(self, results: Sequence[tuple[Results, int]]) -> WindowResults:
-        numbers = np.concatenate([np.asarray(row.numbers).reshape(-1, 5)[:count] for row, count in results])
-        loss, norm, weight, finite, applied = numbers.astype(np.float64).T
-        return WindowResults(loss, norm, weight, finite > 0, applied > 0, self._nonfinite(results, finite > 0))
+    def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
+        width = 5 + len(self.parameter_names)
+        rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
+        loss, norm, weight, finite, applied, *norms = rows.astype(np.float64).T
+        return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1))
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
         with self._precision.scope():
@@ -105,7 +107,7 @@ class JaxProgram:
         cast = {name: self._precision.cast_input(name, array) for name, array in fields.items()}
         return jax.device_put(cast, self._device)
 
-    def _to_host(self, arrays: Arrays) -> dict[str, np.ndarray]:
+    def _to_host(self, arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
     def _to_native(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -116,14 +118,6 @@ class JaxProgram:
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
         """[2, 1 + metrics]: weighted sums of the loss and of each metric, and the sums of their weights."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
-        sums = [weighted_sum(self._experiment.loss, outputs, batch)]
+        sums = [weighted_sum(self._experiment.loss_spec, outputs, batch)]
         sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
         return jnp.stack([jnp.stack([jnp.asarray(part, self._precision.dtype) for part in pair]) for pair in sums]).T
-
-    def _nonfinite(self, results: Sequence[tuple[Results, int]], finite: np.ndarray) -> tuple[str, ...]:
-        """Names of the parameters whose gradient is not finite in the first window that has one; read only then."""
-        if finite.all():
-            return ()
-        names = sorted(self._model.parameters)  # the order in which JAX flattens a dict
-        flags = np.concatenate([np.asarray(row.finite).reshape(-1, len(names))[:count] for row, count in results])
-        return tuple(name for name, good in zip(names, flags[np.argmin(finite)], strict=True) if not good)

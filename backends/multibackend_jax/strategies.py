@@ -23,7 +23,7 @@ from jax import lax
 from multibackend.protocol import Rates
 from multibackend.windows import WindowStack
 from multibackend_jax.models import Arrays, Stamp
-from multibackend_jax.window import Carry, Results, TrainState, WindowFunctions
+from multibackend_jax.window import Carry, Row, TrainState, WindowFunctions
 
 __all__ = ["STRATEGIES", "Dispatch", "PlacedWindows", "Scan", "Steering", "Strategy"]
 
@@ -59,7 +59,7 @@ class Steering(NamedTuple):
     def windows(self) -> jax.Array:
         return self.integers[1]
 
-    def count(self, window: jax.Array) -> jax.Array:
+    def steps_of(self, window: jax.Array) -> jax.Array:
         return _at(self.integers, window + 2)
 
     def factor(self, window: jax.Array, step: jax.Array, steps: int) -> jax.Array:
@@ -88,7 +88,7 @@ class Strategy(Protocol):
 
     def run(
         self, state: TrainState, placed: PlacedWindows, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Results, int]]]: ...
+    ) -> tuple[TrainState, list[tuple[Row, int]]]: ...
 
     def compilations(self) -> int: ...
 
@@ -98,6 +98,11 @@ def _at(array: jax.Array, *index: jax.Array) -> jax.Array:
     rest = array.shape[len(index) :]
     start = (*index, *(np.int32(0) for _ in rest))
     return lax.dynamic_slice(array, start, (*(1 for _ in index), *rest)).reshape(rest)
+
+
+def _compilations(*functions: Any) -> int:
+    """How many programs jitted functions have compiled."""
+    return sum(function._cache_size() for function in functions)
 
 
 class Scan:
@@ -112,11 +117,9 @@ class Scan:
         self.many = jax.jit(self._many, donate_argnums=0)
 
     def compilations(self) -> int:
-        return self.one._cache_size() + self.many._cache_size()
+        return _compilations(self.one, self.many)
 
-    def run(
-        self, state: TrainState, placed: PlacedWindows, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Results, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
         stack, results = placed.stack, []
         windows = len(stack) - (placed.ragged is not None)
         steering = Steering.pack(stack, windows, rates, self._dtype)
@@ -137,12 +140,12 @@ class Scan:
         steering: Steering,
         window: jax.Array | int = 0,
         ragged: Arrays | None = None,
-    ) -> tuple[TrainState, Results]:
+    ) -> tuple[TrainState, Row]:
         """Window number `window` of the stack, and its ragged last micro-batch if it has one."""
         functions = self._functions
         steps = next(iter(fields.values())).shape[1]
         window = jnp.asarray(window, jnp.int32)
-        count, update = steering.count(window), state.optimizer.gradient_step
+        count, update = steering.steps_of(window), state.optimizer.gradient_step
 
         def body(step: jax.Array, carry: Carry) -> Carry:
             batch = {name: _at(array, window, step) for name, array in fields.items()}
@@ -155,18 +158,17 @@ class Scan:
             carry = functions.accumulate(state.parameters, carry, ragged, factor, Stamp(update, count))
         return functions.finish(state, carry, steering.rates(steps), steering.first)
 
-    def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Results]:
+    def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
         """The first `steering.windows` windows of the stack."""
 
-        def body(window: jax.Array, held: tuple[TrainState, Results]) -> tuple[TrainState, Results]:
-            state, results = held
+        def body(window: jax.Array, held: tuple[TrainState, Row]) -> tuple[TrainState, Row]:
+            state, rows = held
             state, row = self._one(state, fields, steering, window)
-            return state, jax.tree.map(lambda rows, new: rows.at[window].set(new), results, row)
+            return state, rows.at[window].set(row)
 
         room = steering.integers.shape[0] - 2
-        shapes = jax.eval_shape(self._one, state, fields, steering)[1]
-        empty = jax.tree.map(lambda row: jnp.zeros((room, *row.shape), row.dtype), shapes)
-        return lax.fori_loop(0, steering.windows, body, (state, empty))
+        row = jax.eval_shape(self._one, state, fields, steering)[1]
+        return lax.fori_loop(0, steering.windows, body, (state, jnp.zeros((room, *row.shape), row.dtype)))
 
 
 class Dispatch:
@@ -177,34 +179,42 @@ class Dispatch:
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
         self._dtype = np.dtype(functions.experiment.precision)
-        self._copy = jax.jit(lambda arrays: jax.tree.map(jnp.copy, arrays))
+        self.start = jax.jit(self._start, donate_argnums=0)
         self.micro = jax.jit(self._micro, donate_argnums=0)
         self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="steps")
         self.finish = jax.jit(self._finish, donate_argnums=(0, 1), static_argnames="steps")
 
     def compilations(self) -> int:
-        return sum(function._cache_size() for function in (self.micro, self.ragged, self.finish))
+        return _compilations(self.micro, self.ragged, self.finish)
 
-    def run(
-        self, state: TrainState, placed: PlacedWindows, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Results, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
         stack, results = placed.stack, []
         steps = next(iter(placed.fields.values())).shape[1]
         steering = jax.device_put(Steering.pack(stack, len(stack), rates, self._dtype))
         for window, count in enumerate(stack.counts):
             update = state.optimizer.gradient_step
-            carry = self._functions.start(state._replace(model_state=self._copy(state.model_state)))
             # the accumulator travels in the carry, which is donated; the state must not hold it meanwhile
-            state = state._replace(optimizer=state.optimizer._replace(acc_grads={}))
+            accumulator, optimizer = state.optimizer.acc_grads, state.optimizer._replace(acc_grads={})
+            state = state._replace(optimizer=optimizer)
+            carry = self.start(accumulator, state)
             for step in range(count):
                 place = np.array([window, step], np.int32)
                 carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
             if placed.ragged is not None and window == len(stack) - 1:
                 stamp = (update, np.int32(count))
                 carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, steps=steps)
-            state, measured = self.finish(state, carry, steering, steps=steps)
+            accumulator, carry = carry.accumulator, carry._replace(accumulator={})
+            state, measured = self.finish(state, accumulator, carry, steering, steps=steps)
             results.append((measured, 1))
         return state, results
+
+    def _start(self, accumulator: Arrays, state: TrainState) -> Carry:
+        """A carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
+        held = state._replace(
+            model_state=jax.tree.map(jnp.copy, state.model_state),
+            optimizer=state.optimizer._replace(acc_grads=accumulator),
+        )
+        return self._functions.start(held)
 
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array
@@ -225,7 +235,10 @@ class Dispatch:
     ) -> Carry:
         return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factor(steps), Stamp(*stamp))
 
-    def _finish(self, state: TrainState, carry: Carry, steering: Steering, steps: int) -> tuple[TrainState, Results]:
+    def _finish(
+        self, state: TrainState, accumulator: Arrays, carry: Carry, steering: Steering, steps: int
+    ) -> tuple[TrainState, Row]:
+        carry = carry._replace(accumulator=accumulator)
         return self._functions.finish(state, carry, steering.rates(steps), steering.first)
 
 

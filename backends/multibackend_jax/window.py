@@ -18,7 +18,7 @@ from multibackend_jax.losses import weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.optimizers import build_optimizer
 
-__all__ = ["Carry", "Results", "TrainState", "WindowFunctions"]
+__all__ = ["Carry", "Row", "TrainState", "WindowFunctions"]
 
 
 class TrainState(NamedTuple):
@@ -26,7 +26,7 @@ class TrainState(NamedTuple):
 
     parameters: Arrays
     model_state: Arrays
-    optimizer: optax.MultiStepsState
+    optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
     failed: jax.Array
 
 
@@ -39,11 +39,9 @@ class Carry(NamedTuple):
     weight: jax.Array
 
 
-class Results(NamedTuple):
-    """Measurements: `numbers` [..., 5] holds loss, norm, weight, finite, applied; `finite` [..., parameters]."""
-
-    numbers: jax.Array
-    finite: jax.Array
+# What a window measured: loss, norm, weight, finite, applied, then the norm of each parameter's gradient, in the order
+# in which JAX flattens the parameters. One array, because each one that is read costs a transfer.
+Row = jax.Array
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class WindowFunctions:
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
-        zero = jnp.zeros([], self.experiment.precision)
-        return Carry(state.model_state, state.optimizer.acc_grads, zero, zero)
+        dtype = self.experiment.precision
+        return Carry(state.model_state, state.optimizer.acc_grads, jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
@@ -79,7 +77,7 @@ class WindowFunctions:
 
         def objective(parameters: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
             outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
-            total, weight = weighted_sum(self.experiment.loss, outputs, batch)
+            total, weight = weighted_sum(self.experiment.loss_spec, outputs, batch)
             if by_micro_batch:
                 total = total / jnp.where(weight > 0, weight, 1)
             return total * factor.astype(total.dtype), (model_state, weight)
@@ -92,7 +90,7 @@ class WindowFunctions:
             carry.weight + weight.astype(carry.weight.dtype),
         )
 
-    def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Results]:
+    def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
         """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
         by_window = self.dynamic and self.experiment.normalize == "window"
         scale = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
@@ -104,12 +102,14 @@ class WindowFunctions:
         clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
         new = self._update(state, carry, clip, rates[state.optimizer.gradient_step - first])
         failed = state.failed | ~finite if self.experiment.on_nonfinite == "raise" else state.failed
-        kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, state)
         # cleared by assignment: multiplying by 0 would keep a NaN for ever
-        cleared = kept.optimizer._replace(acc_grads=jax.tree.map(jnp.zeros_like, carry.accumulator))
+        cleared = jax.tree.map(jnp.zeros_like, carry.accumulator)
+        new, old = (s._replace(optimizer=s.optimizer._replace(acc_grads=cleared)) for s in (new, state))
+        kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, old)
         loss = jnp.where(carry.weight > 0, carry.loss * scale, jnp.nan)
         numbers = jnp.stack([loss, norm, carry.weight, finite.astype(norm.dtype), applied.astype(norm.dtype)])
-        return kept._replace(optimizer=cleared, failed=failed), Results(numbers, jnp.isfinite(squares))
+        row = jnp.concatenate([numbers, jnp.sqrt(squares) * scale])
+        return kept._replace(failed=failed), row
 
     def _update(self, state: TrainState, carry: Carry, scale: jax.Array, rate: jax.Array) -> TrainState:
         """One call of the inner optimizer on the accumulated gradient."""
@@ -117,7 +117,7 @@ class WindowFunctions:
         held = state.optimizer._replace(acc_grads=gradient, mini_step=jnp.zeros([], jnp.int32))
         nothing = jax.tree.map(jnp.zeros_like, gradient)
         updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
-        parameters = optax.apply_updates(state.parameters, updates)
+        parameters: Any = optax.apply_updates(state.parameters, updates)
         return TrainState(parameters, carry.model_state, optimizer, state.failed)
 
 

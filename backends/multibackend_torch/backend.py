@@ -64,7 +64,9 @@ class TorchBackend:
         except RuntimeError:
             device = None
         known = self.devices()
-        if device is None or (str(device) not in known and device.type not in {known.partition(":")[0] for known in known}):
+        if device is None or (
+            str(device) not in known and device.type not in {known.partition(":")[0] for known in known}
+        ):
             listed = ", ".join(map(repr, known))
             raise ConfigurationError("Trainer", [f"device {name!r} is not here; torch sees {listed}"])
         return device

@@ -31,4 +31,4 @@ def to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray]) -> None:
     """Overwrite tensors in place with host arrays of the same names."""
     for name, array in arrays.items():
-        tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        tensors[name].copy_(torch.from_numpy(np.asarray(array, order="C")))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import singledispatch
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ def _(spec: optimizers.AdamW, parameters: Iterable[torch.Tensor]) -> torch.optim
     return torch.optim.AdamW(parameters, **_adam_options(spec))
 
 
-def _adam_options(spec: optimizers.Adam | optimizers.AdamW) -> dict[str, object]:
+def _adam_options(spec: optimizers.Adam | optimizers.AdamW) -> dict[str, Any]:
     betas = (float(spec.beta1), float(spec.beta2))
     return {"lr": 0.0, "betas": betas, "eps": float(spec.eps), "weight_decay": float(spec.weight_decay), "fused": True}
 

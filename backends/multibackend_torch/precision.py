@@ -42,4 +42,4 @@ class Precision:
             array = array.astype(self.name, copy=False)
         elif array.dtype.kind in "iu" and array.dtype.itemsize > 1:
             array = array.astype(np.int64, copy=False)
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+        return torch.from_numpy(np.asarray(array, order="C")).to(device, non_blocking=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,6 +69,7 @@ class TorchProgram:
         self.strategy = strategy
         self.windows_per_dispatch = windows_per_dispatch or 1
         self.output_shape = output_shape
+        self.parameter_names = tuple(named_parameters(module))
         self._adapt = windows_per_dispatch is None
         self._experiment, self._module, self._call = experiment, module, call
         self._precision, self._device = precision, device
@@ -105,14 +106,14 @@ class TorchProgram:
         sums = [part @ np.array(row.factors) for part, row in zip(np.split(totals, ends), results, strict=True)]
         weight = np.array([row.weight for row in results])
         scale = np.array([row.scale for row in results])
-        failed = next((row for row in results if not row.finite), None)
+        norms = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
             loss=np.where(weight > 0, np.array(sums) * scale, np.nan),
             grad_norm=np.array([row.norm for row in results]),
             weight=weight,
             finite=np.array([row.finite for row in results]),
             applied=np.array([row.applied for row in results]),
-            nonfinite_parameters=failed.nonfinite_parameters if failed else (),
+            gradient_norms=norms * scale[:, None],
         )
 
     @torch.no_grad()
@@ -121,8 +122,8 @@ class TorchProgram:
         with self._precision.scope(self._device):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
-            total, weight = weighted_sum(self._experiment.loss, outputs, tensors)
-            known = self._experiment.loss.weight_sums(batch, 0) if weight is None else None
+            total, weight = weighted_sum(self._experiment.loss_spec, outputs, tensors)
+            known = self._experiment.loss_spec.weight_sums(batch, 0) if weight is None else None
             sums = [(total, torch.zeros_like(total) if weight is None else weight)]
             sums += [metric_sum(metric, outputs, tensors) for metric in self._experiment.metrics]
         return [part for pair in sums for part in pair], None if known is None else float(known)
@@ -167,4 +168,4 @@ class TorchProgram:
 
     def _total(self, module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The sum of a micro-batch's weighted losses, and of its weights where only the loss knows them."""
-        return weighted_sum(self._experiment.loss, self._call(module, batch, True), batch)
+        return weighted_sum(self._experiment.loss_spec, self._call(module, batch, True), batch)

@@ -48,9 +48,9 @@ class WindowRow:
     weight: float
     scale: float
     norm: float
+    norms: torch.Tensor
     finite: bool
     applied: bool
-    nonfinite_parameters: tuple[str, ...] = ()
 
 
 def run_window(
@@ -70,19 +70,19 @@ def run_window(
     if math.isnan(weight):
         weight = float(sum(w.item() for w in weights))
     scale = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True).item() * scale
+    norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage] - as torch.nn.utils
+    norm = torch.linalg.vector_norm(norms).item() * scale
     finite = math.isfinite(norm)
     applied = finite and weight > 0
-    names: tuple[str, ...] = ()
     if applied:
         _clip(gradients, scale, norm, experiment.max_grad_norm)
         _step(state, rate)
     else:
-        torch._foreach_copy_(buffers, before) if buffers else None
-        names = tuple(n for n, p in state.parameters.items() if not bool(torch.isfinite(p.grad).all()))
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
         state.failed |= not finite and experiment.on_nonfinite == "raise"
     state.optimizer.zero_grad(set_to_none=True)
-    return WindowRow(totals, factors, weight, scale, norm, finite, applied, names)
+    return WindowRow(totals, factors, weight, scale, norm, norms, finite, applied)
 
 
 def _accumulate(
@@ -122,7 +122,7 @@ def _clip(gradients: list[torch.Tensor], scale: float, norm: float, limit: float
     if limit is not None and norm > limit:
         scale *= limit / norm
     if scale != 1.0:
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage] - what torch.optim uses
 
 
 def _step(state: TrainState, rate: float) -> None:

@@ -12,7 +12,7 @@ from multibackend.history import History, UpdateRecord
 from multibackend.names import match_names, pair_state
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
-from multibackend.trainer import Trainer
+from multibackend.trainer import FitResult, Trainer
 from multibackend.validation import Problems
 
 __all__ = ["CompareReport", "Divergence", "compare", "start_alike"]
@@ -50,6 +50,8 @@ class CompareReport:
         histories: a record per update, for each backend.
         loss_differences: relative, for each update.
         parameter_differences: relative, for each parameter of the reference, at the end.
+        undetermined: the parameters whose gradient is nothing but rounding on both backends, such as the bias of a
+            convolution before a BatchNorm. Its true gradient is 0; Adam divides the rounding by its own size.
         tolerance: what counts as a match, and why.
         first_divergence: the first place beyond the tolerance; None where the runs match.
         evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
@@ -64,6 +66,7 @@ class CompareReport:
     histories: tuple[History, History]
     loss_differences: np.ndarray
     parameter_differences: Mapping[str, float]
+    undetermined: tuple[str, ...]
     tolerance: Tolerance
     first_divergence: Divergence | None
     evaluations: tuple[Mapping[str, float], Mapping[str, float]]
@@ -77,8 +80,9 @@ class CompareReport:
 
     @property
     def max_relative_difference(self) -> float:
-        """The largest relative difference of a parameter at the end."""
-        return max(self.parameter_differences.values())
+        """The largest relative difference of a parameter at the end, `undetermined` ones aside."""
+        determined = self.parameter_differences.keys() - set(self.undetermined)
+        return max((self.parameter_differences[name] for name in determined), default=0.0)
 
     @property
     def max_loss_difference(self) -> float:
@@ -126,8 +130,15 @@ def compare(
     histories = (results[0].history, results[1].history)
     ends = first.parameters(), {pairs[name]: array for name, array in second.parameters().items()}
     evaluations = [trainer.evaluate() if experiment.eval_data is not None else {} for trainer in trainers]
-    tolerance = tolerance_for(experiment.precision)
-    skipped = tuple(len(result.skipped) for result in results)
+    tolerance, differences = tolerance_for(experiment.precision), relative_differences(*ends)
+    undetermined = _undetermined(trainers, pairs, tolerance)
+    bounds = {n: tolerance.undetermined if n in undetermined else tolerance.parameters for n in differences}
+    excess = {name: difference / bounds[name] for name, difference in differences.items()}
+    divergence = (
+        _skip_divergence(results, int(updates))
+        or _loss_divergence(histories, tolerance)
+        or _parameter_divergence(ends, excess, differences, int(updates))
+    )
     return CompareReport(
         experiment=experiment.name,
         backends=(first_name, second_name),
@@ -135,9 +146,10 @@ def compare(
         updates=int(updates),
         histories=histories,
         loss_differences=_relative(histories[0]["loss"], histories[1]["loss"]),
-        parameter_differences=relative_differences(*ends),
+        parameter_differences=differences,
+        undetermined=undetermined,
         tolerance=tolerance,
-        first_divergence=_first_divergence(histories, ends, skipped, tolerance, int(updates)),
+        first_divergence=divergence,
         evaluations=(evaluations[0], evaluations[1]),
         seconds=seconds,
         strategies=(first.program.strategy, second.program.strategy),
@@ -164,9 +176,7 @@ def _check(backends: Sequence[str], updates: int) -> tuple[str, str]:
     return backends[0], backends[1]
 
 
-def _train_side_by_side(
-    trainers: Sequence[Trainer], updates: int, progress: Progress | None
-) -> tuple[float, float]:
+def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Progress | None) -> tuple[float, float]:
     """Both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
     seconds, done = [0.0, 0.0], 0
     stride = updates if progress is None else max(1, updates // 20)
@@ -187,26 +197,42 @@ def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
 
 
-def _first_divergence(
-    histories: tuple[History, History],
-    ends: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
-    skipped: tuple[int, ...],
-    tolerance: Tolerance,
-    updates: int,
-) -> Divergence | None:
+def _undetermined(trainers: Sequence[Trainer], pairs: Mapping[str, str], tolerance: Tolerance) -> tuple[str, ...]:
+    """The parameters (of the reference) whose gradient is nothing but rounding on both backends."""
+    reference, other = (trainer.gradient_shares() for trainer in trainers)
+    largest = {partner: max(reference[partner], other[name]) for name, partner in pairs.items()}
+    return tuple(name for name, share in largest.items() if share <= tolerance.noise)
+
+
+def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence | None:
+    """Windows that one backend skipped and the other did not."""
+    first, second = (result.skipped for result in results)
+    if first == second:
+        return None
+    return Divergence(updates, "number of skipped windows", (float(len(first)), float(len(second))), 1.0)
+
+
+def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -> Divergence | None:
     first, second = histories
     differences = _relative(first["loss"], second["loss"])
-    if differences.max(initial=0.0) > tolerance.loss:
-        index = int(np.argmax(differences > tolerance.loss))
-        return Divergence(index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
-    if skipped[0] != skipped[1]:
-        return Divergence(updates, "skipped windows", (float(skipped[0]), float(skipped[1])), 1.0)
-    by_name = relative_differences(*ends)
-    worst = max(by_name, key=lambda name: by_name[name])
-    if by_name[worst] <= tolerance.parameters:
+    if differences.max(initial=0.0) <= tolerance.loss:
+        return None
+    index = int(np.argmax(differences > tolerance.loss))
+    return Divergence(index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
+
+
+def _parameter_divergence(
+    ends: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    excess: Mapping[str, float],
+    differences: Mapping[str, float],
+    updates: int,
+) -> Divergence | None:
+    """The parameter that exceeds its bound by the largest factor, if any does."""
+    worst = max(excess, key=lambda name: excess[name])
+    if excess[worst] <= 1:
         return None
     values = tuple(float(np.abs(end[worst]).max()) for end in ends)
-    return Divergence(updates, worst, (values[0], values[1]), by_name[worst])
+    return Divergence(updates, worst, (values[0], values[1]), differences[worst])
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

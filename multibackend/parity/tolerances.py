@@ -17,11 +17,15 @@ class Tolerance:
     Attributes:
         loss: largest relative difference of the losses of an update.
         parameters: largest relative difference of a parameter, as `relative_differences` measures it.
+        undetermined: the same for a parameter whose gradient is nothing but rounding.
+        noise: a parameter counts as such where its gradient's norm was never more than this share of the global norm.
         reason: why these numbers.
     """
 
     loss: float
     parameters: float
+    undetermined: float
+    noise: float
     reason: str
 
 
@@ -29,12 +33,16 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "float64": Tolerance(
         loss=1e-10,
         parameters=1e-9,
+        undetermined=1e-5,
+        noise=64 * float(np.finfo(np.float64).eps),
         reason="float64 rounds at 1e-16, so what is left above these bounds after a hundred updates is a real "
         "difference; 1e-12 is usual",
     ),
     "float32": Tolerance(
         loss=1e-4,
         parameters=2e-2,
+        undetermined=float("inf"),
+        noise=64 * float(np.finfo(np.float32).eps),
         reason="float32 rounds at 6e-8 and every update amplifies it: losses agree to 1e-4 while the problem is well "
         "conditioned; single parameters whose gradient is close to zero drift further under Adam, which divides by "
         "its size. Run with float64 to tell rounding from a real difference",

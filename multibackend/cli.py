@@ -1,0 +1,188 @@
+"""The command line: parses, calls the API, prints. Exit codes: 0 fine, 1 a mismatch, 2 a mistake in the input."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multibackend.errors import MultibackendError
+
+if TYPE_CHECKING:
+    from multibackend.experiment import Experiment
+    from multibackend.loading import ExperimentFile
+
+__all__ = ["main"]
+
+_WEIGHTS = "weights.safetensors"
+_BACKEND = "the backend (default: %(default)s)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options, rest = _parser().parse_known_args(given)
+    try:
+        return options.run(options, rest)
+    except MultibackendError as error:
+        print(f"multibackend {options.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="multibackend",
+        description="Train one experiment on PyTorch or JAX/Flax, and hold the runs against each other.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = _command(commands, "train", _train, "train an experiment on one backend")
+    train.add_argument("--backend", default="torch", help=_BACKEND)
+    train.add_argument("--run-dir", help="write the log and the weights to this directory")
+    length = train.add_mutually_exclusive_group()
+    length.add_argument("--updates", type=int, help="how many updates the run makes")
+    length.add_argument("--epochs", type=int, help="how many epochs the run makes")
+
+    compare = _command(commands, "compare", _compare, "train on two backends and compare; exit 1 if they differ")
+    compare.add_argument("--backends", default="torch,jax", help="two names (default: %(default)s)")
+    compare.add_argument("--updates", type=int, help="how many updates both runs make")
+    compare.add_argument("--every", type=int, help="print the losses of every N-th update")
+
+    evaluate = _command(commands, "evaluate", _evaluate, "loss and metrics of trained weights on the evaluation data")
+    evaluate.add_argument("--backend", default="torch", help=_BACKEND)
+    evaluate.add_argument("--run-dir", help="the directory that `train` wrote")
+    evaluate.add_argument("--weights", help="a weights file, instead of the one in --run-dir")
+
+    check = _command(commands, "check", _check, "do k micro-batches equal one batch, and why not; exit 1 if not")
+    check.add_argument("--backend", help="one backend (default: all that are installed and that the model has)")
+
+    backends = commands.add_parser("backends", help="list the backends")
+    backends.set_defaults(run=_backends)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str
+) -> argparse.ArgumentParser:
+    """A command on an experiment file. Flags that it does not know go to the file's experiment()."""
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False, add_help=False)
+    parser.add_argument("file", nargs="?", metavar="FILE", help="a Python file with a function experiment(...)")
+    parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
+    parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
+    if name in ("train", "evaluate"):
+        parser.add_argument("--device", help="override the backend's default device")
+        parser.add_argument("--strategy", default="auto", help="how a window executes (default: %(default)s)")
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _load(options: argparse.Namespace, rest: list[str]) -> tuple[ExperimentFile, Experiment]:
+    """The experiment of the file. A flag that both the command and experiment() have goes to both."""
+    from multibackend.loading import load_experiment_file  # noqa: PLC0415 - help must be quick
+
+    if options.help or options.file is None:
+        options.parser.print_help()
+        if options.file is None:
+            raise SystemExit(0 if options.help else 2)
+    file = load_experiment_file(options.file)
+    shared = {name: getattr(options, name, None) for name in ("updates", "epochs", "precision") if name in file.flags}
+    for name, value in shared.items():
+        rest = rest if value is None else [*rest, f"--{name}", str(value)]
+    experiment = file.build(["--help"] if options.help else rest)
+    if options.precision is not None:
+        experiment = experiment.replace(precision=options.precision)
+    return file, experiment
+
+
+def _train(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from multibackend.reporting.progress import ProgressBar  # noqa: PLC0415
+    from multibackend.reporting.tables import print_metrics  # noqa: PLC0415
+    from multibackend.trainer import Trainer  # noqa: PLC0415
+    from multibackend.weights import save_weights  # noqa: PLC0415
+
+    file, experiment = _load(options, rest)
+    console = Console()
+    trainer = Trainer(
+        experiment,
+        options.backend,
+        run_dir=options.run_dir,
+        device=options.device,
+        callbacks=[ProgressBar(console)],
+        strategy=options.strategy,
+    )
+    updates = file.updates if options.updates is None and options.epochs is None else options.updates
+    result = trainer.fit(updates=updates, epochs=options.epochs)
+    if result.history:
+        last = result.history[-1]
+        print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
+    if experiment.eval_data is not None:
+        print_metrics(console, "held-out", trainer.evaluate())
+    if options.run_dir is not None:
+        save_weights(trainer.snapshot(), Path(options.run_dir) / _WEIGHTS)
+        console.print(f"weights and log written to {options.run_dir}")
+    if file.after is not None:
+        file.after(trainer)
+    return 0
+
+
+def _compare(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from multibackend.parity import compare  # noqa: PLC0415
+    from multibackend.reporting.tables import LiveComparison, print_comparison  # noqa: PLC0415
+
+    file, experiment = _load(options, rest)
+    console = Console()
+    updates = file.updates if options.updates is None else options.updates
+    backends = tuple(options.backends.split(","))
+    every = options.every or max(1, updates // 25)
+    live = LiveComparison(console, backends, every) if len(backends) == 2 else None
+    report = compare(experiment, backends, updates=updates, progress=live)
+    print_comparison(console, report)
+    return 0 if report.matches else 1
+
+
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from multibackend.errors import ConfigurationError  # noqa: PLC0415
+    from multibackend.reporting.tables import print_metrics  # noqa: PLC0415
+    from multibackend.trainer import Trainer  # noqa: PLC0415
+    from multibackend.weights import load_weights  # noqa: PLC0415
+
+    _, experiment = _load(options, rest)
+    if options.weights is None and options.run_dir is None:
+        raise ConfigurationError("evaluate", ["give the weights: --run-dir DIR as passed to train, or --weights FILE"])
+    trainer = Trainer(experiment, options.backend, device=options.device, strategy=options.strategy)
+    load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
+    print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
+    return 0
+
+
+def _check(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from multibackend.parity import check_accumulation  # noqa: PLC0415
+    from multibackend.registry import list_backends  # noqa: PLC0415
+    from multibackend.reporting.tables import print_accumulation  # noqa: PLC0415
+
+    _, experiment = _load(options, rest)
+    usable = [i.name for i in list_backends() if i.installed and i.name in experiment.model.builders]
+    reports = [check_accumulation(experiment, name) for name in ([options.backend] if options.backend else usable)]
+    for report in reports:
+        print_accumulation(Console(), report)
+    return 0 if all(report.matches for report in reports) else 1
+
+
+def _backends(options: argparse.Namespace, rest: list[str]) -> int:
+    from rich.console import Console  # noqa: PLC0415
+
+    from multibackend.registry import list_backends  # noqa: PLC0415
+    from multibackend.reporting.tables import print_backends  # noqa: PLC0415
+
+    print_backends(Console(), list_backends())
+    return 0

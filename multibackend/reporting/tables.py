@@ -1,0 +1,99 @@
+"""Reports as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from multibackend.history import UpdateRecord
+from multibackend.parity import AccumulationReport, CompareReport
+from multibackend.registry import BackendInfo
+
+__all__ = ["LiveComparison", "print_accumulation", "print_backends", "print_comparison", "print_metrics"]
+
+_WIDTH = 16
+
+
+class LiveComparison:
+    """Prints the losses of both runs as they come, every `every` updates."""
+
+    def __init__(self, console: Console, backends: Sequence[str], every: int) -> None:
+        self._console, self._every = console, every
+        first, second = backends
+        console.print(f"{'update':>8}{first + ' loss':>{_WIDTH}}{second + ' loss':>{_WIDTH}}{'difference':>{_WIDTH}}")
+
+    def __call__(self, first: Sequence[UpdateRecord], second: Sequence[UpdateRecord]) -> None:
+        for one, other in zip(first, second, strict=True):
+            if one.update == 1 or one.update % self._every == 0:
+                gap = abs(one.loss - other.loss) / max(abs(one.loss), abs(other.loss), 1e-300)
+                losses = f"{one.loss:>{_WIDTH}.8f}{other.loss:>{_WIDTH}.8f}"
+                self._console.print(f"{one.update:>8}{losses}{gap:>{_WIDTH}.1e}", highlight=False)
+
+
+def print_comparison(console: Console, report: CompareReport) -> None:
+    """The table of both runs, the tolerance with its reason, and the verdict."""
+    table = Table(title=f"{report.experiment}: {report.updates} updates in {report.precision}", title_justify="left")
+    table.add_column("")
+    for backend, strategy in zip(report.backends, report.strategies, strict=True):
+        table.add_column(f"{backend} ({strategy})", justify="right")
+    table.add_column("relative difference", justify="right")
+    first, second = report.histories
+    table.add_row("first loss", *(f"{h[0].loss:.8f}" for h in (first, second)), f"{report.loss_differences[0]:.1e}")
+    table.add_row("last loss", *(f"{h[-1].loss:.8f}" for h in (first, second)), f"{report.loss_differences[-1]:.1e}")
+    table.add_row("largest over all losses", "", "", f"{report.max_loss_difference:.1e}")
+    table.add_row("largest over all parameters", "", "", f"{report.max_relative_difference:.1e}")
+    for name in report.undetermined:
+        table.add_row(f"{name} (gradient is rounding)", "", "", f"{report.parameter_differences[name]:.1e}")
+    one, other = report.evaluations
+    for name, value in one.items():
+        gap = abs(value - other[name]) / max(abs(value), abs(other[name]), 1e-300)
+        table.add_row(f"held-out {name}", f"{value:.4f}", f"{other[name]:.4f}", f"{gap:.1e}")
+    table.add_row("seconds, with compilation", *(f"{seconds:.1f}" for seconds in report.seconds), "")
+    console.print(table)
+    tolerance = report.tolerance
+    console.print(
+        f"Tolerance in {report.precision}: losses {tolerance.loss:.0e}, parameters {tolerance.parameters:.0e} "
+        f"relative. Why: {tolerance.reason}.",
+        highlight=False,
+    )
+    if report.matches:
+        console.print(Text("The runs match.", style="bold green"))
+    else:
+        console.print(Text(f"The runs do NOT match. First divergence: {report.first_divergence}", style="bold red"))
+
+
+def print_accumulation(console: Console, report: AccumulationReport) -> None:
+    """Whether k micro-batches equal one batch, and why not."""
+    sizes = f"{report.steps} × {report.micro_batch_size}"
+    whole = f"one batch of {report.steps * report.micro_batch_size}"
+    verdict = "equal" if report.matches else "do NOT equal"
+    console.print(
+        Text(
+            f"{report.backend}: {sizes} micro-batches {verdict} {whole}: largest gradient difference "
+            f"{report.max_relative_difference:.1e}, tolerance {report.tolerance:.0e} (float64)",
+            style="bold green" if report.matches else "bold red",
+        )
+    )
+    for reason in report.reasons:
+        console.print(Text(f"  - {reason}"))
+
+
+def print_backends(console: Console, backends: Sequence[BackendInfo]) -> None:
+    """The registered backends, installed or not."""
+    table = Table("backend", "installed", "versions", "devices", "strategies", "capabilities")
+    for info in backends:
+        installed = "yes" if info.installed else f"no: {info.install}"
+        capabilities = ", ".join(sorted(info.capabilities))
+        table.add_row(
+            info.name, installed, info.version, ", ".join(info.devices), ", ".join(info.strategies), capabilities
+        )
+    console.print(table)
+
+
+def print_metrics(console: Console, title: str, metrics: Mapping[str, float]) -> None:
+    """Loss and metrics in one line."""
+    listed = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    console.print(f"{title}: {listed}", highlight=False)

@@ -1,0 +1,182 @@
+"""Assertions on arrays, snapshots and trainers. Each raises `MatchError`, so that a result cannot be dropped.
+
+Structure, names, kinds of dtype and shapes are compared before any value: an array [4, 1] never matches one of [4],
+nor a missing name a zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from multibackend.errors import MatchError
+from multibackend.parity.tolerances import tolerance_for
+from multibackend.protocol import Snapshot
+from multibackend.trainer import Trainer
+
+__all__ = [
+    "assert_arrays_match",
+    "assert_bit_identical",
+    "assert_raises",
+    "assert_snapshots_identical",
+    "assert_trainers_match",
+]
+
+E = TypeVar("E", bound=BaseException)
+
+
+def assert_arrays_match(
+    actual: Any,
+    expected: Any,
+    *,
+    relative: float | None = None,
+    precision: str | None = None,
+    floor: float = 0.0,
+    what: str = "",
+) -> None:
+    """Raise `MatchError` unless two arrays, or mappings or sequences of arrays, match.
+
+    Args:
+        actual, expected: arrays, numbers, or nested mappings and sequences of them.
+        relative: the largest |actual - expected| allowed, relative to the largest |expected| of the array.
+        precision: takes `relative` from `multibackend.parity.tolerances`, for parameters after a run.
+        floor: the least size that differences are measured against, for arrays that may be all but zero.
+        what: is compared, for the message.
+
+    NaN matches NaN and an infinity itself.
+
+    >>> assert_arrays_match({"w": np.ones(2)}, {"w": np.array([1.0, 1.5])}, relative=0.1)
+    Traceback (most recent call last):
+        ...
+    multibackend.errors.MatchError: w[1]: 1.0 against 1.5 expected; they differ by 0.5, allowed is 0.15
+    """
+    if (relative is None) == (precision is None):
+        raise TypeError(f"give either relative= or precision=, got relative={relative!r} and precision={precision!r}")
+    allowed = tolerance_for(precision).parameters if precision is not None else float(relative or 0.0)
+    if not 0 <= allowed < 1:
+        raise ValueError(f"a relative bound must be in [0, 1), got {allowed}")
+
+    def compare(where: str, a: np.ndarray, e: np.ndarray) -> None:
+        if _kind(a) != _kind(e):
+            raise MatchError(f"{where}: dtype {a.dtype} against {e.dtype} expected")
+        _compare_shapes(where, a, e)
+        _compare_values(where, a, e, allowed, floor)
+
+    _compare(what, actual, expected, compare)
+
+
+def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
+    """Raise `MatchError` unless two arrays, or mappings or sequences of arrays, have the same dtypes, shapes and bits.
+
+    >>> assert_bit_identical(np.zeros(1), -np.zeros(1))
+    Traceback (most recent call last):
+        ...
+    multibackend.errors.MatchError: [0]: 0.0 against -0.0 expected; 1 of 1 elements differ in their bits
+    """
+
+    def compare(where: str, a: np.ndarray, e: np.ndarray) -> None:
+        if a.dtype != e.dtype:
+            raise MatchError(f"{where}: dtype {a.dtype} against {e.dtype} expected")
+        _compare_shapes(where, a, e)
+        size = a.dtype.itemsize
+        bits = [np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(-1, size) for x in (a, e)]
+        differ = (bits[0] != bits[1]).any(axis=1)
+        if differ.any():
+            place = np.unravel_index(int(np.argmax(differ)), a.shape)
+            raise MatchError(
+                f"{where}{_index(place)}: {a[place].item()!r} against {e[place].item()!r} expected; "
+                f"{int(differ.sum())} of {differ.size} elements differ in their bits"
+            )
+
+    _compare(what, actual, expected, compare)
+
+
+def assert_snapshots_identical(actual: Snapshot, expected: Snapshot) -> None:
+    """Raise `MatchError` unless two training states are bit-identical, optimizer slots and model state included."""
+    if actual.update != expected.update:
+        raise MatchError(f"update: {actual.update} against {expected.update} expected")
+    for part in ("parameters", "model_state", "optimizer"):
+        assert_bit_identical(getattr(actual, part), getattr(expected, part), what=part)
+
+
+def assert_trainers_match(actual: Trainer, expected: Trainer, *, relative: float | None = None) -> None:
+    """Raise `MatchError` unless two trainers hold matching parameters, by canonical name.
+
+    The bound is that of the experiments' precision unless `relative` is given.
+    """
+    if relative is None:
+        given = {"precision": expected.experiment.precision}
+    else:
+        given = {"relative": relative}  # type: ignore[dict-item]
+    assert_arrays_match(actual.parameters(), expected.parameters(), what="parameters", **given)  # type: ignore[arg-type]
+
+
+def assert_raises(kind: type[E], function: Callable[[], Any], *mentions: object) -> E:
+    """Raise `MatchError` unless `function()` raises `kind` with a message that contains each of `mentions`."""
+    try:
+        result = function()
+    except kind as error:
+        missing = [str(word) for word in mentions if str(word) not in str(error)]
+        if missing:
+            raise MatchError(f"the message of {kind.__name__} does not mention {missing}; it is: {error}") from error
+        return error
+    raise MatchError(f"{kind.__name__} was expected, but nothing was raised; the result was {result!r}")
+
+
+def _compare(where: str, actual: Any, expected: Any, compare: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
+    """Walk two structures in step."""
+    kinds = _structure(actual), _structure(expected)
+    if kinds[0] != kinds[1]:
+        raise MatchError(f"{where or 'the value'}: {kinds[0]} against {kinds[1]} expected")
+    if isinstance(expected, Mapping):
+        missing, extra = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+        if missing or extra:
+            raise MatchError(f"{where or 'names'}: missing {missing}, not expected {extra}")
+        for name in expected:
+            _compare(f"{where}.{name}".lstrip("."), actual[name], expected[name], compare)
+    elif kinds[0] == "sequence":
+        if len(actual) != len(expected):
+            raise MatchError(f"{where or 'the sequence'}: length {len(actual)} against {len(expected)} expected")
+        for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+            _compare(f"{where}[{index}]", a, e, compare)
+    else:
+        compare(where, np.asarray(actual), np.asarray(expected))
+
+
+def _structure(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "mapping"
+    return "sequence" if isinstance(value, Sequence) and not isinstance(value, str) else "array"
+
+
+def _kind(array: np.ndarray) -> str:
+    """Signed and unsigned integers are one kind."""
+    return {"u": "i"}.get(array.dtype.kind, array.dtype.kind)
+
+
+def _compare_shapes(where: str, actual: np.ndarray, expected: np.ndarray) -> None:
+    if actual.shape != expected.shape:
+        raise MatchError(f"{where or 'the array'}: shape {actual.shape} against {expected.shape} expected")
+
+
+def _compare_values(where: str, actual: np.ndarray, expected: np.ndarray, allowed: float, floor: float) -> None:
+    if actual.size == 0:
+        return
+    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    same = (a == e) | (np.isnan(a) & np.isnan(e))
+    with np.errstate(invalid="ignore"):
+        gap = np.nan_to_num(np.where(same, 0.0, np.abs(a - e)), nan=np.inf)
+    size = float(np.abs(e[np.isfinite(e)]).max(initial=0.0))
+    limit = allowed * max(size, floor)
+    if gap.max() > limit:
+        place = np.unravel_index(int(gap.argmax()), gap.shape)
+        raise MatchError(
+            f"{where}{_index(place)}: {a[place].item()!r} against {e[place].item()!r} expected; "
+            f"they differ by {gap[place]:.3g}, allowed is {limit:.3g}"
+        )
+
+
+def _index(place: Sequence[Any]) -> str:
+    return f"[{', '.join(str(int(i)) for i in place)}]" if place else ""

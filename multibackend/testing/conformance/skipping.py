@@ -1,0 +1,135 @@
+"""Windows that make no update: without weight, or with a gradient that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from multibackend.errors import MatchError, NonFiniteError
+from multibackend.losses import MeanSquaredError
+from multibackend.optimizers import SGD
+from multibackend.testing.assertions import (
+    assert_arrays_match,
+    assert_bit_identical,
+    assert_raises,
+    assert_snapshots_identical,
+)
+from multibackend.testing.conformance.problems import START, assert_matches_reference, columns, regression, without
+from multibackend.testing.reference import cut, train
+from multibackend.testing.variant import Variant
+from multibackend.trainer import FitResult
+
+__all__ = ["SkipConformance", "assert_skipped"]
+
+WEIGHTED = MeanSquaredError(target="y", weights="w")
+MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
+
+
+def assert_skipped(result: FitResult, expected: list[tuple[int, int, int, str]]) -> None:
+    """Raise `MatchError` unless exactly these windows were skipped: (update, epoch, offset, reason)."""
+    found = [(skipped.update, skipped.epoch, skipped.offset, skipped.reason) for skipped in result.skipped]
+    if found != expected:
+        raise MatchError(f"skipped windows: {found} against {expected} expected")
+
+
+def poisoned(data: Mapping[str, np.ndarray], *examples: int) -> dict[str, np.ndarray]:
+    """The data with NaN in the inputs of some examples."""
+    x = data["x"].copy()
+    x[list(examples), 1] = np.nan
+    return {**data, "x": x}
+
+
+class SkipConformance:
+    """A window that makes no update leaves no trace but in the books. Needs "linear"."""
+
+    def test_window_without_weight_changes_nothing_and_is_counted(self, variant: Variant) -> None:
+        """Parameters, momentum and schedule are bit for bit those of a run where the window never existed."""
+        data = {**regression(36), "w": np.ones(36)}
+        data["w"][12:24] = 0.0
+        options: dict[str, Any] = {"loss": WEIGHTED, "optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
+        trainer = variant.trainer(variant.experiment(data, **options), START)
+        result = trainer.fit(updates=4)
+        clean = variant.trainer(variant.experiment(without(data, 12, 24), **options), START)
+        expected = clean.fit(updates=4)
+        assert_skipped(result, [(2, 0, 12, "weightless"), (4, 1, 12, "weightless")])
+        assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
+        assert_bit_identical(columns(result), columns(expected), what="history")
+
+    def test_nonfinite_window_is_dropped_whole(self, variant: Variant) -> None:
+        """One NaN example drops its own window and no other, first, middle or last of the epoch.
+
+        Parameters, momentum, schedule position and history are bit for bit those of a run where the window never
+        existed.
+        """
+        data = regression(36)
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
+        for example, begin in ((0, 0), (13, 12), (35, 24)):
+            trainer = variant.trainer(variant.experiment(poisoned(data, example), **options), START)
+            result = trainer.fit(updates=4)
+            clean = variant.trainer(variant.experiment(without(data, begin, begin + 12), **options), START)
+            expected = clean.fit(updates=4)
+            assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
+            assert_bit_identical(columns(result), columns(expected), what="history")
+            first = {0: 1, 12: 2, 24: 3}[begin]
+            assert_skipped(result, [(u, e, begin, "nonfinite") for u, e in ((first, 0), (first + 2, 1))][: len(result.skipped)])
+            if not result.skipped:
+                raise MatchError("a window was dropped, but not counted")
+
+    def test_nonfinite_ragged_window_is_dropped_whole(self, variant: Variant) -> None:
+        """The same where the NaN is in the ragged last micro-batch."""
+        data = regression(29)
+        experiment = variant.experiment(poisoned(data, 28), gradient_accumulation_steps=4, on_nonfinite="skip")
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(24), 3, [4, 4])
+        assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
+        assert_skipped(result, [(3, 0, 24, "nonfinite"), (5, 1, 24, "nonfinite")])
+
+    def test_nonfinite_raises_with_update_and_parameters(self, variant: Variant) -> None:
+        """The default ends the run; the error says which update and which parameters, the state is that before it."""
+        data = regression(36)
+        experiment = variant.experiment(poisoned(data, 13), gradient_accumulation_steps=4)
+        trainer = variant.trainer(experiment, START)
+        error = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2", "weight", "bias", "skip")
+        found = {"update": error.update, "epoch": error.epoch, "offset": error.offset}
+        assert_arrays_match(found, {"update": 2, "epoch": 0, "offset": 12}, relative=0.0)
+        if set(error.parameters) != {"weight", "bias"}:
+            raise MatchError(f"parameters: {error.parameters} against weight and bias expected")
+        result = trainer.fit(updates=1)
+        assert_matches_reference(trainer, result, train(START, data, cut(range(12), 3, [4])))
+
+    def test_the_trainer_stays_usable_after_the_error(self, variant: Variant) -> None:
+        """Parameters can be read and replaced, evaluation works, and going on meets the same window again."""
+        data = regression(36)
+        trainer = variant.trainer(variant.experiment(poisoned(data, 13), gradient_accumulation_steps=4), START)
+        assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
+        before = trainer.snapshot()
+        again = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
+        if again.offset != 12:
+            raise MatchError(f"the second error is at example {again.offset}, 12 expected")
+        assert_snapshots_identical(trainer.snapshot(), before)
+        loss = trainer.evaluate(data)["loss"]
+        residual = data["x"] @ before.parameters["weight"].T + before.parameters["bias"] - data["y"]
+        assert_arrays_match(loss, float((residual**2).mean()), relative=1e-11, what="loss")
+
+    def test_window_without_weight_before_the_error_is_counted(self, variant: Variant) -> None:
+        """What was skipped before the failing window is in the books, also where both were one dispatch."""
+        data = {**poisoned(regression(36), 25), "w": np.ones(36)}
+        data["w"][12:24] = 0.0
+        trainer = variant.trainer(variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4), START)
+        assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
+        assert_skipped(trainer.fit(updates=1), [(2, 0, 12, "weightless")])
+
+    def test_several_windows_per_dispatch_across_a_skip(self, variant: Variant) -> None:
+        """A skip in the middle of a dispatch leaves the windows after it right, whatever the dispatch holds."""
+        data = regression(72)
+        experiment = variant.experiment(
+            poisoned(data, 14, 40), optimizer=MOMENTUM, gradient_accumulation_steps=4, on_nonfinite="skip"
+        )
+        kept = [*range(12), *range(24, 36), *range(48, 72)]
+        expected = train(START, data, cut(kept, 3, [4] * 4) * 2, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
+        for windows_per_dispatch in (1, 2, 5):
+            trainer = variant.trainer(experiment, START, windows_per_dispatch=windows_per_dispatch)
+            assert_matches_reference(trainer, trainer.fit(epochs=2), expected)

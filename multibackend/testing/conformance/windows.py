@@ -1,0 +1,106 @@
+"""What a window is: its loss, its gradient, its examples."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from multibackend.losses import MeanSquaredError
+from multibackend.optimizers import SGD
+from multibackend.rng import epoch_order
+from multibackend.testing.assertions import assert_arrays_match
+from multibackend.testing.conformance.problems import START, assert_matches_reference, regression
+from multibackend.testing.reference import cut, train
+from multibackend.testing.variant import Variant
+
+__all__ = ["WindowConformance"]
+
+WEIGHTED = MeanSquaredError(target="y", weights="w")
+
+
+class WindowConformance:
+    """k micro-batches are one large batch; partial windows, weights, clipping and data order. Needs "linear"."""
+
+    def test_window_equals_one_large_batch(self, variant: Variant) -> None:
+        """Four micro-batches of three make the update that one batch of twelve makes."""
+        data = regression(24)
+        trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
+        result = trainer.fit(updates=4)
+        windows = cut(range(24), 12, [1, 1])
+        assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
+
+    def test_partial_window_and_ragged_micro_batch(self, variant: Variant) -> None:
+        """An epoch's last window updates with what it has: here one micro-batch, and two examples of another."""
+        data = regression(29)
+        trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(29), 3, [4, 4, 4])
+        assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
+        assert_arrays_match(result.history["examples"], np.array([12, 12, 5] * 2), relative=0.0, what="examples")
+
+    def test_data_smaller_than_a_micro_batch(self, variant: Variant) -> None:
+        """Two examples are one window of one ragged micro-batch."""
+        data = regression(2)
+        trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
+        result = trainer.fit(updates=3)
+        assert_matches_reference(trainer, result, train(START, data, cut(range(2), 2, [1]) * 3))
+
+    def test_weights_spread_unevenly(self, variant: Variant) -> None:
+        """The divisor is the sum of the window's weights, however they fall into micro-batches; some have none."""
+        data = {**regression(29), "w": np.random.default_rng(0).uniform(0, 3, 29)}
+        data["w"][3:8] = 0.0
+        data["w"][27:] = 0.0
+        experiment = variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4)
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=1)
+        assert_matches_reference(trainer, result, train(START, data, cut(range(29), 3, [4, 4, 4])))
+
+    def test_mean_of_means_by_name(self, variant: Variant) -> None:
+        """normalize="microbatch" divides by the number of micro-batches that the window really has."""
+        data = {**regression(29), "w": np.random.default_rng(1).uniform(0, 3, 29)}
+        experiment = variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4, normalize="microbatch")
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=1)
+        windows = cut(range(29), 3, [4, 4, 4])
+        assert_matches_reference(trainer, result, train(START, data, windows, by_micro_batch=True))
+
+    def test_drop_last(self, variant: Variant) -> None:
+        """drop_last drops a window that is not full; the next epoch begins at its beginning."""
+        data = regression(29)
+        experiment = variant.experiment(data, gradient_accumulation_steps=4, drop_last=True)
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(29), 3, [4, 4, 4], drop_last=True)
+        assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
+
+    def test_clipping(self, variant: Variant) -> None:
+        """A gradient longer than max_grad_norm is scaled by max_grad_norm / norm, a shorter one not at all.
+
+        The norm that is reported is the one before clipping.
+        """
+        data = regression(29)
+        windows = cut(range(29), 3, [4, 4, 4])
+        norms = train(START, data, windows).norms
+        limit = float(np.median(norms))  # clips some of the windows and not others
+        experiment = variant.experiment(data, gradient_accumulation_steps=4, max_grad_norm=limit)
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=2)
+        assert_matches_reference(trainer, result, train(START, data, [*windows, *windows], max_grad_norm=limit))
+
+    def test_momentum_and_decay(self, variant: Variant) -> None:
+        """Nesterov momentum and weight decay as the docstring of SGD writes them, once per window."""
+        data, options = regression(29), {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02}
+        optimizer = SGD(learning_rate=0.05, **options)
+        trainer = variant.trainer(variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps=4), START)
+        result = trainer.fit(epochs=3)
+        windows = cut(range(29), 3, [4, 4, 4]) * 3
+        assert_matches_reference(trainer, result, train(START, data, windows, rate=0.05, **options))
+
+    def test_data_order(self, variant: Variant) -> None:
+        """Shuffled, each epoch visits the examples in the order that (seed, epoch, length) give."""
+        data = regression(29)
+        experiment = variant.experiment(data, gradient_accumulation_steps=4, shuffle=True, seed=5)
+        trainer = variant.trainer(experiment, START)
+        result = trainer.fit(epochs=2)
+        orders = [epoch_order(5, epoch, 29, shuffle=True) for epoch in (0, 1)]
+        windows = [window for order in orders for window in cut(order, 3, [4, 4, 4])]
+        assert_matches_reference(trainer, result, train(START, data, windows))

@@ -1,0 +1,115 @@
+"""What the contract says, written down a second time in plain float64 numpy for linear models.
+
+Nothing here uses the library's windows, losses or optimizers: each window is one large batch, its gradient a formula,
+the update a few lines. A backend that matches it has the contract's arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["ReferenceRun", "cut", "linear_gradient", "softmax_gradient", "train"]
+
+Arrays = Mapping[str, np.ndarray]
+Window = Sequence[np.ndarray]  # the example indices of each micro-batch
+Gradient = Callable[[Arrays, Arrays], tuple[float, float, dict[str, np.ndarray]]]
+
+
+@dataclass
+class ReferenceRun:
+    """Parameters after the run, and per update its loss, gradient norm and weight."""
+
+    parameters: dict[str, np.ndarray]
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+
+
+def cut(order: Sequence[int], size: int, steps: Sequence[int], *, drop_last: bool = False) -> list[list[np.ndarray]]:
+    """The windows of an epoch: window i takes the next `steps[i]` micro-batches of `size` examples, as far as they go.
+
+    >>> [[m.tolist() for m in window] for window in cut(range(5), 2, [2, 2])]
+    [[[0, 1], [2, 3]], [[4]]]
+    """
+    windows, rest = [], list(order)
+    for count in steps:
+        taken, rest = rest[: count * size], rest[count * size :]
+        if not taken or (drop_last and len(taken) < count * size):
+            break
+        windows.append([np.array(taken[start : start + size]) for start in range(0, len(taken), size)])
+    return windows
+
+
+def linear_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
+    """(sum of w * l, sum of w, gradient of the former) of the squared error of y = x W^T + b over every scalar."""
+    x, y = batch["x"], batch["y"]
+    weights = np.broadcast_to(batch["w"][:, None] if "w" in batch else 1.0, y.shape)
+    residual = x @ parameters["weight"].T + parameters["bias"] - y
+    slope = 2 * weights * residual
+    gradient = {"weight": slope.T @ x, "bias": slope.sum(axis=0)}
+    return float((weights * residual**2).sum()), float(weights.sum()), gradient
+
+
+def softmax_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
+    """The same for the cross entropy of logits x W^T + b [batch, tokens, classes]; label -100 weighs nothing."""
+    x, labels = batch["x"].reshape(-1, batch["x"].shape[-1]), batch["label"].reshape(-1)
+    used = labels != -100
+    x, labels = x[used], labels[used]
+    logits = x @ parameters["weight"].T + parameters["bias"]
+    logits -= logits.max(axis=1, keepdims=True)
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    chosen = probabilities[np.arange(len(labels)), labels]
+    slope = probabilities
+    slope[np.arange(len(labels)), labels] -= 1
+    gradient = {"weight": slope.T @ x, "bias": slope.sum(axis=0)}
+    return float(-np.log(chosen).sum()), float(used.sum()), gradient
+
+
+def train(
+    start: Arrays,
+    data: Arrays,
+    windows: Sequence[Window],
+    gradient: Gradient = linear_gradient,
+    *,
+    rate: float | Callable[[int], float] = 0.1,
+    momentum: float = 0.0,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    by_micro_batch: bool = False,
+) -> ReferenceRun:
+    """SGD over windows, each one large batch. Windows without weight or with a gradient that is not finite do nothing."""
+    p = {name: np.array(array, np.float64) for name, array in start.items()}
+    velocity = {name: np.zeros_like(array) for name, array in p.items()}
+    run = ReferenceRun(p)
+    for window in windows:
+        loss, weight, g = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
+        norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
+        if weight == 0 or not np.isfinite(norm):
+            continue
+        lr = rate(len(run.losses)) if callable(rate) else rate
+        if max_grad_norm is not None and norm > max_grad_norm:
+            g = {name: array * (max_grad_norm / norm) for name, array in g.items()}
+        for name, array in p.items():
+            d = g[name] + weight_decay * array
+            velocity[name] = momentum * velocity[name] + d
+            array -= lr * (d + momentum * velocity[name] if nesterov else velocity[name])
+        run.losses.append(loss)
+        run.norms.append(norm)
+        run.weights.append(weight)
+    return run
+
+
+def _window(
+    p: Arrays, data: Arrays, window: Window, gradient: Gradient, *, by_micro_batch: bool
+) -> tuple[float, float, dict[str, np.ndarray]]:
+    """Loss, weight and gradient of a window: over all of its examples at once, or as the mean of means."""
+    batches = list(window) if by_micro_batch else [np.concatenate(list(window))]
+    parts = [gradient(p, {name: array[index] for name, array in data.items()}) for index in batches]
+    inverse = [1 / (weight * len(parts)) if weight > 0 else 0.0 for _, weight, _ in parts]
+    loss = sum(f * part for f, (part, _, _) in zip(inverse, parts, strict=True))
+    g = {name: sum(f * part[name] for f, (_, _, part) in zip(inverse, parts, strict=True)) for name in p}
+    return loss, sum(weight for _, weight, _ in parts), g  # type: ignore[return-value]

@@ -1,0 +1,48 @@
+"""Every bound that the tests use, each with its reason. A test names a bound; it never writes a number of its own.
+
+All are relative to the largest element of an array, as `assert_arrays_match` measures, unless they say otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from multibackend.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
+
+__all__ = [
+    "FEW_UPDATES_FLOAT32",
+    "FORMULA",
+    "MANY_UPDATES",
+    "MANY_UPDATES_FLOAT32",
+    "ONE_WINDOW",
+    "ONE_WINDOW_FLOAT32",
+    "SAME_ARITHMETIC",
+    "SCHEDULE_FLOAT32",
+    "TOLERANCES",
+    "Tolerance",
+    "tolerance_for",
+]
+
+FORMULA: Final = 1e-13
+"""A loss, a metric or a rate against its formula, in float64: some hundred roundings of 1e-16."""
+
+SAME_ARITHMETIC: Final = 1e-12
+"""The same float64 run by two strategies of one backend: compilers may fuse, so the last bits may differ."""
+
+ONE_WINDOW: Final = 1e-11
+"""A few float64 updates against one large batch: sums in another order, nothing else."""
+
+MANY_UPDATES: Final = 1e-10
+"""200 float64 updates against a formula, on ill-scaled gradients: momentum alone amplifies 1e-16 to 1e-11."""
+
+ONE_WINDOW_FLOAT32: Final = 1e-5
+"""Gradients of one float32 window, relative to the tensor's largest: 6e-8, times the length of its sums."""
+
+FEW_UPDATES_FLOAT32: Final = 1e-4
+"""Some float32 updates of a well-conditioned problem."""
+
+MANY_UPDATES_FLOAT32: Final = 5e-3
+"""200 float32 updates on ill-scaled gradients, relative to the largest parameter: a smoke test, not a proof."""
+
+SCHEDULE_FLOAT32: Final = 1e-6
+"""A rate against `optax.schedules`, which computes in float32; relative to the peak."""

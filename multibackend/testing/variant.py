@@ -1,0 +1,67 @@
+"""What the conformance suite runs on: one way to execute on one backend, with the models that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from multibackend.experiment import Experiment, Model
+from multibackend.losses import MeanSquaredError
+from multibackend.optimizers import SGD
+from multibackend.trainer import Trainer
+
+__all__ = ["Variant"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to execute on one backend.
+
+    Attributes:
+        backend: its registered name.
+        models: builders by name; which ones a part of the suite needs is said in its docstring.
+        strategy, windows_per_dispatch: as for `Trainer`.
+        label: tells this variant from others in the names of tests, for example "nnx".
+    """
+
+    backend: str
+    models: Mapping[str, Callable[..., Any]] = field(repr=False)
+    strategy: str = "auto"
+    windows_per_dispatch: int | None = None
+    label: str = ""
+
+    def __str__(self) -> str:
+        parts = (self.backend, self.strategy, self.windows_per_dispatch, self.label)
+        return ":".join(str(part) for part in parts if part not in ("", None))
+
+    def experiment(
+        self, data: Mapping[str, np.ndarray], *, model: str = "linear", inputs: Any = "x", **options: Any
+    ) -> Experiment:
+        """An experiment in float64 on one of the models: squared error against "y" and plain SGD unless told else."""
+        defaults: dict[str, Any] = {
+            "loss": MeanSquaredError(target="y"),
+            "optimizer": SGD(learning_rate=0.1),
+            "micro_batch_size": 3,
+            "precision": "float64",
+            "shuffle": False,
+        }
+        network = Model(inputs=inputs, **{self.backend: self.models[model]})
+        return Experiment(model=network, train_data=dict(data), **{**defaults, **options})
+
+    def trainer(
+        self,
+        experiment: Experiment,
+        start: Mapping[str, np.ndarray] | None = None,
+        *,
+        windows_per_dispatch: int | None = None,
+        **options: Any,
+    ) -> Trainer:
+        """A trainer for an experiment, from the parameters `start` where they are given."""
+        chunk = self.windows_per_dispatch if windows_per_dispatch is None else windows_per_dispatch
+        trainer = Trainer(experiment, self.backend, strategy=self.strategy, windows_per_dispatch=chunk, **options)
+        if start is not None:
+            trainer.load_parameters(start)
+        return trainer

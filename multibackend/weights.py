@@ -1,0 +1,74 @@
+"""The weights of a run in one safetensors file, by canonical name: parameters and model state.
+
+The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(..., strict=False)`,
+and into either backend here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from multibackend.errors import DataError
+from multibackend.names import match_names, pair_state
+from multibackend.protocol import Snapshot
+from multibackend.trainer import Trainer
+
+__all__ = ["load_weights", "save_weights"]
+
+
+def save_weights(snapshot: Snapshot, path: str | Path) -> None:
+    """Write parameters and model state; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    arrays = {**snapshot.model_state, **snapshot.parameters}
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    metadata = {"format": "multibackend-weights-1", "parameters": json.dumps(sorted(snapshot.parameters))}
+    save_file(arrays, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def load_weights(trainer: Trainer, path: str | Path) -> None:
+    """Give a trainer the weights of a file, written on either backend.
+
+    Raises:
+        DataError: the file is not there, or is no weights file.
+        ParameterMatchError: its parameters and the model's do not pair up.
+    """
+    parameters, state = _read(Path(path))
+    rename = trainer.experiment.model.rename
+    own = trainer.snapshot()
+    pairs = match_names(_shapes(parameters), _shapes(own.parameters), rename)
+    shared = pair_state(_shapes(state), _shapes(own.model_state), rename)
+    trainer.restore(
+        replace(
+            own,
+            parameters={name: parameters[partner] for name, partner in pairs.items()},
+            model_state={**own.model_state, **{name: state[partner] for name, partner in shared.items()}},
+        )
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    if not path.is_file():
+        raise DataError(f"there are no weights at {str(path)!r}; `multibackend train --run-dir DIR` writes them")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = set(json.loads((file.metadata() or {}).get("parameters", "[]")))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{str(path)!r} is no weights file: {error}") from error
+    parameters = {name: array for name, array in arrays.items() if name in names}
+    return parameters, {name: array for name, array in arrays.items() if name not in names}
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
