@@ -3,8 +3,6 @@
 Importing this package imports no framework. See the README for a first experiment.
 """
 
-from importlib.metadata import version as _version
-
 from multibackend import data, errors, events, losses, metrics, optimizers, schedules
 from multibackend.accumulation import EffectiveBatch
 from multibackend.errors import MultibackendError
@@ -13,8 +11,6 @@ from multibackend.history import History, UpdateRecord
 from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
 from multibackend.registry import BackendInfo, list_backends
 from multibackend.trainer import FitResult, Trainer
-
-__version__ = _version("multibackend")
 
 __all__ = [
     "AccumulationReport",
@@ -39,3 +35,12 @@ __all__ = [
     "optimizers",
     "schedules",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """`__version__`, looked up when it is asked for: reading the metadata takes a fifth of the import."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("multibackend")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

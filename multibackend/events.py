@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from multibackend.history import SkippedWindow, UpdateRecord
 
 __all__ = [
+    "Broadcast",
     "EpochFinished",
     "EvaluationFinished",
     "Event",
@@ -81,3 +83,20 @@ class FitFinished(Event):
 
 
 Listener = Callable[[Event], None]
+
+
+class Broadcast:
+    """Tells listeners of events; costs nothing where nobody listens."""
+
+    def __init__(self, listeners: Sequence[Listener], *, experiment: str, backend: str) -> None:
+        self._listeners = tuple(listeners)
+        self._common = {"experiment": experiment, "backend": backend}
+
+    def __call__(self, kind: type[Event], *, each: Iterable[Any] | None = None, **details: Any) -> None:
+        """One event of a kind with `details`; or one per record of `each`."""
+        if not self._listeners:
+            return
+        for fields in [details] if each is None else ({"record": record} for record in each):
+            event = kind(**self._common, **fields)
+            for listener in self._listeners:
+                listener(event)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,6 @@ __all__ = ["MOST_UNREAD", "Ledger"]
 SECONDS_BETWEEN_READS = 0.1
 MOST_UNREAD = 256
 
-Emit = Callable[..., None]
-
 
 class Ledger:
     """Unread results, and what was learnt from those that were read.
@@ -40,7 +37,7 @@ class Ledger:
         gradient_shares: for each parameter the largest share that its gradient's norm has had in the global one.
     """
 
-    def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: Emit) -> None:
+    def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: events.Broadcast) -> None:
         self._experiment, self._program, self._feed, self._emit = experiment, program, feed, emit
         self._unread: deque[tuple[WindowStack, Any]] = deque()
         self._last_read = time.perf_counter()

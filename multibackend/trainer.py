@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from multibackend.feed import Feed, check_batch
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.names import check_same_names
+from multibackend.optimizers import Optimizer
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
@@ -92,8 +93,9 @@ class Trainer:
         )
         check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
         self._state = self.program.init()
+        log = [JsonLog(Path(run_dir))] if run_dir is not None else []
+        self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
-        self._listeners = [*callbacks, *([JsonLog(Path(run_dir))] if run_dir is not None else [])]
 
     def fit(self, *, updates: int | None = None, epochs: int | None = None) -> FitResult:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
@@ -126,7 +128,7 @@ class Trainer:
 
         Each is the weighted mean over all of the data, so the batch size does not show in the result.
         """
-        source, size = self._evaluation_source(data), batch_size or self.experiment.eval_batch_size
+        source, size = _evaluation_source(data, self.experiment), batch_size or self.experiment.eval_batch_size
         size = int(size or self.experiment.micro_batch_size)
         self._ledger.read_all()
         sums = []
@@ -187,7 +189,8 @@ class Trainer:
         windows = room if updates is None else min(room, updates - first)
         stack = self._feed.next(first, windows, room, self.program.output_shape)
         placed = self.program.place(stack)
-        self._state, results = self.program.run(self._state, placed, self._rates(first + len(stack)))
+        rates = _rates(self.experiment.optimizer, ledger.update, first + len(stack), room)
+        self._state, results = self.program.run(self._state, placed, rates)
         ledger.add(stack, results)
 
     def _size_is_open(self, room: int) -> bool:
@@ -198,37 +201,28 @@ class Trainer:
         possible = range(ledger.update, ledger.expected + room)
         return len({accumulation.steps(update) for update in possible}) > 1
 
-    def _rates(self, stop: int) -> Rates:
-        """The rates of all updates that the next windows may turn out to make, in a table of constant length."""
-        first = self._ledger.update
-        values = [self.experiment.optimizer.rate(update) for update in range(first, stop)]
-        table = np.full(self.program.windows_per_dispatch + MOST_UNREAD, values[-1])
-        table[: len(values)] = values
-        return Rates(first, table)
-
     def _go_back(self, error: NonFiniteError) -> None:
         """Stand where the failed window begins, with a state that is not frozen any more."""
         self._state = self.program.restore(self.program.snapshot(self._state))
         self._feed.position = Position(error.epoch, error.offset)
 
-    def _evaluation_source(self, data: Any) -> Source:
-        if data is not None:
-            return as_source(data)
-        if self.experiment.eval_data is None:
-            raise ConfigurationError(
-                "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
-            )
-        return self.experiment.eval_data
 
-    def _emit(self, kind: type[events.Event], *, each: Iterable[Any] | None = None, **details: Any) -> None:
-        """Tell the listeners of an event, or of one per record of `each`."""
-        if not self._listeners:
-            return
-        common = {"experiment": self.experiment.name, "backend": self.backend}
-        for record in [details] if each is None else [{"record": record} for record in each]:
-            event = kind(**common, **record)
-            for listener in self._listeners:
-                listener(event)
+def _rates(optimizer: Optimizer, first: int, stop: int, room: int) -> Rates:
+    """The rates of all updates that the next windows may turn out to make, in a table of constant length."""
+    values = [optimizer.rate(update) for update in range(first, stop)]
+    table = np.full(2 * room + MOST_UNREAD, values[-1])
+    table[: len(values)] = values
+    return Rates(first, table)
+
+
+def _evaluation_source(data: Any, experiment: Experiment) -> Source:
+    if data is not None:
+        return as_source(data)
+    if experiment.eval_data is None:
+        raise ConfigurationError(
+            "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
+        )
+    return experiment.eval_data
 
 
 def _mean(total: float, weight: float) -> float:

@@ -18,17 +18,21 @@ __all__ = ["JsonLog", "read_log"]
 
 
 class JsonLog:
-    """A listener that appends events to `directory / "log.jsonl"`."""
+    """A listener that appends events to `directory / "log.jsonl"`, at once but for updates: those within a second."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._file = (directory / "log.jsonl").open("a", encoding="utf-8")
+        self._path = directory / "log.jsonl"
+        self._lines: list[str] = []
+        self._written = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **_plain(dataclasses.asdict(event))}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        if not isinstance(event, UpdateFinished):
-            self._file.flush()
+        self._lines.append(json.dumps(line, allow_nan=False) + "\n")
+        if not isinstance(event, UpdateFinished) or time.monotonic() - self._written > 1.0:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(self._lines)
+            self._lines, self._written = [], time.monotonic()
 
 
 def read_log(directory: Path) -> list[dict[str, Any]]:

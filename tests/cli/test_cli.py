@@ -1,0 +1,180 @@
+"""The command line: what it prints, what it returns, and that it never shows a traceback for a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from multibackend.cli import main
+
+EXPERIMENT = '''
+"""A line, for the tests of the command line."""
+import numpy as np
+import multibackend as mb
+
+UPDATES = 6
+
+def build_torch():
+    import torch
+    return torch.nn.Linear(2, 1)
+
+def build_flax(rngs):
+    from flax import nnx
+    return nnx.Linear(2, 1, rngs=rngs)
+
+def experiment(*, learning_rate: float = 0.1, micro_batch_size: int = 2, broken: bool = False) -> mb.Experiment:
+    """A line.
+
+    Args:
+        learning_rate: of SGD.
+        micro_batch_size: examples per micro-batch.
+        broken: let the loss of one backend be another.
+    """
+    x = np.random.default_rng(0).normal(size=(20, 2))
+    data = {"x": x, "y": x @ np.array([[1.0], [2.0]])}
+    square = lambda outputs, batch: (outputs - batch["y"]) ** 2
+    wrong = lambda outputs, batch: 1.1 * (outputs - batch["y"]) ** 2
+    return mb.Experiment(
+        name="line",
+        model=mb.Model(torch=build_torch, jax=build_flax, inputs="x"),
+        loss=mb.losses.Custom({"torch": square, "jax": wrong if broken else square}),
+        optimizer=mb.optimizers.SGD(learning_rate=learning_rate),
+        train_data=data,
+        eval_data=data,
+        metrics=(mb.metrics.MeanAbsoluteError(target="y"),),
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=2,
+    )
+
+def after(trainer):
+    print(f"after {len(trainer.parameters())} parameters")
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "line.py"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_train_writes_log_and_weights_that_evaluate_reads_on_either_backend(
+    backend: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What `train` prints as held-out metrics is what `evaluate` finds for its weights, on both backends."""
+    run_dir = tmp_path / "run"
+    arguments = ["train", file, "--backend", backend, "--learning-rate", "0.05", "--run-dir", str(run_dir)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    held_out = next(line for line in printed.splitlines() if line.startswith("held-out: ")).removeprefix("held-out: ")
+    assert "after 2 parameters" in printed
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    updates = [line["record"] for line in lines if line["event"] == "UpdateFinished"]
+    assert [update["update"] for update in updates] == [1, 2, 3, 4, 5, 6]
+    assert {update["learning_rate"] for update in updates} == {0.05}
+    assert load_file(run_dir / "weights.safetensors")["weight"].shape == (1, 2)
+    for other in ("torch", "jax"):
+        assert main(["evaluate", file, "--backend", other, "--run-dir", str(run_dir)]) == 0
+        assert held_out in capsys.readouterr().out
+
+
+def test_compare_says_that_the_runs_match(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Losses of each update, the largest difference, the tolerance with its reason, the verdict; exit code 0."""
+    assert main(["compare", file, "--precision", "float64", "--updates", "5", "--micro-batch-size", "3"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for phrase in (
+        "update torch loss jax loss difference",
+        "The runs match.",
+        "parameters 1e-09",
+        "Why: float64 rounds",
+    ):
+        assert phrase in printed
+
+
+def test_compare_exits_1_where_the_runs_part(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A loss that is 10 % off on one backend is found at the first update."""
+    assert main(["compare", file, "--precision", "float64", "--updates", "3", "--broken"]) == 1
+    assert "do NOT match. First divergence: loss at update 1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_check_finds_that_micro_batches_equal_a_batch(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check` runs on every backend that the model has."""
+    assert main(["check", file]) == 0
+    printed = capsys.readouterr().out
+    assert "torch: 2 × 2 micro-batches equal one batch of 4" in " ".join(printed.split())
+    assert "jax: 2 × 2" in printed
+
+
+def test_backends_lists_both(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each registered backend has a row."""
+    assert main(["backends"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch" in printed
+    assert "jax" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nowhere.py"], "there is no file 'nowhere.py'"),
+        (["train", "FILE", "--backend", "tensorflow"], "no backend is called 'tensorflow'"),
+        (["train", "FILE", "--micro-batch-size", "0"], "micro_batch_size must be >= 1, got 0"),
+        (["train", "FILE", "--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["train", "FILE", "--precision", "float16"], "precision must be one of"),
+        (["train", "FILE", "--strategy", "scan"], "strategy must be one of"),
+        (["train", "FILE", "--device", "cuda:7"], "device 'cuda:7' is not here"),
+        (["compare", "FILE", "--backends", "torch"], "backends must be two names"),
+        (["compare", "FILE", "--updates", "0"], "updates must be >= 1, got 0"),
+        (["evaluate", "FILE"], "give the weights"),
+        (["evaluate", "FILE", "--run-dir", "nowhere"], "there are no weights"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_code_2(
+    arguments: list[str], words: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mistakes in the input never show a traceback."""
+    assert main([file if argument == "FILE" else argument for argument in arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that neither the command nor experiment() has ends with exit code 2 and its name."""
+    with pytest.raises(SystemExit) as stop:
+        main(["train", file, "--learning-rat", "0.1"])
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert "--learning-rat" in output.err + output.out
+
+
+def test_a_file_without_experiment_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The message names the file and what it lacks."""
+    (tmp_path / "empty.py").write_text("")
+    assert main(["train", str(tmp_path / "empty.py")]) == 2
+    assert "defines no function experiment" in capsys.readouterr().err
+
+
+def test_help_of_a_file_shows_its_flags(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` with a file lists the command's flags and those of experiment()."""
+    with pytest.raises(SystemExit) as stop:
+        main(["train", file, "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "--run-dir" in printed
+    assert "--learning-rate" in printed
+
+
+def test_help_loads_no_framework() -> None:
+    """`multibackend --help` imports neither framework, nor rich nor tyro, which take time."""
+    code = (
+        "import sys\nfrom multibackend.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'jax', 'flax', 'optax', 'rich', 'tyro'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
