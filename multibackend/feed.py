@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,13 @@ class Feed:
         return max(1, -(-self.examples // size))
 
     def next(self, update: int, windows: int, room: int, output_shape: tuple[int, ...] | None) -> WindowStack:
-        """Up to `windows` windows, the first of which makes the update with index `update`."""
-        steps = [self.accumulation.steps(update + index) for index in range(windows)]
+        """Up to `windows` windows of one size, the first of which makes the update with index `update`.
+
+        Where the accumulation schedule changes, the rest must wait: should one of these windows be skipped, the next
+        one still makes an update of the old size.
+        """
+        sizes = [self.accumulation.steps(update + index) for index in range(windows)]
+        steps = list(itertools.takewhile(lambda size: size == sizes[0], sizes))
         # a schedule given as a function may surprise with a larger window, which then costs one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or max(steps))
         stack = self._reader.read(self.settled(update), steps, capacity=self._capacity, room=room)

@@ -81,8 +81,9 @@ class Ledger:
         if len(failed):
             self._unread.clear()  # nothing from the failed window on was applied
             self._raise(stack, results, int(failed[0]))
-        self._enter_skipped(stack, results)
+        self._enter_skipped(stack, results, len(stack))
         self._enter(stack, results)
+        self._check_progress(stack, results)
         if self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch:
             self._emit(events.EpochFinished, epoch=stack.start.epoch, update=self.update)
 
@@ -107,12 +108,15 @@ class Ledger:
         self.update += len(applied)
         self._emit(events.UpdateFinished, each=self.history.since(known))
 
-    def _enter_skipped(self, stack: WindowStack, results: WindowResults) -> None:
-        for window in np.flatnonzero(~results.applied):
+    def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> None:
+        """Enter those of the first `stop` windows that made no update."""
+        for window in np.flatnonzero(~results.applied[:stop]):
             update, offset = self._place(stack, results, int(window))
             reason = "weightless" if results.finite[window] else "nonfinite"
             self.skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
             self._emit(events.WindowSkipped, skipped=self.skipped[-1])
+
+    def _check_progress(self, stack: WindowStack, results: WindowResults) -> None:
         self._idle_examples = 0 if results.applied.any() else self._idle_examples + int(stack.examples.sum())
         if self._idle_examples >= self._feed.examples:
             raise DataError(
@@ -128,6 +132,7 @@ class Ledger:
 
     def _raise(self, stack: WindowStack, results: WindowResults, window: int) -> None:
         update, offset = self._place(stack, results, window)
+        self._enter_skipped(stack, results, window)
         self._enter(stack, results)
         finite = np.isfinite(results.gradient_norms[window])
         parameters = [name for name, good in zip(self._program.parameter_names, finite, strict=True) if not good]

@@ -169,12 +169,18 @@ class Trainer:
         return self.program.snapshot(self._state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot's parameters, model state and optimizer slots; the place in the data stays."""
+        """Go on from a snapshot: its parameters, model state, optimizer slots and number of updates, which decides the
+        learning rate. The place in the data stays.
+        """
+        self._ledger.read_all()
         self._state = self.program.restore(snapshot)
+        self._ledger.update = snapshot.update
 
     def _reached(self, updates: int | None, epochs: int | None) -> bool:
         ledger = self._ledger
         if updates is None:
+            if self._size_is_open():
+                ledger.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
             return self._feed.settled(ledger.expected).epoch >= (epochs or 0)
         if ledger.expected >= updates:
             ledger.read_all()  # some of the expected updates may have been skipped
@@ -183,7 +189,7 @@ class Trainer:
     def _run_next(self, updates: int | None) -> None:
         """Hand the next windows to the device."""
         ledger, room = self._ledger, self.program.windows_per_dispatch
-        if self._size_is_open(room):
+        if self._size_is_open():
             ledger.read_all()
         first = ledger.expected
         windows = room if updates is None else min(room, updates - first)
@@ -193,12 +199,12 @@ class Trainer:
         self._state, results = self.program.run(self._state, placed, rates)
         ledger.add(stack, results)
 
-    def _size_is_open(self, room: int) -> bool:
-        """Whether the size of the next window depends on unread results, because a window may have been skipped."""
+    def _size_is_open(self) -> bool:
+        """Whether the size of the next window depends on unread results: one of them may have been skipped."""
         accumulation, ledger = self._feed.accumulation, self._ledger
         if accumulation.constant:
             return False
-        possible = range(ledger.update, ledger.expected + room)
+        possible = range(ledger.update, ledger.expected + 1)
         return len({accumulation.steps(update) for update in possible}) > 1
 
     def _go_back(self, error: NonFiniteError) -> None:

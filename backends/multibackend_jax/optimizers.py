@@ -118,7 +118,7 @@ def write_slots(inner: Any, slots: Mapping[str, Mapping[str, jax.Array]], count:
         for (state, field), slot in SLOTS.items():
             if type(part).__name__ == state:
                 changes[field] = {n: jnp.asarray(slots[slot][n], a.dtype) for n, a in getattr(part, field).items()}
-        if hasattr(part, "count"):
+        if "count" in part._fields:  # not hasattr: every tuple has a method of that name
             changes["count"] = jnp.asarray(count, jnp.int32)
         return part._replace(**changes) if changes else part
 

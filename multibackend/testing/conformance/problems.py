@@ -20,7 +20,7 @@ START: Mapping[str, np.ndarray] = {
 
 
 def regression(examples: int) -> dict[str, np.ndarray]:
-    """"x" [examples, 3] and "y" [examples, 2]."""
+    """ "x" [examples, 3] and "y" [examples, 2]."""
     random = np.random.default_rng(examples)
     x = random.normal(size=(examples, 3))
     noise = random.normal(size=(examples, 2))
@@ -28,7 +28,7 @@ def regression(examples: int) -> dict[str, np.ndarray]:
 
 
 def tokens(examples: int, length: int = 5) -> dict[str, np.ndarray]:
-    """"x" [examples, length, 3] and "label" [examples, length] of 2 classes, unevenly many of them ignored."""
+    """ "x" [examples, length, 3] and "label" [examples, length] of 2 classes, unevenly many of them ignored."""
     random = np.random.default_rng(examples)
     x = random.normal(size=(examples, length, 3))
     label = (x[..., 0] - x[..., 1] > 0).astype(np.int64)

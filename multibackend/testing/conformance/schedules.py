@@ -72,7 +72,7 @@ class ScheduleConformance:
         clean = variant.trainer(variant.experiment(without(data, 12, 24), **options), START)
         expected = clean.fit(updates=6)
         assert_arrays_match(result.history["examples"], expected.history["examples"], relative=0.0, what="examples")
-        windows = cut([*range(12), *range(24, 60)], 3, [4, 4, 4, 2, 2, 2])
+        windows = [*cut([*range(12), *range(24, 60)], 3, [4, 4, 4, 2, 2]), *cut(range(60), 3, [2])]
         assert_matches_reference(trainer, result, train(START, data, windows))
 
     def test_effective_batch(self, variant: Variant) -> None:

@@ -1,0 +1,261 @@
+"""What needs more than a linear regression: labels, unused parameters, batch statistics, randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from multibackend.errors import MatchError
+from multibackend.losses import CrossEntropy
+from multibackend.metrics import Accuracy
+from multibackend.optimizers import SGD, AdamW
+from multibackend.testing.assertions import (
+    assert_arrays_match,
+    assert_bit_identical,
+    assert_raises,
+    assert_snapshots_identical,
+)
+from multibackend.testing.conformance.problems import (
+    START,
+    assert_matches_reference,
+    columns,
+    regression,
+    tokens,
+    without,
+)
+from multibackend.testing.conformance.skipping import assert_skipped, poisoned
+from multibackend.testing.reference import cut, softmax_gradient, train
+from multibackend.testing.tolerances import FORMULA, ONE_WINDOW, SAME_ARITHMETIC
+from multibackend.testing.variant import Variant
+
+__all__ = ["ClassifierConformance", "PartialUseConformance", "RandomConformance", "StatisticsConformance"]
+
+TOKENS = CrossEntropy(target="label")
+
+
+class ClassifierConformance:
+    """Cross entropy over tokens. Needs "linear", `CrossEntropy`, `Accuracy`."""
+
+    def test_ignored_labels_spread_unevenly(self, variant: Variant) -> None:
+        """The divisor is the number of labels that count in the whole window, however they are spread."""
+        data = tokens(29)
+        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(29), 3, [4, 4, 4]) * 2
+        assert_matches_reference(trainer, result, train(START, data, windows, softmax_gradient))
+
+    def test_micro_batches_without_labels(self, variant: Variant) -> None:
+        """A micro-batch whose labels are all ignored adds nothing; a window of such is skipped and counted."""
+        data = tokens(36)
+        data["label"][3:9] = -100
+        data["label"][12:24] = -100
+        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        result = trainer.fit(epochs=1)
+        assert_matches_reference(trainer, result, train(START, data, cut(range(36), 3, [4] * 3), softmax_gradient))
+        assert_skipped(result, [(2, 0, 12, "weightless")])
+
+    def test_metrics_over_the_whole_set(self, variant: Variant) -> None:
+        """Loss and accuracy are weighted over every label that counts, whatever the batch size."""
+        data = tokens(29)
+        metrics = (Accuracy(target="label"),)
+        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, eval_data=data, metrics=metrics), START)
+        logits = data["x"] @ START["weight"].T + START["bias"]
+        used = data["label"] != -100
+        accuracy = float((logits.argmax(axis=-1) == data["label"])[used].mean())
+        total, weight, _ = softmax_gradient(START, data)
+        for batch_size in (1, 4, 29):
+            found = trainer.evaluate(batch_size=batch_size)
+            assert_arrays_match(found, {"loss": total / weight, "accuracy": accuracy}, relative=FORMULA)
+
+    def test_label_out_of_range(self, variant: Variant) -> None:
+        """A label that is no class is an error that names it, before the window that holds it has run."""
+        data = tokens(29)
+        data["label"][20, 0] = 2
+        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        assert_raises(ValueError, lambda: trainer.fit(epochs=1), "label 2", "[0, 2)")
+
+
+def gated_gradient(p: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> tuple[float, float, dict[str, Any]]:
+    """The squared error of main(x) + gate * extra(x); `spare` has no part in it."""
+    x, gate, y = batch["x"], batch["gate"][:, None], batch["y"]
+    residual = x @ p["main.weight"].T + p["main.bias"] + gate * (x @ p["extra.weight"].T + p["extra.bias"]) - y
+    slope = 2 * residual
+    gradient = {
+        "main.weight": slope.T @ x,
+        "main.bias": slope.sum(axis=0),
+        "extra.weight": (gate * slope).T @ x,
+        "extra.bias": (gate * slope).sum(axis=0),
+        "spare.weight": np.zeros((2, 3)),
+        "spare.bias": np.zeros(2),
+    }
+    return float((residual**2).sum()), float(residual.size), gradient
+
+
+class PartialUseConformance:
+    """Parameters that only some micro-batches use, or none.
+
+    Needs "gated", called with "x" [batch, 3] and "gate" [batch]: three linear layers `main`, `extra` and `spare`, 3 → 2;
+    the outputs are main(x) + gate[:, None] * extra(x). Where the framework can, `extra` is not called at all for a
+    micro-batch whose gates are all 0.
+    """
+
+    parts = ("main", "extra", "spare")
+
+    def start(self) -> dict[str, np.ndarray]:
+        return {f"{part}.{name}": (i + 1) * array for i, part in enumerate(self.parts) for name, array in START.items()}
+
+    def data(self) -> dict[str, np.ndarray]:
+        """Only the second micro-batch of the first window, and none of the third window, uses `extra`."""
+        gate = np.zeros(29)
+        gate[3:6] = (1.0, -0.5, 2.0)
+        gate[12:24] = 1.0
+        return {**regression(29), "gate": gate}
+
+    def test_gradient_of_some_micro_batches_is_kept(self, variant: Variant) -> None:
+        """A parameter used in one of four micro-batches has the gradient that it got there, as in one large batch."""
+        data, start = self.data(), self.start()
+        experiment = variant.experiment(data, model="gated", inputs=("x", "gate"), gradient_accumulation_steps=4)
+        trainer = variant.trainer(experiment, start)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(29), 3, [4, 4, 4]) * 2
+        assert_matches_reference(trainer, result, train(start, data, windows, gated_gradient))
+
+    def test_unused_parameter_has_gradient_zero(self, variant: Variant) -> None:
+        """No micro-batch of a window uses it: its gradient is 0, so momentum goes on and weight decay applies."""
+        data, start, options = self.data(), self.start(), {"momentum": 0.9, "weight_decay": 0.1}
+        experiment = variant.experiment(
+            data,
+            model="gated",
+            inputs=("x", "gate"),
+            optimizer=SGD(learning_rate=0.1, **options),
+            gradient_accumulation_steps=4,
+        )
+        trainer = variant.trainer(experiment, start)
+        result = trainer.fit(epochs=2)
+        windows = cut(range(29), 3, [4, 4, 4]) * 2
+        assert_matches_reference(trainer, result, train(start, data, windows, gated_gradient, **options))
+
+    def test_decoupled_decay_of_an_unused_parameter(self, variant: Variant) -> None:
+        """AdamW multiplies a parameter that is never used by 1 - lr * weight_decay at each update."""
+        optimizer = AdamW(learning_rate=0.1, weight_decay=0.2)
+        experiment = variant.experiment(
+            self.data(), model="gated", inputs=("x", "gate"), optimizer=optimizer, gradient_accumulation_steps=4
+        )
+        trainer = variant.trainer(experiment, self.start())
+        trainer.fit(updates=5)
+        spare = {name: array for name, array in trainer.parameters().items() if name.startswith("spare")}
+        expected = {f"spare.{name}": 3 * array * (1 - 0.1 * 0.2) ** 5 for name, array in START.items()}
+        assert_arrays_match(spare, expected, relative=ONE_WINDOW)
+
+
+class StatisticsConformance:
+    """State that is no parameter.
+
+    Needs "batch_norm", called with "x": a batch normalisation of 3 features called `norm`, whose running mean gives
+    the new value a weight of 0.1, then a linear layer 3 → 2.
+    """
+
+    options: Mapping[str, Any] = {"model": "batch_norm", "gradient_accumulation_steps": 4}
+
+    def test_running_mean_of_each_micro_batch_in_order(self, variant: Variant) -> None:
+        """Each micro-batch moves the running mean, ragged ones too; evaluation never does."""
+        data = regression(29)
+        trainer = variant.trainer(variant.experiment(data, eval_data=data, **self.options))
+        trainer.fit(epochs=1)
+        trainer.evaluate()
+        mean = np.zeros(3)
+        for start in range(0, 29, 3):
+            mean = 0.9 * mean + 0.1 * data["x"][start : start + 3].mean(axis=0)
+        state = trainer.snapshot().model_state
+        assert_arrays_match(state["norm.running_mean"], mean, relative=ONE_WINDOW, what="norm.running_mean")
+
+    def test_dropped_window_leaves_no_statistics(self, variant: Variant) -> None:
+        """Statistics after a skipped window are bit for bit those of a run where it never existed."""
+        data, options = regression(36), {**self.options, "on_nonfinite": "skip"}
+        trainer = variant.trainer(variant.experiment(poisoned(data, 19), **options))
+        clean = variant.trainer(variant.experiment(without(data, 12, 24), **options))
+        start = clean.snapshot()
+        trainer.fit(updates=3)
+        clean.fit(updates=3)
+        assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
+        before, after = start.model_state["norm.running_mean"], clean.snapshot().model_state["norm.running_mean"]
+        if np.array_equal(before, after):
+            raise MatchError("the running mean never moved, so nothing was shown")
+
+    def test_snapshot_holds_the_statistics(self, variant: Variant) -> None:
+        """Another trainer goes on from a snapshot to the same bits."""
+        experiment = variant.experiment(regression(36), **self.options)
+        first, second = variant.trainer(experiment), variant.trainer(experiment)
+        first.fit(updates=3)
+        second.restore(first.snapshot())
+        first.fit(updates=6)
+        second.fit(updates=6)
+        assert_snapshots_identical(second.snapshot(), first.snapshot())
+
+
+class RandomConformance:
+    """Random layers. Needs "dropout", called with "x": dropout of rate 0.5, then a linear layer 3 → 2."""
+
+    options: Mapping[str, Any] = {"model": "dropout", "gradient_accumulation_steps": 4}
+
+    def test_runs_are_bit_identical(self, variant: Variant) -> None:
+        """The same seed draws the same masks, another seed others."""
+        data = regression(29)
+        histories = []
+        for seed in (3, 3, 4):
+            trainer = variant.trainer(variant.experiment(data, seed=seed, **self.options))
+            trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})
+            histories.append(columns(trainer.fit(epochs=2)))
+        assert_bit_identical(histories[1], histories[0], what="history")
+        if np.array_equal(histories[2]["loss"], histories[0]["loss"]):
+            raise MatchError("another seed drew the same masks")
+
+    def test_micro_batches_draw_different_masks(self, variant: Variant) -> None:
+        """Equal micro-batches have unequal losses, within a window and from window to window."""
+        data = {name: np.repeat(array[:1], 12, axis=0) for name, array in regression(3).items()}
+        losses = []
+        for steps in (1, 2, 4):
+            experiment = variant.experiment(
+                data, model="dropout", gradient_accumulation_steps=steps, optimizer=SGD(learning_rate=0.0)
+            )
+            losses.append(variant.trainer(experiment).fit(epochs=1).history["loss"])
+        if len(set(losses[0].tolist())) < 2 or losses[1][0] == losses[0][0]:
+            raise MatchError(f"the masks repeat: the losses are {losses}")
+
+    def test_dropped_window_leaves_the_stream_where_it_was(self, variant: Variant) -> None:
+        """Masks after a skipped window are those of a run where it never existed."""
+        data, options = regression(36), {**self.options, "on_nonfinite": "skip"}
+        trainer = variant.trainer(variant.experiment({**data, "y": poisoned_target(data, 19)}, **options))
+        clean = variant.trainer(variant.experiment(without(data, 12, 24), **options))
+        trainer.fit(updates=4)
+        clean.fit(updates=4)
+        assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
+
+    def test_windows_per_dispatch_does_not_show(self, variant: Variant) -> None:
+        """The masks depend on the update and the micro-batch, not on how windows are dispatched."""
+        experiment = variant.experiment(regression(62), **self.options)
+        first = variant.trainer(experiment, windows_per_dispatch=1)
+        second = variant.trainer(experiment, windows_per_dispatch=3)
+        histories = [columns(trainer.fit(epochs=1)) for trainer in (first, second)]
+        assert_arrays_match(histories[1], histories[0], relative=SAME_ARITHMETIC)
+
+    def test_evaluation_draws_nothing(self, variant: Variant) -> None:
+        """Evaluation is deterministic and leaves training as it was."""
+        data = regression(29)
+        experiment = variant.experiment(data, eval_data=data, **self.options)
+        watched, alone = variant.trainer(experiment), variant.trainer(experiment)
+        losses = {watched.evaluate()["loss"] for _ in range(3)}
+        if len(losses) != 1:
+            raise MatchError(f"evaluation is random: {losses}")
+        watched.fit(epochs=1)
+        alone.fit(epochs=1)
+        assert_snapshots_identical(watched.snapshot(), alone.snapshot())
+
+
+def poisoned_target(data: Mapping[str, np.ndarray], example: int) -> np.ndarray:
+    """The target with NaN in one example, which no dropout can hide."""
+    target = data["y"].copy()
+    target[example] = np.nan
+    return target
