@@ -62,8 +62,11 @@ class Feed:
         Where the accumulation schedule changes, the rest must wait: should one of these windows be skipped, the next
         one still makes an update of the old size.
         """
-        sizes = [self.accumulation.steps(update + index) for index in range(windows)]
-        steps = list(itertools.takewhile(lambda size: size == sizes[0], sizes))
+        size = self.accumulation.steps(update)
+        if not self.accumulation.constant:
+            sizes = (self.accumulation.steps(update + index) for index in range(windows))
+            windows = sum(1 for _ in itertools.takewhile(lambda other: other == size, sizes))
+        steps = [size] * windows
         # a schedule given as a function may surprise with a larger window, which then costs one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or max(steps))
         stack = self._reader.read(self.settled(update), steps, capacity=self._capacity, room=room)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["History", "SkippedWindow", "UpdateRecord"]
+__all__ = ["History", "SkippedWindow", "UpdateRecord", "records"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,12 @@ class SkippedWindow:
     reason: str
 
 
+def records(columns: Mapping[str, np.ndarray]) -> Iterator[UpdateRecord]:
+    """Columns of equal length, read row by row."""
+    names = [field.name for field in fields(UpdateRecord)]
+    yield from (UpdateRecord(*row) for row in zip(*(columns[name].tolist() for name in names), strict=True))
+
+
 class History(Sequence[UpdateRecord]):
     """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array.
 
@@ -80,8 +86,7 @@ class History(Sequence[UpdateRecord]):
 
     def since(self, start: int) -> Iterator[UpdateRecord]:
         """The records from index `start` on."""
-        columns = [self[name][start:].tolist() for name in self.columns]
-        return (UpdateRecord(*row) for row in zip(*columns, strict=True))
+        return records({name: self[name][start:] for name in self.columns})
 
     @overload
     def __getitem__(self, index: int) -> UpdateRecord: ...

@@ -16,8 +16,9 @@ from multibackend import events
 from multibackend.errors import DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
-from multibackend.history import History, SkippedWindow
+from multibackend.history import History, SkippedWindow, records
 from multibackend.protocol import Program, WindowResults
+from multibackend.schedules import RateTable
 from multibackend.windows import WindowStack
 
 __all__ = ["MOST_UNREAD", "Ledger"]
@@ -34,6 +35,7 @@ class Ledger:
         update: updates that are known to have been made.
         history: a record for each.
         skipped: windows that made none.
+        rates: the learning rate by update.
         gradient_shares: for each parameter the largest share that its gradient's norm has had in the global one.
     """
 
@@ -44,6 +46,7 @@ class Ledger:
         self._idle_examples = 0  # in windows skipped since the last update
         self.update = 0
         self.history = History()
+        self.rates = RateTable(experiment.optimizer.learning_rate)
         self.skipped: list[SkippedWindow] = []
         self.gradient_shares = np.zeros(len(program.parameter_names))
 
@@ -90,23 +93,22 @@ class Ledger:
     def _enter(self, stack: WindowStack, results: WindowResults) -> None:
         """Append the windows that made an update to the history."""
         applied = np.flatnonzero(results.applied)
-        first, known = self.update, len(self.history)
-        updates = first + 1 + np.arange(len(applied))
-        rate = self._experiment.optimizer.rate
-        self.history.extend(
-            update=updates,
-            loss=results.loss[applied],
-            grad_norm=results.grad_norm[applied],
-            learning_rate=np.array([rate(int(update) - 1) for update in updates]),
-            weight=results.weight[applied],
-            examples=stack.examples[applied],
-            epoch=np.full(len(applied), stack.start.epoch),
-        )
+        first, stop = self.update, self.update + len(applied)
+        columns = {
+            "update": np.arange(first + 1, stop + 1),
+            "loss": results.loss[applied],
+            "grad_norm": results.grad_norm[applied],
+            "learning_rate": self.rates.between(first, stop),
+            "weight": results.weight[applied],
+            "examples": stack.examples[applied],
+            "epoch": np.full(len(applied), stack.start.epoch),
+        }
+        self.history.extend(**columns)
         whole = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
         shares = results.gradient_norms[applied] / whole
         self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
-        self.update += len(applied)
-        self._emit(events.UpdateFinished, each=self.history.since(known))
+        self.update = stop
+        self._emit(events.UpdateFinished, each=records(columns))
 
     def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> None:
         """Enter those of the first `stop` windows that made no update."""

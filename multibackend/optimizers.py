@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from multibackend.schedules import LearningRate, check_learning_rate, learning_rate_at
+from multibackend.schedules import LearningRate, check_learning_rate
 from multibackend.validation import Problems
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer"]
@@ -31,10 +31,6 @@ class Optimizer:
 
     def _check(self, problems: Problems) -> None:
         """Add the problems of a subclass's own arguments."""
-
-    def rate(self, update: int) -> float:
-        """The learning rate of the update with index `update`, 0 for the first."""
-        return learning_rate_at(self.learning_rate, update)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
+
 from multibackend.errors import ConfigurationError
 from multibackend.validation import Problems, is_integer, is_real
 
@@ -25,6 +27,7 @@ __all__ = [
     "LearningRate",
     "LinearWarmup",
     "Polynomial",
+    "RateTable",
     "Schedule",
     "Step",
     "WarmupCosine",
@@ -47,6 +50,26 @@ def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
             [f"the schedule must return a finite number >= 0, got {value!r} for update index {update}"],
         )
     return float(value)
+
+
+class RateTable:
+    """The values of a learning rate by update index, each computed once.
+
+    >>> RateTable(Step(initial=1.0, boundaries={1: 0.5})).between(0, 3).tolist()
+    [1.0, 0.5, 0.5]
+    """
+
+    def __init__(self, learning_rate: LearningRate) -> None:
+        self._learning_rate = learning_rate
+        self._values: list[float] = []
+
+    def between(self, first: int, stop: int) -> np.ndarray:
+        """float64 [stop - first], of the updates with indices first, first + 1, ..., stop - 1."""
+        if not callable(self._learning_rate):
+            return np.full(stop - first, float(self._learning_rate))
+        more = range(len(self._values), stop)
+        self._values.extend(learning_rate_at(self._learning_rate, update) for update in more)
+        return np.array(self._values[first:stop])
 
 
 def _progress(update: int, start: int, end: int) -> float:

@@ -18,7 +18,6 @@ from multibackend.feed import Feed, check_batch
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.names import check_same_names
-from multibackend.optimizers import Optimizer
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
@@ -195,8 +194,11 @@ class Trainer:
         windows = room if updates is None else min(room, updates - first)
         stack = self._feed.next(first, windows, room, self.program.output_shape)
         placed = self.program.place(stack)
-        rates = _rates(self.experiment.optimizer, ledger.update, first + len(stack), room)
-        self._state, results = self.program.run(self._state, placed, rates)
+        # the rates of all updates that these windows may turn out to make, in a table of constant length
+        rates = ledger.rates.between(ledger.update, first + len(stack))
+        table = np.full(2 * room + MOST_UNREAD, rates[-1])
+        table[: len(rates)] = rates
+        self._state, results = self.program.run(self._state, placed, Rates(ledger.update, table))
         ledger.add(stack, results)
 
     def _size_is_open(self) -> bool:
@@ -211,14 +213,6 @@ class Trainer:
         """Stand where the failed window begins, with a state that is not frozen any more."""
         self._state = self.program.restore(self.program.snapshot(self._state))
         self._feed.position = Position(error.epoch, error.offset)
-
-
-def _rates(optimizer: Optimizer, first: int, stop: int, room: int) -> Rates:
-    """The rates of all updates that the next windows may turn out to make, in a table of constant length."""
-    values = [optimizer.rate(update) for update in range(first, stop)]
-    table = np.full(2 * room + MOST_UNREAD, values[-1])
-    table[: len(values)] = values
-    return Rates(first, table)
 
 
 def _evaluation_source(data: Any, experiment: Experiment) -> Source:

@@ -8,8 +8,9 @@ and other mutable collections. Random streams are no state: they are a pure func
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class FlaxModel:
 def build_model(model: Model, precision: Precision, seed: int, example: Batch) -> FlaxModel:
     """Call the user's builder and wrap what it returns; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
-    rngs = {"rngs": nnx.Rngs(seed)} if "rngs" in inspect.signature(builder).parameters else {}
+    rngs = {"rngs": nnx.Rngs(seed)} if _takes_rngs(builder) else {}
     module = builder(**rngs)
     if isinstance(module, nnx.Module):
         return _wrap_nnx(module, model, precision)
@@ -67,6 +68,16 @@ def build_model(model: Model, precision: Precision, seed: int, example: Batch) -
     raise ConfigurationError(
         "Model", [f"the jax builder must return a flax nnx or linen Module, got {type(module).__name__}"]
     )
+
+
+def _takes_rngs(builder: Callable[..., Any]) -> bool:
+    """Whether a builder wants `rngs`; the metaclass of nnx modules hides it from the signature of a class."""
+    given: set[str] = set()
+    while isinstance(builder, functools.partial):
+        given |= builder.keywords.keys()
+        builder = builder.func
+    target = builder.__init__ if isinstance(builder, type) else builder
+    return "rngs" in inspect.signature(target).parameters and "rngs" not in given
 
 
 def _caller(model: Model, forward: Callable[..., Any]) -> Callable[[Any, Batch, bool], Any]:
@@ -111,6 +122,7 @@ class _Leaves:
 
 def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision) -> FlaxModel:
     owners = {tuple(path): owner for path, owner in nnx.iter_modules(module)}
+    _free_embeddings(owners.values())
     call = _caller(model, type(module).__call__) if callable(module) else _caller(model, lambda: None)
     graphs = {}
     for train in (False, True):
@@ -126,6 +138,13 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision) -> FlaxMod
         return outputs, others.flatten(nnx.split(live, nnx.Param, nnx.RngState, ...)[3])
 
     return FlaxModel(parameters.arrays, others.arrays, {**parameters.layouts, **others.layouts}, apply)
+
+
+def _free_embeddings(owners: Iterable[object]) -> None:
+    """Undo that `nnx.Embed` fixes its default dtype, "same as embedding", before the run's precision is applied."""
+    for owner in owners:
+        if isinstance(owner, nnx.Embed) and owner.dtype == owner.embedding.dtype:
+            owner.dtype = None
 
 
 def _stamped(random_state: nnx.State, stamp: Stamp) -> nnx.State:

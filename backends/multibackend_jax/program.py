@@ -52,8 +52,10 @@ class JaxProgram:
             return jax.device_put(jax.tree.map(jnp.copy, self._functions.init()), self._device)
 
     def place(self, stack: WindowStack) -> PlacedWindows:
+        # on CPU a dispatch takes host arrays in half the time that device_put needs
+        put = self._cast if self._device.platform == "cpu" and self._execution.reads_fields_once else self._put
         with self._precision.scope():
-            return PlacedWindows(stack, self._put(stack.fields), self._put(stack.ragged) if stack.ragged else None)
+            return PlacedWindows(stack, put(stack.fields), put(stack.ragged) if stack.ragged else None)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
         with self._precision.scope():
@@ -103,9 +105,11 @@ class JaxProgram:
     def compilations(self) -> int:
         return self._execution.compilations()
 
+    def _cast(self, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {name: self._precision.cast_input(name, array) for name, array in fields.items()}
+
     def _put(self, fields: Mapping[str, np.ndarray]) -> Arrays:
-        cast = {name: self._precision.cast_input(name, array) for name, array in fields.items()}
-        return jax.device_put(cast, self._device)
+        return jax.device_put(self._cast(fields), self._device)
 
     def _to_host(self, arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}

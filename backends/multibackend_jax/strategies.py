@@ -82,9 +82,13 @@ class PlacedWindows:
 
 
 class Strategy(Protocol):
-    """One way to execute windows. `run` returns results with the windows of each, in order."""
+    """One way to execute windows. `run` returns results with the windows of each, in order.
+
+    `reads_fields_once`: each field enters one dispatch only, so on CPU it may stay a host array until then.
+    """
 
     name: str
+    reads_fields_once: bool
 
     def run(
         self, state: TrainState, placed: PlacedWindows, rates: Rates
@@ -109,6 +113,7 @@ class Scan:
     """Whole windows in one dispatch."""
 
     name = "scan"
+    reads_fields_once = True
 
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
@@ -175,6 +180,7 @@ class Dispatch:
     """One dispatch per micro-batch, one more to finish the window."""
 
     name = "dispatch"
+    reads_fields_once = False
 
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
