@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 
 from multibackend.accumulation import Accumulation
-from multibackend.errors import DataError
 from multibackend.experiment import Experiment
-from multibackend.losses import Batch, Custom, Loss
 from multibackend.windows import EpochReader, Position, WindowStack
 
-__all__ = ["Feed", "check_batch"]
+__all__ = ["Feed"]
 
 
 class Feed:
@@ -75,20 +72,3 @@ class Feed:
             check_batch(self._loss, stack.ragged, output_shape)
         self.position = stack.stop
         return stack
-
-
-def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:
-    """Let the loss check a host batch against the shape of the model's outputs for some other batch size.
-
-    Raises:
-        DataError: a shape or a label does not fit.
-    """
-    if isinstance(loss, Custom):
-        return
-    if not output_shape:
-        raise DataError(
-            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass call= to Model to "
-            "pick it from what the model returns, or write a custom loss"
-        )
-    size: Any = len(next(iter(batch.values())))
-    loss.validate(batch, (size, *output_shape[1:]))

@@ -18,7 +18,7 @@ import numpy as np
 from multibackend.errors import DataError
 from multibackend.validation import Problems
 
-__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError"]
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
 Batch = Mapping[str, Any]
 
@@ -224,3 +224,20 @@ def check_function(problems: Problems, name: str, function: object) -> None:
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
     elif not callable(function):
         problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+
+
+def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:
+    """Let the loss check a host batch against the shape of the model's outputs for some other batch size.
+
+    Raises:
+        DataError: a shape or a label does not fit.
+    """
+    if isinstance(loss, Custom):
+        return
+    if not output_shape:
+        raise DataError(
+            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass call= to Model to "
+            "pick it from what the model returns, or write a custom loss"
+        )
+    size: Any = len(next(iter(batch.values())))
+    loss.validate(batch, (size, *output_shape[1:]))

@@ -65,6 +65,10 @@ class _Targeted(Metric):
 class _Labelled(_Targeted):
     ignore_index: int = -100
 
+    def _labels(self, xp: Any, batch: Batch) -> Any:
+        """The labels in a type that also holds `ignore_index`: in uint8 156 and -100 have the same bits."""
+        return xp.astype(batch[self.target], xp.int32)
+
     def _weights(self, xp: Any, labels: Any, like: Any) -> Any:
         return xp.astype(labels != self.ignore_index, like.dtype)
 
@@ -83,7 +87,7 @@ class Accuracy(_Labelled):
     name: str = "accuracy"
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
-        labels = batch[self.target]
+        labels = self._labels(xp, batch)
         hits = xp.argmax(outputs, axis=-1) == labels
         return xp.astype(hits, outputs.dtype), self._weights(xp, labels, outputs)
 
@@ -100,7 +104,7 @@ class TopKAccuracy(_Labelled):
         problems.integer("k", self.k, minimum=1)
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
-        labels = batch[self.target]
+        labels = self._labels(xp, batch)
         chosen = self._at_labels(xp, outputs, labels)
         larger = xp.sum(xp.astype(outputs > chosen, xp.int32), axis=-1)
         return xp.astype(larger < self.k, outputs.dtype), self._weights(xp, labels, outputs)
@@ -113,7 +117,7 @@ class Perplexity(_Labelled):
     name: str = "perplexity"
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
-        labels = batch[self.target]
+        labels = self._labels(xp, batch)
         shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
         log_normaliser = xp.log(xp.sum(xp.exp(shifted), axis=-1))
         chosen = self._at_labels(xp, shifted, labels)[..., 0]

@@ -104,6 +104,12 @@ def _check_pairs(reference: Shapes, other: Shapes, pairs: Mapping[str, str]) -> 
         if name not in pairs
     ]
     lines += [f"{name} {tuple(reference[name])} of the reference is left over" for name in unmatched]
+    first: dict[str, str] = {}
+    lines += [
+        f"{name} and {first[partner]} would both be {partner}"
+        for name, partner in pairs.items()
+        if first.setdefault(partner, name) != name
+    ]
     lines += [
         f"{name} {tuple(other[name])} and {partner} {tuple(reference[partner])} differ in shape"
         for name, partner in pairs.items()

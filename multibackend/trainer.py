@@ -14,9 +14,10 @@ from multibackend import events
 from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, NonFiniteError
 from multibackend.experiment import Experiment
-from multibackend.feed import Feed, check_batch
+from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
+from multibackend.losses import check_batch
 from multibackend.names import check_same_names
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
+from multibackend.losses import check_batch
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
-from multibackend_jax.models import FlaxModel, Stamp, build_model
+from multibackend_jax.models import Stamp, build_model
 from multibackend_jax.precision import Precision
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.strategies import STRATEGIES
@@ -48,9 +49,12 @@ class JaxBackend:
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = build_model(experiment.model, precision, int(experiment.seed), batch)
+            outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
+            output_shape = getattr(outputs, "shape", None)
+            check_batch(experiment.loss_spec, example, output_shape)  # before the loss meets outputs that do not fit
             dynamic = experiment.loss_spec.weight_sums(example, 0) is None
             functions = WindowFunctions(experiment, model, dynamic)
-            workload, output_shape = _trace(functions, batch)
+            workload = _workload(functions, batch)
         steps = experiment.accumulation.steps(0)
         window_bytes = steps * sum(array.nbytes for array in batch.values())
         if strategy == "auto":
@@ -80,10 +84,8 @@ class JaxBackend:
             raise ConfigurationError("Trainer", [f"device {name!r} is not here; jax sees {listed}"]) from error
 
 
-def _trace(functions: WindowFunctions, batch: dict[str, jax.Array]) -> tuple[Workload, tuple[int, ...] | None]:
-    """The workload of a micro-batch and the shape of the model's outputs; nothing is compiled or run."""
-    model: FlaxModel = functions.model
-    outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
+def _workload(functions: WindowFunctions, batch: dict[str, jax.Array]) -> Workload:
+    """The workload of a micro-batch; nothing is compiled or run."""
     state = jax.eval_shape(functions.init)
     stamp = (jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
 
@@ -91,4 +93,4 @@ def _trace(functions: WindowFunctions, batch: dict[str, jax.Array]) -> tuple[Wor
         carry = functions.start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
         return functions.accumulate(parameters, carry, batch, jnp.ones([]), Stamp(*stamp))
 
-    return measure_workload(micro_batch, model.parameters, batch), getattr(outputs, "shape", None)
+    return measure_workload(micro_batch, functions.model.parameters, batch)

@@ -61,7 +61,7 @@ def _(loss: losses.BinaryCrossEntropy, outputs: jax.Array, batch: Batch) -> Sums
 
 @weighted_sum.register
 def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
-    labels = batch[loss.target]
+    labels = batch[loss.target].astype(jnp.int32)  # in uint8 the label 156 and -100 have the same bits
     used = labels != loss.ignore_index
     index = jnp.where(used, labels, 0)
     log_probabilities = jax.nn.log_softmax(outputs)

@@ -185,10 +185,10 @@ class Dispatch:
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
         self._dtype = np.dtype(functions.experiment.precision)
-        self.start = jax.jit(self._start, donate_argnums=0)
+        self.start = jax.jit(self._start)
         self.micro = jax.jit(self._micro, donate_argnums=0)
         self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="steps")
-        self.finish = jax.jit(self._finish, donate_argnums=(0, 1), static_argnames="steps")
+        self.finish = jax.jit(self._finish, donate_argnums=0, static_argnames="steps")
 
     def compilations(self) -> int:
         return _compilations(self.micro, self.ragged, self.finish)
@@ -199,28 +199,20 @@ class Dispatch:
         steering = jax.device_put(Steering.pack(stack, len(stack), rates, self._dtype))
         for window, count in enumerate(stack.counts):
             update = state.optimizer.gradient_step
-            # the accumulator travels in the carry, which is donated; the state must not hold it meanwhile
-            accumulator, optimizer = state.optimizer.acc_grads, state.optimizer._replace(acc_grads={})
-            state = state._replace(optimizer=optimizer)
-            carry = self.start(accumulator, state)
+            carry = self.start(state)
             for step in range(count):
                 place = np.array([window, step], np.int32)
                 carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
             if placed.ragged is not None and window == len(stack) - 1:
                 stamp = (update, np.int32(count))
                 carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, steps=steps)
-            accumulator, carry = carry.accumulator, carry._replace(accumulator={})
-            state, measured = self.finish(state, accumulator, carry, steering, steps=steps)
+            state, measured = self.finish(state, carry, steering, steps=steps)
             results.append((measured, 1))
         return state, results
 
-    def _start(self, accumulator: Arrays, state: TrainState) -> Carry:
+    def _start(self, state: TrainState) -> Carry:
         """A carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
-        held = state._replace(
-            model_state=jax.tree.map(jnp.copy, state.model_state),
-            optimizer=state.optimizer._replace(acc_grads=accumulator),
-        )
-        return self._functions.start(held)
+        return self._functions.start(state._replace(model_state=jax.tree.map(jnp.copy, state.model_state)))
 
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array
@@ -241,10 +233,7 @@ class Dispatch:
     ) -> Carry:
         return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factor(steps), Stamp(*stamp))
 
-    def _finish(
-        self, state: TrainState, accumulator: Arrays, carry: Carry, steering: Steering, steps: int
-    ) -> tuple[TrainState, Row]:
-        carry = carry._replace(accumulator=accumulator)
+    def _finish(self, state: TrainState, carry: Carry, steering: Steering, steps: int) -> tuple[TrainState, Row]:
         return self._functions.finish(state, carry, steering.rates(steps), steering.first)
 
 

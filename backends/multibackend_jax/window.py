@@ -1,7 +1,8 @@
 """One window as pure functions: accumulate a micro-batch, finish with one update.
 
-The accumulator is `optax.MultiStepsState.acc_grads`. Micro-batches are added to it without calling
-`MultiSteps.update`, which evaluates the inner optimizer at every call; one call per window emits the update.
+The accumulator becomes `optax.MultiStepsState.acc_grads`, whose one call of `MultiSteps.update` per window emits the
+update. Micro-batches are added without calling it, because each call evaluates the inner optimizer, and a NaN once in
+the accumulator of `MultiSteps` stays there. Here every window starts from new zeros.
 """
 
 from __future__ import annotations
@@ -64,12 +65,15 @@ class WindowFunctions:
 
     def init(self) -> TrainState:
         parameters = self.model.parameters
-        return TrainState(parameters, self.model.state, self.multi_steps.init(parameters), jnp.asarray(False))
+        # between windows there is no accumulator: zeros need not be kept, read and written
+        optimizer = self.multi_steps.init(parameters)._replace(acc_grads={})
+        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False))
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
         dtype = self.experiment.precision
-        return Carry(state.model_state, state.optimizer.acc_grads, jnp.zeros([], dtype), jnp.zeros([], dtype))
+        accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), state.parameters)
+        return Carry(state.model_state, accumulator, jnp.zeros([], dtype), jnp.zeros([], dtype))
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
@@ -100,12 +104,10 @@ class WindowFunctions:
         applied = finite & (carry.weight > 0) & ~state.failed
         limit = self.experiment.max_grad_norm
         clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
-        new = self._update(state, carry, clip, rates[state.optimizer.gradient_step - first])
+        rate = rates[state.optimizer.gradient_step - first]
         failed = state.failed | ~finite if self.experiment.on_nonfinite == "raise" else state.failed
-        # cleared by assignment: multiplying by 0 would keep a NaN for ever
-        cleared = jax.tree.map(jnp.zeros_like, carry.accumulator)
-        new, old = (s._replace(optimizer=s.optimizer._replace(acc_grads=cleared)) for s in (new, state))
-        kept = jax.tree.map(lambda new, old: jnp.where(applied, new, old), new, old)
+        # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
+        kept = jax.lax.cond(applied, lambda: self._update(state, carry, clip, rate), lambda: state)
         loss = jnp.where(carry.weight > 0, carry.loss * scale, jnp.nan)
         numbers = jnp.stack([loss, norm, carry.weight, finite.astype(norm.dtype), applied.astype(norm.dtype)])
         row = jnp.concatenate([numbers, jnp.sqrt(squares) * scale])
@@ -118,7 +120,7 @@ class WindowFunctions:
         nothing = jax.tree.map(jnp.zeros_like, gradient)
         updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
         parameters: Any = optax.apply_updates(state.parameters, updates)
-        return TrainState(parameters, carry.model_state, optimizer, state.failed)
+        return TrainState(parameters, carry.model_state, optimizer._replace(acc_grads={}), state.failed)
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

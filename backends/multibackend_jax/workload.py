@@ -14,7 +14,7 @@ __all__ = ["Workload", "choose_strategy", "choose_windows_per_dispatch", "measur
 
 # arithmetic that takes about 5 ms: below it the overhead of a dispatch shows, above it nothing is gained
 _WORK_PER_DISPATCH = {"cpu": 1e8, "gpu": 2e10, "tpu": 2e10}
-_MOST_WINDOWS = 64
+_MOST_WINDOWS = 256
 _MOST_BYTES = 64 * 2**20
 
 

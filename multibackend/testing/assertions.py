@@ -106,11 +106,8 @@ def assert_trainers_match(actual: Trainer, expected: Trainer, *, relative: float
 
     The bound is that of the experiments' precision unless `relative` is given.
     """
-    if relative is None:
-        given = {"precision": expected.experiment.precision}
-    else:
-        given = {"relative": relative}  # type: ignore[dict-item]
-    assert_arrays_match(actual.parameters(), expected.parameters(), what="parameters", **given)  # type: ignore[arg-type]
+    bound = tolerance_for(expected.experiment.precision).parameters if relative is None else relative
+    assert_arrays_match(actual.parameters(), expected.parameters(), relative=bound, what="parameters")
 
 
 def assert_raises(kind: type[E], function: Callable[[], Any], *mentions: object) -> E:

@@ -81,10 +81,10 @@ def train(
     max_grad_norm: float | None = None,
     by_micro_batch: bool = False,
 ) -> ReferenceRun:
-    """SGD over windows, each one large batch. Windows without weight or with a gradient that is not finite do nothing."""
+    """SGD over windows, each one large batch. Without weight, or with a gradient not finite, it does nothing."""
     p = {name: np.array(array, np.float64) for name, array in start.items()}
     velocity = {name: np.zeros_like(array) for name, array in p.items()}
-    run = ReferenceRun(p)
+    run = ReferenceRun(p)  # holds the same dict, updated in place
     for window in windows:
         loss, weight, g = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
         norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
@@ -96,7 +96,7 @@ def train(
         for name, array in p.items():
             d = g[name] + weight_decay * array
             velocity[name] = momentum * velocity[name] + d
-            array -= lr * (d + momentum * velocity[name] if nesterov else velocity[name])
+            p[name] = array - lr * (d + momentum * velocity[name] if nesterov else velocity[name])
         run.losses.append(loss)
         run.norms.append(norm)
         run.weights.append(weight)
