@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/multibackend compare examples/digits.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # two workers on two cores: one thread each
 
 lint: setup
 	$(BIN)/ruff check .
