@@ -89,7 +89,7 @@ class Accumulation:
         if not is_integer(steps) or steps < 1:
             raise ConfigurationError(
                 "gradient_accumulation_steps",
-                [f"the function must return an integer >= 1, got {steps!r} for update index {update}"],
+                [f"gradient_accumulation_steps({update}) must return an integer >= 1, got {steps!r}"],
             )
         return int(steps)
 

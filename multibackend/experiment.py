@@ -225,7 +225,7 @@ class Experiment:
             problems.integer("gradient_accumulation_steps", steps, minimum=1)
             return
         try:
-            Accumulation.parse(steps, micro_batch_size=int(self.micro_batch_size) if size_known else 1)
+            Accumulation.parse(steps, micro_batch_size=int(self.micro_batch_size) if size_known else 1).steps(0)
         except ConfigurationError as error:
             wrong_type = isinstance(error, TypeError)
             for sentence in error.problems:
@@ -242,20 +242,21 @@ class Experiment:
                 problems.add(f"{name}: {error}")
                 continue
             self._set(name, source)
-            self._check_fields(name, source, problems)
+            self.check_fields(name, source, problems, evaluated=name == "eval_data")
         if not problems.found and self.drop_last and self._first_window() > len(self.train_data):
             problems.add(
                 f"drop_last=True leaves no window: one window has {self._first_window()} examples, the data "
                 f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
             )
 
-    def _check_fields(self, name: str, source: Source, problems: Problems) -> None:
+    def check_fields(self, name: str, source: Source, problems: Problems, *, evaluated: bool) -> None:
+        """Add a problem for each field that the model, the loss or (where `evaluated`) a metric needs and lacks."""
         needed: dict[str, str] = {}
         if isinstance(self.model, Model) and self.model.call("") is None:
             needed.update(dict.fromkeys(self.model.inputs, "the model's inputs"))
         if isinstance(self.loss, Loss):
             needed.update(dict.fromkeys(self.loss.fields, "the loss"))
-        if name == "eval_data" and isinstance(self.metrics, Sequence):
+        if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
                 if isinstance(metric, Metric):
                     needed.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))

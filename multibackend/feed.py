@@ -8,6 +8,7 @@ import numpy as np
 
 from multibackend.accumulation import Accumulation
 from multibackend.experiment import Experiment
+from multibackend.losses import check_batch
 from multibackend.windows import EpochReader, Position, WindowStack
 
 __all__ = ["Feed"]

@@ -78,6 +78,12 @@ def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
+def _check_weights(name: str, weights: np.ndarray) -> None:
+    wrong = weights[~((weights >= 0) & (weights < np.inf))]
+    if wrong.size:
+        raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {wrong[0].item()!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Elementwise(_Targeted):
     """A loss per scalar of a target that has the shape of the outputs."""
@@ -98,6 +104,8 @@ class _Elementwise(_Targeted):
                 f"{shape}; they must be equal, because frameworks broadcast them in different ways. Reshape the one "
                 "that is wrong, for example target[:, None] for outputs of shape [batch, 1]"
             )
+        if self.weights is not None:
+            _broadcast_weights(np.asarray(batch[self.weights]), shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +187,8 @@ class CrossEntropy(_Targeted):
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise DataError(f"CrossEntropy: {len(self.class_weights)} class_weights for {classes} classes")
+        if self.weights is not None:
+            _broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         self._check_labels(labels, classes)
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
@@ -232,6 +242,8 @@ def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) 
     Raises:
         DataError: a shape or a label does not fit.
     """
+    if loss.weights is not None:
+        _check_weights(loss.weights, np.asarray(batch[loss.weights]))
     if isinstance(loss, Custom):
         return
     if not output_shape:

@@ -47,7 +47,7 @@ def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
     if not is_real(value) or not math.isfinite(value) or value < 0:
         raise ConfigurationError(
             "learning_rate",
-            [f"the schedule must return a finite number >= 0, got {value!r} for update index {update}"],
+            [f"learning_rate: the schedule must return a finite number >= 0, got {value!r} for update index {update}"],
         )
     return float(value)
 
@@ -256,6 +256,11 @@ def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
         except ConfigurationError as error:
             for sentence in error.problems:
                 problems.add(sentence)
+        except TypeError as error:  # a class that was not called, or a function of more than the update index
+            problems.add(
+                f"learning_rate must be a function of the update index alone, got {learning_rate!r}: {error}",
+                wrong_type=True,
+            )
         return
     if is_integer(learning_rate) or is_real(learning_rate):
         problems.number("learning_rate", learning_rate, minimum=0.0)

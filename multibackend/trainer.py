@@ -12,7 +12,7 @@ import numpy as np
 
 from multibackend import events
 from multibackend.data.sources import Source, as_source
-from multibackend.errors import ConfigurationError, NonFiniteError
+from multibackend.errors import ConfigurationError, DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
@@ -79,7 +79,7 @@ class Trainer:
         strategy: str = "auto",
         windows_per_dispatch: int | None = None,
     ) -> None:
-        _check_arguments(experiment, callbacks, windows_per_dispatch)
+        _check_arguments(experiment, callbacks, device, windows_per_dispatch)
         native = load_backend(backend)
         self.experiment, self.backend = experiment, backend
         self.device = native.devices()[0] if device is None else device
@@ -128,8 +128,7 @@ class Trainer:
 
         Each is the weighted mean over all of the data, so the batch size does not show in the result.
         """
-        source, size = _evaluation_source(data, self.experiment), batch_size or self.experiment.eval_batch_size
-        size = int(size or self.experiment.micro_batch_size)
+        source, size = _evaluation_source(data, self.experiment), _evaluation_size(batch_size, self.experiment)
         self._ledger.read_all()
         sums = []
         for start in range(0, len(source), size):
@@ -218,7 +217,11 @@ class Trainer:
 
 def _evaluation_source(data: Any, experiment: Experiment) -> Source:
     if data is not None:
-        return as_source(data)
+        source, problems = as_source(data), Problems("evaluate")
+        experiment.check_fields("the data", source, problems, evaluated=True)
+        if problems.found:
+            raise DataError(problems.sentences[0])
+        return source
     if experiment.eval_data is None:
         raise ConfigurationError(
             "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
@@ -226,16 +229,26 @@ def _evaluation_source(data: Any, experiment: Experiment) -> Source:
     return experiment.eval_data
 
 
+def _evaluation_size(batch_size: int | None, experiment: Experiment) -> int:
+    problems = Problems("evaluate")
+    if batch_size is not None:
+        problems.integer("batch_size", batch_size, minimum=1)
+    problems.raise_if_any()
+    return int(batch_size or experiment.eval_batch_size or experiment.micro_batch_size)
+
+
 def _mean(total: float, weight: float) -> float:
     return float(total / weight) if weight > 0 else float("nan")
 
 
-def _check_arguments(experiment: object, callbacks: object, windows_per_dispatch: object) -> None:
+def _check_arguments(experiment: object, callbacks: object, device: object, windows_per_dispatch: object) -> None:
     problems = Problems("Trainer")
     if not isinstance(experiment, Experiment):
         problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         problems.add(f"callbacks must be a sequence of functions, got {callbacks!r}", wrong_type=True)
+    if device is not None and not isinstance(device, str):
+        problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
     if windows_per_dispatch is not None:
         problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
     problems.raise_if_any()

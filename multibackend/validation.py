@@ -50,6 +50,11 @@ class Problems:
         self._found.append((wrong_type, sentence))
 
     @property
+    def sentences(self) -> list[str]:
+        """One for each problem."""
+        return [sentence for _, sentence in self._found]
+
+    @property
     def found(self) -> bool:
         """Whether there is any problem so far."""
         return bool(self._found)

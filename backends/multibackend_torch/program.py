@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multibackend.errors import ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.names import check_same_names
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
@@ -25,7 +24,7 @@ from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, 
 
 __all__ = ["TorchProgram"]
 
-_SECONDS_PER_RUN = 0.01  # windows shorter than this share one call of `run`
+_SECONDS_PER_RUN = 0.05  # windows shorter than this share one call of `run`
 _MOST_WINDOWS = 64
 
 
@@ -147,9 +146,7 @@ class TorchProgram:
     def restore(self, snapshot: Snapshot) -> TrainState:
         check_same_names(to_host(named_parameters(self._module)), snapshot.parameters, "the parameters")
         state = self.init()
-        unknown = snapshot.model_state.keys() - state.model_state.keys()
-        if unknown:
-            raise ParameterMatchError(f"the model has no state called {', '.join(sorted(unknown))}")
+        check_same_names(to_host(state.model_state), snapshot.model_state, "the model's state")
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
         if snapshot.optimizer:

@@ -52,6 +52,7 @@ class ArraySource:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` [n], each field an array [n, ...]."""
         return {name: array.take(indices, axis=0) for name, array in self._arrays.items()}
 
 
@@ -73,6 +74,7 @@ class MapSource:
         return len(self._dataset)
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` [n], each field an array [n, ...]."""
         chosen = [int(index) for index in indices]
         fetch = getattr(self._dataset, "__getitems__", None)
         examples = [self._named(e) for e in (fetch(chosen) if fetch else [self._dataset[i] for i in chosen])]

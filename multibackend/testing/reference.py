@@ -6,7 +6,7 @@ the update a few lines. A backend that matches it has the contract's arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,7 +28,7 @@ class ReferenceRun:
     weights: list[float] = field(default_factory=list)
 
 
-def cut(order: Sequence[int], size: int, steps: Sequence[int], *, drop_last: bool = False) -> list[list[np.ndarray]]:
+def cut(order: Iterable[int], size: int, steps: Sequence[int], *, drop_last: bool = False) -> list[list[np.ndarray]]:
     """The windows of an epoch: window i takes the next `steps[i]` micro-batches of `size` examples, as far as they go.
 
     >>> [[m.tolist() for m in window] for window in cut(range(5), 2, [2, 2])]

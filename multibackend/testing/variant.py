@@ -48,7 +48,8 @@ class Variant:
             "precision": "float64",
             "shuffle": False,
         }
-        network = Model(inputs=inputs, **{self.backend: self.models[model]})
+        builders: dict[str, Any] = {self.backend: self.models[model]}
+        network = Model(inputs=inputs, **builders)
         return Experiment(model=network, train_data=dict(data), **{**defaults, **options})
 
     def trainer(

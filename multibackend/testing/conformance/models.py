@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from multibackend.errors import MatchError
+from multibackend.errors import MatchError, ParameterMatchError
 from multibackend.losses import CrossEntropy
 from multibackend.metrics import Accuracy
 from multibackend.optimizers import SGD, AdamW
@@ -124,7 +125,8 @@ class PartialUseConformance:
 
     def test_unused_parameter_has_gradient_zero(self, variant: Variant) -> None:
         """No micro-batch of a window uses it: its gradient is 0, so momentum goes on and weight decay applies."""
-        data, start, options = self.data(), self.start(), {"momentum": 0.9, "weight_decay": 0.1}
+        data, start = self.data(), self.start()
+        options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1}
         experiment = variant.experiment(
             data,
             model="gated",
@@ -183,6 +185,17 @@ class StatisticsConformance:
         before, after = start.model_state["norm.running_mean"], clean.snapshot().model_state["norm.running_mean"]
         if np.array_equal(before, after):
             raise MatchError("the running mean never moved, so nothing was shown")
+
+    def test_statistics_must_fit(self, variant: Variant) -> None:
+        """A snapshot whose statistics lack a name or have another shape is an error, never broadcast."""
+        trainer = variant.trainer(variant.experiment(regression(12), **self.options))
+        snapshot = trainer.snapshot()
+        name = "norm.running_mean"
+        lacking = {other: array for other, array in snapshot.model_state.items() if other != name}
+        misshapen = {**snapshot.model_state, name: np.zeros(1)}
+        for state in (lacking, misshapen):
+            spoilt = replace(snapshot, model_state=state)
+            assert_raises(ParameterMatchError, lambda spoilt=spoilt: trainer.restore(spoilt), name)
 
     def test_snapshot_holds_the_statistics(self, variant: Variant) -> None:
         """Another trainer goes on from a snapshot to the same bits."""

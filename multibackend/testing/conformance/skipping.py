@@ -18,6 +18,7 @@ from multibackend.testing.assertions import (
 )
 from multibackend.testing.conformance.problems import START, assert_matches_reference, columns, regression, without
 from multibackend.testing.reference import cut, train
+from multibackend.testing.tolerances import ONE_WINDOW
 from multibackend.testing.variant import Variant
 from multibackend.trainer import FitResult
 
@@ -111,7 +112,7 @@ class SkipConformance:
         assert_snapshots_identical(trainer.snapshot(), before)
         loss = trainer.evaluate(data)["loss"]
         residual = data["x"] @ before.parameters["weight"].T + before.parameters["bias"] - data["y"]
-        assert_arrays_match(loss, float((residual**2).mean()), relative=1e-11, what="loss")
+        assert_arrays_match(loss, float((residual**2).mean()), relative=ONE_WINDOW, what="loss")
 
     def test_window_without_weight_before_the_error_is_counted(self, variant: Variant) -> None:
         """What was skipped before the failing window is in the books, also where both were one dispatch."""

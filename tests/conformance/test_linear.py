@@ -1,0 +1,31 @@
+"""Every backend and strategy, a stranger's included, passes the part of the suite that a linear model can show."""
+
+import pytest
+from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH
+
+from multibackend.testing.conformance import (
+    ScheduleConformance,
+    SkipConformance,
+    StateConformance,
+    WindowConformance,
+)
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, DISPATCH], ids=str)
+class TestWindows(WindowConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
+class TestSkips(SkipConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN_MANY, DISPATCH], ids=str)
+class TestSchedules(ScheduleConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN_MANY, DISPATCH], ids=str)
+class TestState(StateConformance):
+    pass

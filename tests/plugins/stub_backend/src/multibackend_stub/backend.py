@@ -1,0 +1,186 @@
+"""The whole backend: y = x W^T + b, gradients by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from multibackend.errors import CapabilityError, ConfigurationError
+from multibackend.experiment import Experiment
+from multibackend.losses import MeanSquaredError
+from multibackend.names import check_same_names
+from multibackend.optimizers import SGD
+from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.windows import WindowStack
+
+__all__ = ["Linear", "Row", "State", "StubBackend", "StubProgram"]
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The only module this backend knows: `weight` [out, in] and `bias` [out]."""
+
+    inputs: int
+    outputs: int
+
+    def initial(self, seed: int, dtype: str) -> Arrays:
+        random = np.random.default_rng(seed)
+        weight = random.normal(size=(self.outputs, self.inputs)) / np.sqrt(self.inputs)
+        return {"weight": weight.astype(dtype), "bias": np.zeros(self.outputs, dtype)}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run carries from window to window; never changed in place."""
+
+    parameters: Arrays
+    velocity: Arrays
+    update: int = 0
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one window measured."""
+
+    loss: float
+    norm: float
+    weight: float
+    finite: bool
+    applied: bool
+    norms: tuple[float, ...]
+
+
+class StubProgram:
+    """See `multibackend.protocol.Program`."""
+
+    strategy = "plain"
+
+    def __init__(self, experiment: Experiment, module: Linear, windows: int, batch: int) -> None:
+        self.experiment, self.module, self.windows_per_dispatch = experiment, module, windows
+        self.parameter_names, self.output_shape = ("weight", "bias"), (batch, module.outputs)
+        self.loss: MeanSquaredError = experiment.loss_spec  # type: ignore[assignment]
+        self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
+
+    def init(self) -> State:
+        parameters = self.module.initial(int(self.experiment.seed), self.experiment.precision)
+        return State(parameters, {name: np.zeros_like(array) for name, array in parameters.items()})
+
+    def place(self, stack: WindowStack) -> WindowStack:
+        return stack
+
+    def run(self, state: State, placed: WindowStack, rates: Rates) -> tuple[State, list[Row]]:
+        rows = []
+        for window in range(len(placed)):
+            state, row = self.window(state, list(placed.micro_batches(window)), placed.weights[window], rates)
+            rows.append(row)
+        return state, rows
+
+    def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> tuple[State, Row]:
+        """One window: accumulate, check, clip, update."""
+        loss, gradient = self.accumulate(state, micro_batches)
+        norms = self.norms(gradient)
+        norm = float(np.sqrt(np.square(norms).sum()))
+        finite, failed = bool(np.isfinite(norm)), state.failed
+        applied = finite and weight > 0 and not failed
+        row = Row(loss if weight > 0 else np.nan, norm, weight, finite, applied, norms)
+        if applied:
+            return self.step(state, self.clip(gradient, norm), self.rate(state, rates)), row
+        return replace(state, failed=failed or (not finite and self.experiment.on_nonfinite == "raise")), row
+
+    def accumulate(self, state: State, micro_batches: list) -> tuple[float, Arrays]:
+        loss, gradient = 0.0, {name: np.zeros_like(array) for name, array in state.parameters.items()}
+        for batch, factor in micro_batches:
+            total, slope, x = self.forward(state.parameters, batch)
+            loss += factor * total
+            gradient["weight"] += factor * slope.T @ x
+            gradient["bias"] += factor * slope.sum(axis=0)
+        return loss, gradient
+
+    def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
+        """(sum of w * l, its derivative by the outputs, the inputs)."""
+        dtype = self.experiment.precision
+        x, y = (batch[name].astype(dtype) for name in (self.experiment.model.inputs[0], self.loss.target))
+        weights = 1.0 if self.loss.weights is None else batch[self.loss.weights].astype(dtype)[:, None]
+        residual = x @ parameters["weight"].T + parameters["bias"] - y
+        return float((weights * residual**2).sum()), 2 * weights * residual, x
+
+    def norms(self, gradient: Arrays) -> tuple[float, ...]:
+        return tuple(float(np.linalg.norm(gradient[name])) for name in self.parameter_names)
+
+    def clip(self, gradient: Arrays, norm: float) -> Arrays:
+        limit = self.experiment.max_grad_norm
+        scale = limit / norm if limit is not None and norm > limit else 1.0
+        return {name: array * scale for name, array in gradient.items()}
+
+    def rate(self, state: State, rates: Rates) -> float:
+        return float(rates.values[state.update - rates.first])
+
+    def step(self, state: State, gradient: Arrays, rate: float) -> State:
+        d = {name: gradient[name] + self.spec.weight_decay * array for name, array in state.parameters.items()}
+        b = {name: self.spec.momentum * state.velocity[name] + array for name, array in d.items()}
+        move = {name: d[name] + self.spec.momentum * b[name] for name in d} if self.spec.nesterov else b
+        parameters = {name: array - rate * move[name] for name, array in state.parameters.items()}
+        return State(parameters, b, state.update + 1)
+
+    def read(self, results: Sequence[Row]) -> WindowResults:
+        columns = {
+            name: np.array([getattr(row, name) for row in results])
+            for name in ("loss", "norm", "weight", "finite", "applied", "norms")
+        }
+        return WindowResults(*columns.values())
+
+    def evaluate(self, state: State, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
+        return self.forward(state.parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
+
+    def read_sums(self, sums: Sequence[tuple[float, float]]) -> EvaluationSums:
+        totals, weights = zip(*sums, strict=True)
+        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)})
+
+    def snapshot(self, state: State) -> Snapshot:
+        slots = {"momentum_buffer": _copy(state.velocity)} if self.spec.momentum else {}
+        return Snapshot(_copy(state.parameters), optimizer=slots, update=state.update)
+
+    def restore(self, snapshot: Snapshot) -> State:
+        fresh = self.init()
+        check_same_names(fresh.parameters, snapshot.parameters, "the parameters")
+        velocity = snapshot.optimizer.get("momentum_buffer", fresh.velocity)
+        dtype = self.experiment.precision
+        return State(_copy(snapshot.parameters, dtype), _copy(velocity, dtype), snapshot.update)
+
+    def compilations(self) -> int:
+        return 0
+
+
+class StubBackend:
+    """See `multibackend.protocol.Backend`."""
+
+    name = "stub"
+    program = StubProgram
+
+    def devices(self) -> Sequence[str]:
+        return ("cpu",)
+
+    def compile(
+        self,
+        experiment: Experiment,
+        *,
+        example: Mapping[str, np.ndarray],
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+    ) -> StubProgram:
+        if not isinstance(experiment.loss, MeanSquaredError) or not isinstance(experiment.optimizer, SGD):
+            raise CapabilityError("the stub backend knows MeanSquaredError and SGD only")
+        if strategy not in ("auto", "plain") or device not in (None, "cpu"):
+            raise ConfigurationError("Trainer", [f"the stub backend has no strategy {strategy!r} on device {device!r}"])
+        batch = len(next(iter(example.values())))
+        return self.program(experiment, experiment.model.builder("stub")(), windows_per_dispatch or 1, batch)
+
+
+def _copy(arrays: Mapping[str, np.ndarray], dtype: str | None = None) -> Arrays:
+    return {name: np.array(array, dtype) for name, array in arrays.items()}
