@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,8 @@ class Ledger:
         return sum(len(stack) for stack, _ in self._unread)
 
     def add(self, stack: WindowStack, results: Any) -> None:
-        """Enter windows that were handed to the device."""
-        self._unread.append((stack, results))
+        """Enter windows that were handed to the device; their data are not kept."""
+        self._unread.append((replace(stack, fields={}, ragged=None), results))
 
     def read_if_due(self) -> None:
         """At intervals read all but the newest results, with which the device may still be busy."""

@@ -43,9 +43,11 @@ def epoch_order(seed: int, epoch: int, length: int, *, shuffle: bool) -> np.ndar
     """
     if not shuffle:
         return np.arange(length)
-    words = np.random.Philox(key=[stream_seed(seed, _DATA_ORDER), epoch]).random_raw(length)
+    keys = np.random.Philox(key=[stream_seed(seed, _DATA_ORDER), epoch]).random_raw(length)
     # the index in the low bits makes every key unique, so that any sorting algorithm gives the same order
     low_bits = np.uint64((1 << max(length - 1, 1).bit_length()) - 1)
-    keys = (words & ~low_bits) | np.arange(length, dtype=np.uint64)
+    keys &= ~low_bits
+    keys |= np.arange(length, dtype=np.uint64)
     keys.sort()
-    return (keys & low_bits).astype(np.int64)
+    keys &= low_bits
+    return keys.view(np.int64)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multibackend.data.memory import aligned_empty
 from multibackend.data.sources import Source
 from multibackend.losses import Loss
 from multibackend.rng import epoch_order
@@ -142,21 +143,20 @@ class EpochReader:
             self._order = (epoch, epoch_order(self._seed, epoch, self.length, shuffle=self._shuffle))
         return self._order[1]
 
-    def _bounds(self, offset: int, steps: Sequence[int]) -> list[int]:
-        bounds = [offset]
-        for count in steps:
-            end = bounds[-1] + count * self.micro_batch_size
-            if end > self.length and (self._drop_last or bounds[-1] >= self.length):
-                break
-            bounds.append(min(end, self.length))
-        return bounds
+    def _bounds(self, offset: int, steps: Sequence[int]) -> np.ndarray:
+        """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
+        ends = offset + np.cumsum(steps) * self.micro_batch_size
+        bounds = np.append(offset, ends[ends <= self.length])
+        short = len(bounds) <= len(steps) and bounds[-1] < self.length and not self._drop_last
+        return np.append(bounds, self.length) if short else bounds
 
     def _arrange(self, array: np.ndarray, counts: np.ndarray, capacity: int, room: int) -> np.ndarray:
         """Rows of consecutive windows → [room, capacity, micro-batch, ...]."""
         room, size, shape = max(room, len(counts)), self.micro_batch_size, array.shape[1:]
         if len(array) == room * capacity * size:
             return array.reshape(room, capacity, size, *shape)
-        result = np.zeros((room, capacity, size, *shape), array.dtype)
+        result = aligned_empty((room, capacity, size, *shape), array.dtype)
+        result[...] = 0
         if (counts[:-1] == capacity).all():  # all but the last window are full: their rows are contiguous
             rows = int(counts.sum()) * size
             result.reshape(-1, *shape)[:rows] = array[:rows]

@@ -60,7 +60,13 @@ class JaxBackend:
         if strategy == "auto":
             strategy = choose_strategy(chosen.platform, workload)
         if windows_per_dispatch is None:
-            windows_per_dispatch = choose_windows_per_dispatch(chosen.platform, workload, steps, window_bytes)
+            windows_per_dispatch = choose_windows_per_dispatch(
+                chosen.platform,
+                workload,
+                steps=steps,
+                window_bytes=window_bytes,
+                windows_per_epoch=-(-len(experiment.train_data) // (steps * int(experiment.micro_batch_size))),
+            )
         return JaxProgram(
             experiment,
             model,

@@ -98,7 +98,7 @@ class WindowFunctions:
         """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
         by_window = self.dynamic and self.experiment.normalize == "window"
         scale = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
-        squares = jnp.stack([jnp.sum(jnp.square(g)) for g in jax.tree.leaves(carry.accumulator)])
+        squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * scale
         finite = jnp.isfinite(norm)
         applied = finite & (carry.weight > 0) & ~state.failed

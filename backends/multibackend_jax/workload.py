@@ -12,11 +12,11 @@ from jax.extend import core
 
 __all__ = ["Workload", "choose_strategy", "choose_windows_per_dispatch", "measure_workload"]
 
-# arithmetic that takes a tenth of a second or less: below it the overhead of a dispatch shows (5 % for an MLP whose
-# window takes 8 ms), above it nothing is gained
-_WORK_PER_DISPATCH = {"cpu": 1e10, "gpu": 1e12, "tpu": 1e12}
-_MOST_WINDOWS = 256
-_MOST_BYTES = 64 * 2**20
+# Arithmetic of about a second. A dispatch costs microseconds, and on CPU the pages of its temporary memory, which are
+# new each time: 10 % for a small GPT whose window takes 100 ms.
+_WORK_PER_DISPATCH = {"cpu": 1e11, "gpu": 1e12, "tpu": 1e12}
+_MOST_WINDOWS = 1024
+_MOST_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ def choose_strategy(platform: str, workload: Workload) -> str:
     return "dispatch" if platform == "cpu" and workload.convolutions else "scan"
 
 
-def choose_windows_per_dispatch(platform: str, workload: Workload, steps: int, window_bytes: int) -> int:
-    """As many windows as keep the device busy for some milliseconds, within a bound on memory."""
+def choose_windows_per_dispatch(
+    platform: str, workload: Workload, *, steps: int, window_bytes: int, windows_per_epoch: int
+) -> int:
+    """As many windows as keep the device busy for a while, within an epoch and a bound on memory."""
     budget = _WORK_PER_DISPATCH.get(platform, _WORK_PER_DISPATCH["gpu"])
     by_work = budget // max(workload.operations * steps, 1.0)
     by_memory = _MOST_BYTES // max(window_bytes, 1)
-    return int(max(1, min(by_work, by_memory, _MOST_WINDOWS)))
+    return int(max(1, min(by_work, by_memory, windows_per_epoch, _MOST_WINDOWS)))
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:

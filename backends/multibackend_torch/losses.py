@@ -63,11 +63,13 @@ def _(loss: losses.BinaryCrossEntropy, outputs: torch.Tensor, batch: Batch) -> S
 
 @weighted_sum.register
 def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
-    classes = outputs.shape[-1]
+    labels, logits = batch[loss.target].long(), outputs
+    if outputs.ndim != 2:
+        labels, logits = labels.reshape(-1), outputs.reshape(-1, outputs.shape[-1])
     table = None if loss.class_weights is None else outputs.new_tensor(loss.class_weights)
     values = F.cross_entropy(
-        outputs.reshape(-1, classes),
-        batch[loss.target].reshape(-1).long(),
+        logits,
+        labels,
         weight=table,
         ignore_index=int(loss.ignore_index),
         label_smoothing=float(loss.label_smoothing),

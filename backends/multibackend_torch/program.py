@@ -24,7 +24,7 @@ from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, 
 
 __all__ = ["TorchProgram"]
 
-_SECONDS_PER_RUN = 0.05  # windows shorter than this share one call of `run`
+_SECONDS_PER_RUN = 0.02  # windows shorter than this share one call of `run`
 _MOST_WINDOWS = 64
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
 __all__ = ["ArraySource", "MapSource", "Source", "as_source"]
@@ -53,7 +54,9 @@ class ArraySource:
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` [n], each field an array [n, ...]."""
-        return {name: array.take(indices, axis=0) for name, array in self._arrays.items()}
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self._length):
+            raise DataError(f"indices {indices.min()} to {indices.max()} do not fit data of length {self._length}")
+        return {name: _take(array, indices) for name, array in self._arrays.items()}
 
 
 class MapSource:
@@ -106,6 +109,12 @@ def as_source(data: Any) -> Source:
     raise DataError(
         f"data must be a dict of arrays or a map-style dataset (len and []), got {type(data).__name__}: {data!r:.80}"
     )
+
+
+def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    rows = aligned_empty((len(indices), *array.shape[1:]), array.dtype)
+    # the indices were checked; mode "raise" would go through another buffer
+    return np.take(array, indices, axis=0, out=rows, mode="clip")
 
 
 def _as_array(name: str, values: Any) -> np.ndarray:
