@@ -14,11 +14,16 @@ import numpy as np
 
 from multibackend.errors import ParameterMatchError
 
-__all__ = ["check_same_names", "match_names", "normalised", "pair_state"]
+__all__ = ["check_same_names", "match_names", "normalised", "pair_state", "shapes_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _INDEX = re.compile(r"_(\d+)(?=\.|$)")
+
+
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """The shape of each array."""
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def normalised(name: str) -> str:

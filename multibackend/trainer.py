@@ -18,7 +18,7 @@ from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.losses import check_batch
-from multibackend.names import check_same_names
+from multibackend.names import match_names, shapes_of
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
@@ -147,15 +147,17 @@ class Trainer:
         return dict(self.snapshot().parameters)
 
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Replace the parameters; names, shapes and layouts are those of `parameters()`.
+        """Replace the parameters by arrays in canonical layout, for example another backend's `parameters()`.
+
+        Names pair up as in `compare`: `layers_0` and `layers.0` are one.
 
         Raises:
             ParameterMatchError: a name is missing or unknown, or a shape differs.
         """
         arrays = {name: np.asarray(array) for name, array in parameters.items()}
-        snapshot = self.snapshot()
-        check_same_names(snapshot.parameters, arrays, "the parameters")
-        self.restore(replace(snapshot, parameters=arrays))
+        own = self.snapshot()
+        pairs = match_names(shapes_of(arrays), shapes_of(own.parameters), self.experiment.model.rename)
+        self.restore(replace(own, parameters={name: arrays[partner] for name, partner in pairs.items()}))
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from multibackend.errors import DataError
-from multibackend.names import match_names, pair_state
+from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.protocol import Snapshot
 from multibackend.trainer import Trainer
 
@@ -46,8 +45,8 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
     parameters, state = _read(Path(path))
     rename = trainer.experiment.model.rename
     own = trainer.snapshot()
-    pairs = match_names(_shapes(parameters), _shapes(own.parameters), rename)
-    shared = pair_state(_shapes(state), _shapes(own.model_state), rename)
+    pairs = match_names(shapes_of(parameters), shapes_of(own.parameters), rename)
+    shared = pair_state(shapes_of(state), shapes_of(own.model_state), rename)
     trainer.restore(
         replace(
             own,
@@ -68,7 +67,3 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         raise DataError(f"{str(path)!r} is no weights file: {error}") from error
     parameters = {name: array for name, array in arrays.items() if name in names}
     return parameters, {name: array for name, array in arrays.items() if name not in names}
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}

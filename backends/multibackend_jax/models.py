@@ -20,7 +20,7 @@ from flax import linen, nnx
 
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
-from multibackend_jax.names import Layout, canonical_name, layout_of
+from multibackend_jax.names import Layout, canonical_names, layout_of
 from multibackend_jax.precision import Precision
 
 __all__ = ["Arrays", "FlaxModel", "Stamp", "build_model"]
@@ -106,11 +106,12 @@ class _Leaves:
     def __init__(self, state: nnx.State, owners: Mapping[tuple[Any, ...], object], precision: Precision) -> None:
         values, self._structure = jax.tree.flatten(state)
         paths = [path for path, _ in nnx.to_flat_state(state)]
-        self.names = [canonical_name(path, owners.get(tuple(path[:-1]))) for path in paths]
+        layers = [owners.get(tuple(path[:-1])) for path in paths]
+        self.names = canonical_names(paths, layers)
         self.arrays = {n: precision.cast_array(jnp.asarray(v)) for n, v in zip(self.names, values, strict=True)}
         self.layouts = {
-            name: layout_of(str(path[-1]), array.shape, owners.get(tuple(path[:-1])))
-            for (name, array), path in zip(self.arrays.items(), paths, strict=True)
+            name: layout_of(str(path[-1]), array.shape, layer)
+            for (name, array), path, layer in zip(self.arrays.items(), paths, layers, strict=True)
         }
 
     def restore(self, arrays: Arrays) -> nnx.State:
@@ -169,17 +170,20 @@ def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: 
     with linen.intercept_methods(record):
         streams = {"params": base, "dropout": jax.random.fold_in(base, 1)}
         variables = module.init(streams, example, method=lambda bound, batch: call(bound, batch, False))
-    paths: dict[str, tuple[str, ...]] = {}
-    arrays: dict[str, Arrays] = {"params": {}, "state": {}}
-    layouts: dict[str, Layout] = {}
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]:
-        collection, *path = (str(key.key) for key in keys)
-        owner = owners.get(tuple(path[:-1]))
-        name = canonical_name(path, owner)
-        array = precision.cast_array(jnp.asarray(leaf))
-        arrays["params" if collection == "params" else "state"][name] = array
-        paths[name], layouts[name] = (collection, *path), layout_of(path[-1], array.shape, owner)
-    mutable = sorted({paths[name][0] for name in arrays["state"]})
+    leaves = {
+        tuple(str(key.key) for key in keys): precision.cast_array(jnp.asarray(leaf))
+        for keys, leaf in jax.tree_util.tree_flatten_with_path(linen.unbox(variables))[0]
+    }  # by (collection, *path)
+    layers = [owners.get(path[1:-1]) for path in leaves]
+    names = canonical_names([path[1:] for path in leaves], layers)
+    paths = dict(zip(names, leaves, strict=True))
+    layouts = {
+        name: layout_of(path[-1], leaves[path].shape, layer)
+        for (name, path), layer in zip(paths.items(), layers, strict=True)
+    }
+    parameters = {name: leaves[path] for name, path in paths.items() if path[0] == "params"}
+    others = {name: leaves[path] for name, path in paths.items() if path[0] != "params"}
+    mutable = sorted({paths[name][0] for name in others})
 
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
         tree = _nest({paths[name]: value for name, value in {**values, **state}.items()})
@@ -193,7 +197,7 @@ def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: 
         )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(arrays["params"], arrays["state"], layouts, apply)
+    return FlaxModel(parameters, others, layouts, apply)
 
 
 def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

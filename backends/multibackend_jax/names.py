@@ -15,21 +15,44 @@ from typing import Any
 import numpy as np
 from flax import linen, nnx
 
-__all__ = ["Layout", "canonical_name", "layout_of"]
+from multibackend.errors import ConfigurationError
+
+__all__ = ["Layout", "canonical_names", "layout_of"]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
+_LAYER_MODULES = ("flax.nnx.nn.", "flax.linen.linear", "flax.linen.normalization", "flax.linen.attention")
 _NORMS = (nnx.BatchNorm, linen.BatchNorm)
 _CONVOLUTIONS = (nnx.Conv, linen.Conv)
 _TRANSPOSED = (nnx.ConvTranspose, linen.ConvTranspose)
 _GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
 
 
-def canonical_name(path: Sequence[Any], owner: object) -> str:
-    """The canonical name of the leaf at `path`, for example ("layers", 0, "kernel") → "layers.0.weight"."""
-    *modules, leaf = (str(part) for part in path)
-    table = _STATISTICS if isinstance(owner, _NORMS) and leaf in _STATISTICS else _LEAVES
-    return ".".join([*modules, table.get(leaf, leaf)])
+def canonical_names(paths: Sequence[Sequence[Any]], owners: Sequence[object]) -> list[str]:
+    """The canonical names of leaves, for example ("layers", 0, "kernel") of a Linear → "layers.0.weight".
+
+    Leaves of the user's own modules keep their names, and so does one whose canonical name is already taken.
+    """
+    names: list[str] = []
+    for path, owner in zip(paths, owners, strict=True):
+        *modules, leaf = (str(part) for part in path)
+        table = _LEAVES if _is_flax_layer(owner) else {}
+        if isinstance(owner, _NORMS) and leaf in _STATISTICS:
+            table = _STATISTICS
+        name = ".".join([*modules, table.get(leaf, leaf)])
+        names.append(".".join([*modules, leaf]) if name in names else name)
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ConfigurationError(
+            "Model", [f"two arrays of the flax model share a name: {', '.join(twice)}; rename one"]
+        )
+    return names
+
+
+def _is_flax_layer(owner: object) -> bool:
+    """Whether a module is one of Flax's own layers, or derives from one."""
+    modules = (base.__module__ for base in type(owner).__mro__)
+    return any(module.startswith(_LAYER_MODULES) for module in modules)
 
 
 @dataclass(frozen=True)
@@ -66,7 +89,7 @@ def layout_of(leaf: str, shape: tuple[int, ...], owner: object) -> Layout:
     rank = len(shape)
     if isinstance(owner, _GENERAL):
         return _general_layout(leaf, shape, owner)
-    if leaf != "kernel" or rank < 2:
+    if leaf != "kernel" or rank < 2 or not _is_flax_layer(owner):
         return Layout(shape, shape, tuple(range(rank)))
     spatial = tuple(range(rank - 2))
     if isinstance(owner, _TRANSPOSED):

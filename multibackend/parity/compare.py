@@ -9,7 +9,7 @@ import numpy as np
 
 from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
-from multibackend.names import match_names, pair_state
+from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.trainer import FitResult, Trainer
@@ -159,9 +159,9 @@ def compare(
 def start_alike(reference: Trainer, other: Trainer, *, rename: Mapping[str, str]) -> dict[str, str]:
     """Give `other` the parameters and model state of `reference`; returns the pairs {name of other: of reference}."""
     source, target = reference.snapshot(), other.snapshot()
-    pairs = match_names(_shapes(source.parameters), _shapes(target.parameters), rename)
+    pairs = match_names(shapes_of(source.parameters), shapes_of(target.parameters), rename)
     parameters = {name: source.parameters[partner] for name, partner in pairs.items()}
-    shared = pair_state(_shapes(source.model_state), _shapes(target.model_state), rename)
+    shared = pair_state(shapes_of(source.model_state), shapes_of(target.model_state), rename)
     state = {**target.model_state, **{name: source.model_state[partner] for name, partner in shared.items()}}
     other.restore(Snapshot(parameters=parameters, model_state=state, update=target.update))
     return pairs
@@ -233,7 +233,3 @@ def _parameter_divergence(
         return None
     values = tuple(float(np.abs(end[worst]).max()) for end in ends)
     return Divergence(updates, worst, (values[0], values[1]), differences[worst])
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}
