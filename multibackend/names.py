@@ -14,7 +14,7 @@ import numpy as np
 
 from multibackend.errors import ParameterMatchError
 
-__all__ = ["check_same_names", "match_names", "normalised", "pair_state", "shapes_of"]
+__all__ = ["check_same_names", "check_same_slots", "match_names", "normalised", "pair_state", "shapes_of"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,6 +76,15 @@ def check_same_names(wanted: Mapping[str, np.ndarray], given: Mapping[str, np.nd
             lines.append(f"{name}: shape {np.shape(given[name])} given, {np.shape(wanted[name])} needed")
     if lines:
         raise ParameterMatchError(f"{what} do not fit the model:" + "".join(f"\n  - {line}" for line in lines))
+
+
+def check_same_slots(wanted: Iterable[str], given: Iterable[str]) -> None:
+    """Raise `ParameterMatchError` unless an optimizer's per-parameter state has the slots that another needs."""
+    if set(wanted) != set(given):
+        raise ParameterMatchError(
+            f"the optimizer's state does not fit: it has the slots {sorted(given)}, this optimizer needs "
+            f"{sorted(wanted)}; take the optimizer that wrote it, or leave its state out"
+        )
 
 
 def _rename(name: str, rename: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multibackend.experiment import Experiment
-from multibackend.names import check_same_names
+from multibackend.names import check_same_names, check_same_slots
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
@@ -92,6 +92,7 @@ class JaxProgram:
             state = self._functions.init()
             optimizer = state.optimizer
             if snapshot.optimizer:
+                check_same_slots(read_slots(optimizer.inner_opt_state), snapshot.optimizer)
                 slots = {slot: self._to_native(arrays) for slot, arrays in snapshot.optimizer.items()}
                 inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
                 optimizer = optimizer._replace(inner_opt_state=inner)

@@ -15,7 +15,7 @@ import torch
 from multibackend import optimizers
 from multibackend.errors import ConfigurationError
 
-__all__ = ["build_optimizer", "read_slots", "write_slots"]
+__all__ = ["build_optimizer", "read_slots", "slot_names", "write_slots"]
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
@@ -55,7 +55,8 @@ def _adam_options(spec: optimizers.Adam | optimizers.AdamW) -> dict[str, Any]:
     return {"lr": 0.0, "betas": betas, "eps": float(spec.eps), "weight_decay": float(spec.weight_decay), "fused": True}
 
 
-def _slots(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """The names of its per-parameter tensors."""
     if isinstance(optimizer, torch.optim.SGD):
         return ("momentum_buffer",) if optimizer.param_groups[0]["momentum"] else ()
     return ("exp_avg", "exp_avg_sq")
@@ -65,7 +66,7 @@ def read_slots(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict
     """The optimizer's per-parameter tensors by slot; zeros where it has not stepped yet."""
     return {
         slot: {name: optimizer.state[p].get(slot, torch.zeros_like(p)) for name, p in parameters.items()}
-        for slot in _slots(optimizer)
+        for slot in slot_names(optimizer)
     }
 
 
@@ -78,7 +79,7 @@ def write_slots(
     """Replace the optimizer's per-parameter tensors and its count of updates."""
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
-        for slot in _slots(optimizer):
+        for slot in slot_names(optimizer):
             state[slot] = torch.tensor(slots[slot][name], dtype=parameter.dtype, device=parameter.device)
         if not isinstance(optimizer, torch.optim.SGD):
             state["step"] = torch.tensor(float(update), device=parameter.device)

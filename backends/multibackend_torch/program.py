@@ -11,20 +11,20 @@ import numpy as np
 import torch
 
 from multibackend.experiment import Experiment
-from multibackend.names import check_same_names
+from multibackend.names import check_same_names, check_same_slots
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
 from multibackend_torch.names import load_tensors, named_parameters, to_host
-from multibackend_torch.optimizers import build_optimizer, read_slots, write_slots
+from multibackend_torch.optimizers import build_optimizer, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
 from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, run_window
 
 __all__ = ["TorchProgram"]
 
-_SECONDS_PER_RUN = 0.02  # windows shorter than this share one call of `run`
+_SECONDS_PER_RUN = 0.05  # windows shorter than this share one call of `run`
 _MOST_WINDOWS = 64
 
 
@@ -38,11 +38,9 @@ class PlacedWindows:
 
     def micro_batches(self) -> Iterator[Iterator[MicroBatch]]:
         """For each window its micro-batches with their factors, the ragged one last. Views, cut in one call."""
-        names, steps = list(self.fields), self.stack.factors.shape[1]
-        views = list(zip(*(tensor.flatten(0, 1).unbind(0) for tensor in self.fields.values()), strict=True))
-        for window, count in enumerate(self.stack.counts):
-            chosen = views[window * steps : window * steps + count]
-            batches = [dict(zip(names, view, strict=True)) for view in chosen]
+        for window, count in enumerate(self.stack.counts.tolist()):
+            views = {name: tensor[window].unbind(0) for name, tensor in self.fields.items()}
+            batches: list[Batch] = [{name: view[step] for name, view in views.items()} for step in range(count)]
             factors = self.stack.factors[window, :count].tolist()
             if self.ragged is not None and window == len(self.stack) - 1:
                 batches.append(self.ragged)
@@ -76,14 +74,15 @@ class TorchProgram:
         self._forward = torch.compile(self._total) if strategy == "compiled" else self._total
 
     def init(self) -> TrainState:
-        return self._state(copy.deepcopy(self._module))
+        return self._state(copy.deepcopy(self._module).train())
 
     def place(self, stack: WindowStack) -> PlacedWindows:
         return PlacedWindows(stack, self._put(stack.fields), self._put(stack.ragged) if stack.ragged else None)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[WindowRow]]:
         started, rows = time.perf_counter(), []
-        state.module.train()
+        if not state.module.training:  # walking through all submodules takes as long as a small layer
+            state.module.train()
         with self._precision.scope(self._device), self._randomness.scope():
             for micro_batches, weight in zip(placed.micro_batches(), placed.stack.weights.tolist(), strict=True):
                 if state.failed:
@@ -150,6 +149,7 @@ class TorchProgram:
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
         if snapshot.optimizer:
+            check_same_slots(slot_names(state.optimizer), snapshot.optimizer)
             write_slots(state.optimizer, state.parameters, snapshot.optimizer, snapshot.update)
         state.update = snapshot.update
         return state

@@ -93,3 +93,15 @@ def test_loading_refuses_what_does_not_pair_up(backend: str) -> None:
     ):
         with pytest.raises(ParameterMatchError, match=name):
             trainer.load_parameters(bad)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_the_state_of_another_optimizer_is_refused(backend: str) -> None:
+    """Adam's moments do not restore into SGD with momentum; the message names the slots of both."""
+    adam = mb.Trainer(experiment(NnxScaled), backend)
+    adam.fit(updates=2)
+    sgd = mb.Trainer(
+        experiment(NnxScaled).replace(optimizer=mb.optimizers.SGD(learning_rate=0.1, momentum=0.9)), backend
+    )
+    with pytest.raises(ParameterMatchError, match=r"exp_avg.*momentum_buffer"):
+        sgd.restore(adam.snapshot())
