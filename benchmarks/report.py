@@ -58,7 +58,7 @@ def as_json(results: list[Result], *, rounds: int, slice_seconds: float) -> dict
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": platform.system(),
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "versions": {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
