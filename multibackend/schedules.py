@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 
 from multibackend.errors import ConfigurationError
-from multibackend.validation import Problems, is_integer, is_real
+from multibackend.validation import Problems, is_real
 
 __all__ = [
     "Constant",
@@ -262,7 +262,7 @@ def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
                 wrong_type=True,
             )
         return
-    if is_integer(learning_rate) or is_real(learning_rate):
+    if is_real(learning_rate):
         problems.number("learning_rate", learning_rate, minimum=0.0)
     else:
         problems.add(

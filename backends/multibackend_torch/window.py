@@ -33,10 +33,12 @@ class TrainState:
     failed: bool = False
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     model_state: dict[str, torch.Tensor] = field(init=False)
+    buffers: list[torch.Tensor] = field(init=False)  # what a forward pass may change: no frozen parameters
 
     def __post_init__(self) -> None:
         self.parameters = named_parameters(self.module)
         self.model_state = named_state(self.module)
+        self.buffers = list(self.module.buffers())
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,7 @@ def run_window(
     stamp: Callable[[int, int], None],
 ) -> WindowRow:
     """Accumulate, normalise, check, clip, update. `weight` is NaN where only the loss knows it."""
-    buffers = list(state.model_state.values())
-    before = [buffer.clone() for buffer in buffers]
+    before = [buffer.clone() for buffer in state.buffers]
     totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, stamp)
     gradients = _gradients(state.parameters.values())
     if math.isnan(weight):
@@ -78,7 +79,7 @@ def run_window(
         _clip(gradients, scale, norm, experiment.max_grad_norm)
         _step(state, rate)
     else:
-        for buffer, old in zip(buffers, before, strict=True):
+        for buffer, old in zip(state.buffers, before, strict=True):
             buffer.copy_(old)
         state.failed |= not finite and experiment.on_nonfinite == "raise"
     state.optimizer.zero_grad(set_to_none=True)
