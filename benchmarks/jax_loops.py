@@ -23,7 +23,7 @@ from benchmarks import jax_models
 from benchmarks.timing import Contender
 from benchmarks.workloads import Fields, Workload, windows_of_rows
 
-__all__ = ["hand_written"]
+__all__ = ["hand_written", "names"]
 
 _OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -97,19 +97,24 @@ class _Functions:
         return lax.scan(self.window, state, batches)
 
 
-def hand_written(workload: Workload) -> list[Contender]:
+def names(workload: Workload) -> list[str]:
     """The loops worth trying: convolutions on CPU are slow inside a scan, so no scan over windows there."""
-    functions = _Functions(workload)
-    contenders = [
-        Contender("micro-step", _by_micro_batch(workload, functions)),
-        Contender("window", _by_window(workload, functions, functions.window, 0)),
-    ]
     if workload.convolutions and jax.default_backend() == "cpu":
-        return [*contenders, Contender("unrolled window", _by_window(workload, functions, functions.unrolled, 0))]
-    for windows in (8, 32):
-        train = _by_window(workload, functions, functions.windows, windows)
-        contenders.append(Contender(f"{windows} windows", train, granularity=windows))
-    return contenders
+        return ["micro-step", "window", "unrolled window"]
+    return ["micro-step", "window", "8 windows", "32 windows"]
+
+
+def hand_written(workload: Workload, name: str) -> Contender:
+    """The loop of that name."""
+    functions = _Functions(workload)
+    if name == "micro-step":
+        return Contender(name, _by_micro_batch(workload, functions))
+    if name == "window":
+        return Contender(name, _by_window(workload, functions, functions.window, 0))
+    if name == "unrolled window":
+        return Contender(name, _by_window(workload, functions, functions.unrolled, 0))
+    windows = int(name.removesuffix(" windows"))
+    return Contender(name, _by_window(workload, functions, functions.windows, windows), granularity=windows)
 
 
 def _by_micro_batch(workload: Workload, functions: _Functions) -> Callable[[int], np.ndarray]:

@@ -53,7 +53,9 @@ def as_table(results: list[Result]) -> Table:
     return table
 
 
-def as_json(results: list[Result], *, rounds: int, slice_seconds: float) -> dict[str, Any]:
+def as_json(
+    results: list[Result], *, rounds: int, launches: int, slice_seconds: float, one_process: bool
+) -> dict[str, Any]:
     """Everything that was measured, and where."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -63,7 +65,9 @@ def as_json(results: list[Result], *, rounds: int, slice_seconds: float) -> dict
         "cores": os.cpu_count(),
         "versions": {name: importlib.metadata.version(name) for name in _DISTRIBUTIONS},
         "rounds": rounds,
+        "launches": launches,
         "slice_seconds": slice_seconds,
+        "one_process": one_process,
         "rows": [_row(result) for result in results],
     }
 

@@ -10,15 +10,16 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-__all__ = ["OURS", "Contender", "Measurement", "measure"]
+__all__ = ["OURS", "Contender", "Measurement", "Timed", "measure"]
 
 OURS = "multibackend"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Contender:
     """One way to train a workload.
 
@@ -34,12 +35,36 @@ class Contender:
     granularity: int = 1
     details: str = ""
 
+    def seconds(self, updates: int) -> float:
+        """How long so many more updates take."""
+        gc.collect()
+        started = time.perf_counter()
+        losses = self.train(updates)
+        seconds = time.perf_counter() - started
+        if losses.shape != (updates,) or not np.isfinite(losses).all():
+            raise RuntimeError(f"{self.name} did not train: {len(losses)} losses for {updates} updates, {losses}")
+        return seconds
+
+
+class Timed(Protocol):
+    """What `measure` needs of a contender."""
+
+    name: str
+    granularity: int
+
+    def seconds(self, updates: int) -> float: ...
+
 
 @dataclass(frozen=True)
 class Measurement:
     """Seconds per micro-batch of each contender in each round."""
 
     seconds: dict[str, list[float]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measurement]) -> Measurement:
+        """The rounds of all `parts`."""
+        return cls({name: [s for part in parts for s in part.seconds[name]] for name in parts[0].seconds})
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -55,7 +80,7 @@ class Measurement:
         return [theirs / ours for theirs, ours in zip(self.seconds[self.best], self.seconds[OURS], strict=True)]
 
 
-def measure(contenders: Sequence[Contender], *, steps: int, rounds: int, slice_seconds: float) -> Measurement:
+def measure(contenders: Sequence[Timed], *, steps: int, rounds: int, slice_seconds: float) -> Measurement:
     """Warm each contender up, which compiles what it compiles, then time `rounds` rounds.
 
     A slice is as many updates as take about `slice_seconds`. Each round begins with another contender, so that none
@@ -67,26 +92,16 @@ def measure(contenders: Sequence[Contender], *, steps: int, rounds: int, slice_s
         shift = index % len(contenders)
         for contender in (*contenders[shift:], *contenders[:shift]):
             count = updates[contender.name]
-            seconds[contender.name].append(_time(contender, count) / (count * steps))
+            seconds[contender.name].append(contender.seconds(count) / (count * steps))
     return Measurement(seconds)
 
 
-def _calibrate(contender: Contender, slice_seconds: float) -> int:
+def _calibrate(contender: Timed, slice_seconds: float) -> int:
     """The number of updates of a slice, found on runs that also serve as warm-up."""
     count = contender.granularity
-    contender.train(count)
+    contender.seconds(count)
     while True:
-        seconds = _time(contender, count)
+        seconds = contender.seconds(count)
         if seconds > slice_seconds / 4:
             return max(1, round(slice_seconds / seconds * count / contender.granularity)) * contender.granularity
         count *= 2
-
-
-def _time(contender: Contender, updates: int) -> float:
-    gc.collect()
-    started = time.perf_counter()
-    losses = contender.train(updates)
-    seconds = time.perf_counter() - started
-    if losses.shape != (updates,) or not np.isfinite(losses).all():
-        raise RuntimeError(f"{contender.name} did not train: {len(losses)} losses for {updates} updates, {losses}")
-    return seconds

@@ -15,7 +15,7 @@ from benchmarks import torch_models
 from benchmarks.timing import Contender
 from benchmarks.workloads import Workload, windows_of_rows
 
-__all__ = ["hand_written"]
+__all__ = ["hand_written", "names"]
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -32,9 +32,14 @@ def _cross_entropy(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 _LOSSES = {"mean_squared_error": F.mse_loss, "cross_entropy": _cross_entropy}
 
 
-def hand_written(workload: Workload) -> list[Contender]:
-    """The loop with each of torch's two fast optimizer implementations."""
-    return [Contender(f"eager, {kind}", _loop(workload, kind)) for kind in ("foreach", "fused")]
+def names(workload: Workload) -> list[str]:
+    """The loops worth trying: one with each of torch's two fast optimizer implementations."""
+    return ["eager, foreach", "eager, fused"]
+
+
+def hand_written(workload: Workload, name: str) -> Contender:
+    """The loop of that name."""
+    return Contender(name, _loop(workload, name.removeprefix("eager, ")))
 
 
 def _loop(workload: Workload, kind: str) -> Callable[[int], np.ndarray]:

@@ -156,11 +156,12 @@ class EpochReader:
         if len(array) == room * capacity * size:
             return array.reshape(room, capacity, size, *shape)
         result = aligned_empty((room, capacity, size, *shape), array.dtype)
-        result[...] = 0
         if (counts[:-1] == capacity).all():  # all but the last window are full: their rows are contiguous
             rows = int(counts.sum()) * size
-            result.reshape(-1, *shape)[:rows] = array[:rows]
+            flat = result.reshape(-1, *shape)
+            flat[:rows], flat[rows:] = array[:rows], 0
             return result
+        result[...] = 0
         row = 0
         for window, count in enumerate(counts):
             used = count * size

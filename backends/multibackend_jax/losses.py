@@ -64,10 +64,12 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
     labels = batch[loss.target].astype(jnp.int32)  # in uint8 the label 156 and -100 have the same bits
     used = labels != loss.ignore_index
     index = jnp.where(used, labels, 0)
-    log_probabilities = jax.nn.log_softmax(outputs)
-    values = -jnp.take_along_axis(log_probabilities, index[..., None], axis=-1)[..., 0]
+    # -log softmax at the label, without writing the whole softmax to memory
+    shifted = outputs - jax.lax.stop_gradient(outputs.max(axis=-1, keepdims=True))
+    log_sum = jnp.log(jnp.exp(shifted).sum(axis=-1))
+    values = log_sum - jnp.take_along_axis(shifted, index[..., None], axis=-1)[..., 0]
     if loss.label_smoothing:
-        uniform = -log_probabilities.mean(axis=-1)
+        uniform = log_sum - shifted.mean(axis=-1)
         values = (1 - loss.label_smoothing) * values + loss.label_smoothing * uniform
     weights = used.astype(values.dtype)
     if loss.class_weights is not None:

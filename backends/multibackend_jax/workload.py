@@ -16,7 +16,7 @@ __all__ = ["Workload", "choose_strategy", "choose_windows_per_dispatch", "measur
 # new each time: 10 % for a small GPT whose window takes 100 ms.
 _WORK_PER_DISPATCH = {"cpu": 1e11, "gpu": 1e12, "tpu": 1e12}
 _MOST_WINDOWS = 1024
-_MOST_BYTES = 16 * 2**20
+_MOST_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,15 @@ def choose_strategy(platform: str, workload: Workload) -> str:
 def choose_windows_per_dispatch(
     platform: str, workload: Workload, *, steps: int, window_bytes: int, windows_per_epoch: int
 ) -> int:
-    """As many windows as keep the device busy for a while, within an epoch and a bound on memory."""
+    """As many windows as keep the device busy for a while, within an epoch and a bound on memory.
+
+    The epoch is cut into equal parts: dispatches that are not full cost the copy that fills them up.
+    """
     budget = _WORK_PER_DISPATCH.get(platform, _WORK_PER_DISPATCH["gpu"])
     by_work = budget // max(workload.operations * steps, 1.0)
     by_memory = _MOST_BYTES // max(window_bytes, 1)
-    return int(max(1, min(by_work, by_memory, windows_per_epoch, _MOST_WINDOWS)))
+    most = max(1, min(by_work, by_memory, windows_per_epoch, _MOST_WINDOWS))
+    return math.ceil(windows_per_epoch / math.ceil(windows_per_epoch / most))
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:

