@@ -18,11 +18,11 @@ from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
+from multibackend.precision import PRECISIONS, NumberFormat
 from multibackend.validation import Problems, closest, is_integer
 
-__all__ = ["PRECISIONS", "Experiment", "Model"]
+__all__ = ["Experiment", "Model"]
 
-PRECISIONS = ("float32", "float64")
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
 
@@ -120,7 +120,8 @@ class Experiment:
         gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
             of the update index (0 for the first), or `EffectiveBatch(examples)`.
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
-        precision: "float32" or "float64". Floating-point inputs are cast to it.
+        precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16" (with a dynamic
+            loss scale, see `multibackend.precision.LossScale`). Floating-point inputs are cast to it.
         rematerialize: recompute activations in the backward pass instead of keeping them; False is all that there is
             in this version.
         on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
@@ -177,6 +178,11 @@ class Experiment:
         return cast(Loss, self.loss)
 
     @property
+    def number_format(self) -> NumberFormat:
+        """The dtypes that `precision` stands for."""
+        return PRECISIONS[self.precision]
+
+    @property
     def accumulation(self) -> Accumulation:
         """`gradient_accumulation_steps` in its parsed form."""
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
@@ -203,7 +209,7 @@ class Experiment:
             problems.add(f"metrics need distinct names other than 'loss', got {names}; pass name= to each")
 
     def _check_options(self, problems: Problems) -> None:
-        problems.choice("precision", self.precision, PRECISIONS)
+        problems.choice("precision", self.precision, tuple(PRECISIONS))
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
         if problems.boolean("rematerialize", self.rematerialize) and self.rematerialize:

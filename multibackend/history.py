@@ -41,7 +41,8 @@ class SkippedWindow:
     Attributes:
         update: the number of the update that it would have made.
         epoch, offset: where the window begins in the data.
-        reason: "nonfinite", or "weightless" where its weights sum to zero.
+        reason: "nonfinite"; "weightless" where its weights sum to zero; "overflow" where fp16's loss scale was too
+            large.
     """
 
     update: int

@@ -81,7 +81,8 @@ class Ledger:
     def _read(self) -> None:
         stack, unread = self._unread.popleft()
         results = self._program.read(unread)
-        failed = np.flatnonzero(~results.finite) if self._experiment.on_nonfinite == "raise" else []
+        bad = ~results.finite & ~results.overflowed
+        failed = np.flatnonzero(bad) if self._experiment.on_nonfinite == "raise" else []
         if len(failed):
             self._unread.clear()  # nothing from the failed window on was applied
             self._raise(stack, results, int(failed[0]))
@@ -116,11 +117,14 @@ class Ledger:
         for window in np.flatnonzero(~results.applied[:stop]):
             update, offset = self._place(stack, results, int(window))
             reason = "weightless" if results.finite[window] else "nonfinite"
+            reason = "overflow" if results.overflowed[window] else reason
             self.skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
             self._emit(events.WindowSkipped, skipped=self.skipped[-1])
 
     def _check_progress(self, stack: WindowStack, results: WindowResults) -> None:
-        self._idle_examples = 0 if results.applied.any() else self._idle_examples + int(stack.examples.sum())
+        # each overflow halves the loss scale, so some of them are progress too
+        progress = results.applied.any() or results.overflowed.any()
+        self._idle_examples = 0 if progress else self._idle_examples + int(stack.examples.sum())
         if self._idle_examples >= self._feed.examples:
             raise DataError(
                 f"no window of a whole epoch made an update, so the run would never end; the last {len(self.skipped)} "

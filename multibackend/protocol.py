@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from multibackend.precision import LossScale
+
 if TYPE_CHECKING:
     from multibackend.experiment import Experiment
     from multibackend.windows import WindowStack
@@ -76,6 +78,8 @@ class WindowResults:
         applied: bool [windows], whether the window made an update.
         gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`; normalised as
             `grad_norm` is.
+        loss_scale: float64 [windows], what the gradients were computed with; 1 but for fp16. A gradient that is not
+            finite at a scale above 1 is an overflow, which never fails a run.
     """
 
     loss: np.ndarray
@@ -84,6 +88,12 @@ class WindowResults:
     finite: np.ndarray
     applied: np.ndarray
     gradient_norms: np.ndarray
+    loss_scale: np.ndarray
+
+    @property
+    def overflowed(self) -> np.ndarray:
+        """bool [windows]: dropped because the loss scale was too large."""
+        return ~self.finite & (self.loss_scale > LossScale.smallest)
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,14 @@ class Snapshot:
         model_state: BatchNorm statistics and other state that is no parameter.
         optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"), then by parameter.
         update: updates made.
+        loss_scale: of an fp16 run; None in other precisions.
     """
 
     parameters: Arrays
     model_state: Arrays = field(default_factory=dict)
     optimizer: Mapping[str, Arrays] = field(default_factory=dict)
     update: int = 0
+    loss_scale: LossScale | None = None
 
 
 class Program(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 
 from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
+from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
@@ -18,7 +19,7 @@ from multibackend_jax.models import Arrays, FlaxModel
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
-from multibackend_jax.window import Row, TrainState, WindowFunctions
+from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
 
 __all__ = ["JaxProgram"]
 
@@ -62,10 +63,10 @@ class JaxProgram:
             return self._execution.run(state, placed, rates)
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
-        width = 5 + len(self.parameter_names)
+        width = 6 + len(self.parameter_names)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
-        loss, norm, weight, finite, applied, *norms = rows.astype(np.float64).T
-        return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1))
+        loss, norm, weight, finite, applied, scale, *norms = rows.astype(np.float64).T
+        return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1), scale)
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
         with self._precision.scope():
@@ -77,12 +78,13 @@ class JaxProgram:
         return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        slots = read_slots(state.optimizer.inner_opt_state)
+        slots, scale = read_slots(state.optimizer.inner_opt_state), state.loss_scale
         return Snapshot(
             parameters=self._to_host(state.parameters),
             model_state=self._to_host(state.model_state),
             optimizer={slot: self._to_host(arrays) for slot, arrays in slots.items()},
             update=int(state.optimizer.gradient_step),
+            loss_scale=scale and LossScale(float(scale.scale), int(scale.updates)),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
@@ -97,9 +99,14 @@ class JaxProgram:
                 inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
                 optimizer = optimizer._replace(inner_opt_state=inner)
             optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
-            parameters = self._to_native(snapshot.parameters)
+            parameters, scale = self._to_native(snapshot.parameters), state.loss_scale
+            if scale is not None and snapshot.loss_scale is not None:
+                scale = DeviceLossScale.of(snapshot.loss_scale)
             restored = state._replace(
-                parameters=parameters, model_state=self._to_native(snapshot.model_state), optimizer=optimizer
+                parameters=parameters,
+                model_state=self._to_native(snapshot.model_state),
+                optimizer=optimizer,
+                loss_scale=scale,
             )
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 

@@ -117,7 +117,7 @@ class Scan:
 
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
-        self._dtype = np.dtype(functions.experiment.precision)
+        self._dtype = np.dtype(functions.dtype)
         self.one = jax.jit(self._one, donate_argnums=0)
         self.many = jax.jit(self._many, donate_argnums=0)
 
@@ -184,7 +184,7 @@ class Dispatch:
 
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
-        self._dtype = np.dtype(functions.experiment.precision)
+        self._dtype = np.dtype(functions.dtype)
         self.start = jax.jit(self._start)
         self.micro = jax.jit(self._micro, donate_argnums=0)
         self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="steps")
@@ -212,7 +212,8 @@ class Dispatch:
 
     def _start(self, state: TrainState) -> Carry:
         """A carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
-        return self._functions.start(state._replace(model_state=jax.tree.map(jnp.copy, state.model_state)))
+        copied = {"model_state": state.model_state, "loss_scale": state.loss_scale}
+        return self._functions.start(state._replace(**jax.tree.map(jnp.copy, copied)))
 
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array

@@ -15,11 +15,32 @@ import jax.numpy as jnp
 import optax
 
 from multibackend.experiment import Experiment
+from multibackend.precision import LossScale
 from multibackend_jax.losses import weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.optimizers import build_optimizer
 
-__all__ = ["Carry", "Row", "TrainState", "WindowFunctions"]
+__all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions"]
+
+
+class DeviceLossScale(NamedTuple):
+    """`multibackend.precision.LossScale` on the device."""
+
+    scale: jax.Array
+    updates: jax.Array
+
+    @classmethod
+    def of(cls, host: LossScale) -> DeviceLossScale:
+        return cls(jnp.asarray(host.scale, jnp.float32), jnp.asarray(host.updates, jnp.int32))
+
+    def after(self, *, overflow: jax.Array, applied: jax.Array) -> DeviceLossScale:
+        """The scale for the next window; unchanged where the window neither overflowed nor made an update."""
+        grows = self.updates + 1 >= LossScale.interval
+        raised = jnp.where(grows, jnp.minimum(2 * self.scale, LossScale.largest), self.scale)
+        counted = jnp.where(grows, 0, self.updates + 1)
+        lowered = jnp.maximum(self.scale / 2, LossScale.smallest)
+        scale = jnp.where(overflow, lowered, jnp.where(applied, raised, self.scale))
+        return DeviceLossScale(scale, jnp.where(overflow, 0, jnp.where(applied, counted, self.updates)))
 
 
 class TrainState(NamedTuple):
@@ -29,6 +50,7 @@ class TrainState(NamedTuple):
     model_state: Arrays
     optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
     failed: jax.Array
+    loss_scale: DeviceLossScale | None = None  # of fp16
 
 
 class Carry(NamedTuple):
@@ -38,10 +60,11 @@ class Carry(NamedTuple):
     accumulator: Arrays
     loss: jax.Array
     weight: jax.Array
+    loss_scale: jax.Array | None
 
 
-# What a window measured: loss, norm, weight, finite, applied, then the norm of each parameter's gradient, in the order
-# in which JAX flattens the parameters. One array, because each one that is read costs a transfer.
+# What a window measured: loss, norm, weight, finite, applied, loss scale, then the norm of each parameter's gradient,
+# in the order in which JAX flattens the parameters. One array, because each one that is read costs a transfer.
 Row = jax.Array
 
 
@@ -54,50 +77,61 @@ class WindowFunctions:
     dynamic: bool
 
     @property
+    def dtype(self) -> str:
+        """Of parameters, accumulators and all that is kept."""
+        return self.experiment.number_format.parameters
+
+    @property
     def multi_steps(self) -> optax.MultiSteps:
         # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
         return optax.MultiSteps(
             build_optimizer(self.experiment.optimizer),
             every_k_schedule=1,
             use_grad_mean=False,
-            accumulator_dtype=self.experiment.precision,
+            accumulator_dtype=self.dtype,
         )
 
     def init(self) -> TrainState:
         parameters = self.model.parameters
         # between windows there is no accumulator: zeros need not be kept, read and written
         optimizer = self.multi_steps.init(parameters)._replace(acc_grads={})
-        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False))
+        scale = DeviceLossScale.of(LossScale()) if self.experiment.number_format.scales_loss else None
+        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), scale)
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
-        dtype = self.experiment.precision
+        dtype, scale = self.dtype, None if state.loss_scale is None else state.loss_scale.scale
         accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), state.parameters)
-        return Carry(state.model_state, accumulator, jnp.zeros([], dtype), jnp.zeros([], dtype))
+        return Carry(state.model_state, accumulator, jnp.zeros([], dtype), jnp.zeros([], dtype), scale)
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
         by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
 
-        def objective(parameters: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
+        def objective(parameters: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
             outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
             total, weight = weighted_sum(self.experiment.loss_spec, outputs, batch)
             if by_micro_batch:
                 total = total / jnp.where(weight > 0, weight, 1)
-            return total * factor.astype(total.dtype), (model_state, weight)
+            loss = total * factor.astype(total.dtype)
+            scaled = loss if carry.loss_scale is None else loss * carry.loss_scale
+            return scaled, (loss, model_state, weight)
 
-        (loss, (model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
+        (_, (loss, model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
         return Carry(
             _cast_like(model_state, carry.model_state),
             jax.tree.map(lambda a, g: a + g.astype(a.dtype), carry.accumulator, gradient),
             carry.loss + loss.astype(carry.loss.dtype),
             carry.weight + weight.astype(carry.weight.dtype),
+            carry.loss_scale,
         )
 
     def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
         """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
         by_window = self.dynamic and self.experiment.normalize == "window"
-        scale = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
+        share = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
+        loss_scale = jnp.ones_like(share) if carry.loss_scale is None else carry.loss_scale
+        scale = share / loss_scale
         squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * scale
         finite = jnp.isfinite(norm)
@@ -105,13 +139,15 @@ class WindowFunctions:
         limit = self.experiment.max_grad_norm
         clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
         rate = rates[state.optimizer.gradient_step - first]
-        failed = state.failed | ~finite if self.experiment.on_nonfinite == "raise" else state.failed
+        overflow = ~finite & (loss_scale > LossScale.smallest)
+        failed = state.failed | ~(finite | overflow) if self.experiment.on_nonfinite == "raise" else state.failed
         # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
         kept = jax.lax.cond(applied, lambda: self._update(state, carry, clip, rate), lambda: state)
-        loss = jnp.where(carry.weight > 0, carry.loss * scale, jnp.nan)
-        numbers = jnp.stack([loss, norm, carry.weight, finite.astype(norm.dtype), applied.astype(norm.dtype)])
-        row = jnp.concatenate([numbers, jnp.sqrt(squares) * scale])
-        return kept._replace(failed=failed), row
+        next_scale = state.loss_scale and state.loss_scale.after(overflow=overflow & ~state.failed, applied=applied)
+        loss = jnp.where(carry.weight > 0, carry.loss * share, jnp.nan)
+        numbers = [loss, norm, carry.weight, finite, applied, loss_scale]
+        row = jnp.concatenate([jnp.stack([n.astype(norm.dtype) for n in numbers]), jnp.sqrt(squares) * scale])
+        return kept._replace(failed=failed, loss_scale=next_scale), row
 
     def _update(self, state: TrainState, carry: Carry, scale: jax.Array, rate: jax.Array) -> TrainState:
         """One call of the inner optimizer on the accumulated gradient."""
@@ -120,7 +156,9 @@ class WindowFunctions:
         nothing = jax.tree.map(jnp.zeros_like, gradient)
         updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
         parameters: Any = optax.apply_updates(state.parameters, updates)
-        return TrainState(parameters, carry.model_state, optimizer._replace(acc_grads={}), state.failed)
+        return state._replace(
+            parameters=parameters, model_state=carry.model_state, optimizer=optimizer._replace(acc_grads={})
+        )
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

@@ -44,7 +44,7 @@ class TorchBackend:
         if chosen.type == "cpu":
             _keep_freed_memory()
         module = build_model(experiment.model, precision, int(experiment.seed), chosen)
-        call = caller(experiment.model, module)
+        call = precision.mixed(caller(experiment.model, module), chosen)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
         module.eval()
         with torch.no_grad():

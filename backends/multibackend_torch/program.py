@@ -12,6 +12,7 @@ import torch
 
 from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
+from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_torch.losses import metric_sum, weighted_sum
@@ -103,15 +104,16 @@ class TorchProgram:
         ends = np.cumsum([len(row.totals) for row in results])[:-1]
         sums = [part @ np.array(row.factors) for part, row in zip(np.split(totals, ends), results, strict=True)]
         weight = np.array([row.weight for row in results])
-        scale = np.array([row.scale for row in results])
+        share = np.array([row.share for row in results])
         norms = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
-            loss=np.where(weight > 0, np.array(sums) * scale, np.nan),
+            loss=np.where(weight > 0, np.array(sums) * share, np.nan),
             grad_norm=np.array([row.norm for row in results]),
             weight=weight,
             finite=np.array([row.finite for row in results]),
             applied=np.array([row.applied for row in results]),
-            gradient_norms=norms * scale[:, None],
+            gradient_norms=norms * np.array([row.scale for row in results])[:, None],
+            loss_scale=np.array([row.loss_scale for row in results]),
         )
 
     @torch.no_grad()
@@ -140,6 +142,7 @@ class TorchProgram:
             model_state=to_host(state.model_state),
             optimizer={slot: to_host(tensors) for slot, tensors in slots.items()},
             update=state.update,
+            loss_scale=state.loss_scale,
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
@@ -152,13 +155,17 @@ class TorchProgram:
             check_same_slots(slot_names(state.optimizer), snapshot.optimizer)
             write_slots(state.optimizer, state.parameters, snapshot.optimizer, snapshot.update)
         state.update = snapshot.update
+        if state.loss_scale is not None and snapshot.loss_scale is not None:
+            state.loss_scale = snapshot.loss_scale
         return state
 
     def compilations(self) -> int:
         return 0
 
     def _state(self, module: torch.nn.Module) -> TrainState:
-        return TrainState(module, build_optimizer(self._experiment.optimizer, named_parameters(module).values()))
+        optimizer = build_optimizer(self._experiment.optimizer, named_parameters(module).values())
+        scale = LossScale() if self._precision.format.scales_loss else None
+        return TrainState(module, optimizer, loss_scale=scale)
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
         return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from multibackend.experiment import Experiment
+from multibackend.precision import LossScale
 from multibackend_torch.names import named_parameters, named_state
 
 __all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
@@ -31,6 +32,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     update: int = 0
     failed: bool = False
+    loss_scale: LossScale | None = None  # of fp16
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     model_state: dict[str, torch.Tensor] = field(init=False)
     buffers: list[torch.Tensor] = field(init=False)  # what a forward pass may change: no frozen parameters
@@ -48,11 +50,13 @@ class WindowRow:
     totals: list[torch.Tensor]
     factors: list[float]
     weight: float
-    scale: float
+    share: float  # what the losses are still to be multiplied by
+    scale: float  # the same for the norms
     norm: float
     norms: torch.Tensor
     finite: bool
     applied: bool
+    loss_scale: float
 
 
 def run_window(
@@ -66,24 +70,28 @@ def run_window(
 ) -> WindowRow:
     """Accumulate, normalise, check, clip, update. `weight` is NaN where only the loss knows it."""
     before = [buffer.clone() for buffer in state.buffers]
-    totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, stamp)
+    loss_scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
+    totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, loss_scale, stamp)
     gradients = _gradients(state.parameters.values())
     if math.isnan(weight):
         weight = float(sum(w.item() for w in weights))
-    scale = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
+    share = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
+    scale = share / loss_scale
     norms = _norms(gradients)
     norm = torch.linalg.vector_norm(norms).item() * scale
     finite = math.isfinite(norm)
-    applied = finite and weight > 0
+    applied, overflow = finite and weight > 0, not finite and loss_scale > LossScale.smallest
+    if state.loss_scale is not None and (applied or overflow):
+        state.loss_scale = state.loss_scale.after(overflow=overflow)
     if applied:
         _clip(gradients, scale, norm, experiment.max_grad_norm)
         _step(state, rate)
     else:
         for buffer, old in zip(state.buffers, before, strict=True):
             buffer.copy_(old)
-        state.failed |= not finite and experiment.on_nonfinite == "raise"
+        state.failed |= not finite and not overflow and experiment.on_nonfinite == "raise"
     state.optimizer.zero_grad(set_to_none=True)
-    return WindowRow(totals, factors, weight, scale, norm, norms, finite, applied)
+    return WindowRow(totals, factors, weight, share, scale, norm, norms, finite, applied, loss_scale)
 
 
 def _accumulate(
@@ -91,6 +99,7 @@ def _accumulate(
     micro_batches: Iterator[MicroBatch],
     forward: Forward,
     experiment: Experiment,
+    loss_scale: float,
     stamp: Callable[[int, int], None],
 ) -> tuple[list[torch.Tensor], list[float], list[torch.Tensor]]:
     """Backward passes of all micro-batches: their losses' sums, their factors, and their weights if dynamic."""
@@ -104,7 +113,7 @@ def _accumulate(
             if experiment.normalize == "microbatch":
                 total = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         if factor != seed_factor:
-            seed, seed_factor = torch.full_like(total, factor), factor
+            seed, seed_factor = torch.full_like(total, factor * loss_scale), factor
         torch.autograd.backward(total, seed)
         totals.append(total.detach())
         factors.append(factor)

@@ -132,7 +132,7 @@ class StubProgram:
             name: np.array([getattr(row, name) for row in results])
             for name in ("loss", "norm", "weight", "finite", "applied", "norms")
         }
-        return WindowResults(*columns.values())
+        return WindowResults(*columns.values(), np.ones(len(results)))
 
     def evaluate(self, state: State, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
         return self.forward(state.parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
@@ -176,6 +176,8 @@ class StubBackend:
     ) -> StubProgram:
         if not isinstance(experiment.loss, MeanSquaredError) or not isinstance(experiment.optimizer, SGD):
             raise CapabilityError("the stub backend knows MeanSquaredError and SGD only")
+        if experiment.number_format.mixed:
+            raise CapabilityError(f"the stub backend has no precision {experiment.precision!r}")
         if strategy not in ("auto", "plain") or device not in (None, "cpu"):
             raise ConfigurationError("Trainer", [f"the stub backend has no strategy {strategy!r} on device {device!r}"])
         batch = len(next(iter(example.values())))
