@@ -58,7 +58,9 @@ def _compiled(workload: Workload, steps: int, windows: int) -> Any:
 
     experiment = workload.experiment("jax", steps=steps)
     program: Any = mb.Trainer(experiment, backend="jax", strategy="scan", windows_per_dispatch=windows).program
-    reader = EpochReader(experiment.train_data, experiment.loss, micro_batch_size=workload.micro_batch, seed=0)
+    reader = EpochReader(
+        experiment.train_data, list(experiment.loss_terms.values()), micro_batch_size=workload.micro_batch, seed=0
+    )
     stack = reader.read(Position(), [steps] * windows, capacity=steps, room=windows)
     steering = Steering.pack(stack, windows, Rates(0, np.zeros(windows + 256)), np.dtype("float32"))
     function = program._execution.one if windows == 1 else program._execution.many

@@ -111,7 +111,8 @@ class Experiment:
 
     Args:
         model: the network.
-        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`.
+        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`;
+            or several terms {name: loss}, each reduced by its own weights, which are then added.
         optimizer: one from `multibackend.optimizers`.
         train_data: a dict of arrays of one length, or a map-style dataset.
         micro_batch_size: examples that go through the model at once.
@@ -139,7 +140,7 @@ class Experiment:
     """
 
     model: Model
-    loss: Loss | Callable[..., Any]
+    loss: Loss | Callable[..., Any] | Mapping[str, Any]
     optimizer: Optimizer
     train_data: Any = field(repr=False)
     micro_batch_size: int
@@ -173,9 +174,9 @@ class Experiment:
     replace = __replace__
 
     @property
-    def loss_spec(self) -> Loss:
-        """`loss` as a `Loss`; a function was wrapped in `losses.Custom`."""
-        return cast(Loss, self.loss)
+    def loss_terms(self) -> Mapping[str, Loss]:
+        """The terms of the loss by name; a single one is called "loss". Functions were wrapped in `losses.Custom`."""
+        return cast(Mapping[str, Loss], self.loss if isinstance(self.loss, Mapping) else {"loss": self.loss})
 
     @property
     def number_format(self) -> NumberFormat:
@@ -193,10 +194,7 @@ class Experiment:
     def _check_parts(self, problems: Problems) -> None:
         if not isinstance(self.model, Model):
             problems.add(f"model must be a multibackend.Model, got {self.model!r}", wrong_type=True)
-        if callable(self.loss) and not isinstance(self.loss, Loss | type):
-            self._set("loss", Custom(self.loss))
-        if not isinstance(self.loss, Loss):
-            problems.add(f"loss must be a loss or a function (xp, outputs, batch), got {self.loss!r}", wrong_type=True)
+        self._check_loss(problems)
         if not isinstance(self.optimizer, Optimizer):
             problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
         if isinstance(self.metrics, Metric):
@@ -207,6 +205,24 @@ class Experiment:
         names = [metric.name for metric in self.metrics]
         if len({*names, "loss"}) <= len(names):
             problems.add(f"metrics need distinct names other than 'loss', got {names}; pass name= to each")
+
+    def _check_loss(self, problems: Problems) -> None:
+        if not isinstance(self.loss, Mapping):
+            self._set("loss", _as_loss(self.loss))
+            if not isinstance(self.loss, Loss):
+                wanted = "a loss, a function (xp, outputs, batch) or a mapping from names to such terms"
+                problems.add(f"loss must be {wanted}, got {self.loss!r}", wrong_type=True)
+            return
+        self._set("loss", {name: _as_loss(loss) for name, loss in self.loss.items()})
+        if not self.loss:
+            problems.add("loss has no term; give a loss, or a mapping from names to losses")
+        for name, loss in self.loss.items():
+            if not isinstance(name, str) or not name:
+                problems.add(f"the terms of loss need names that are strings, got {name!r}", wrong_type=True)
+            elif not isinstance(loss, Loss):
+                problems.add(f"the term {name!r} of loss must be a loss or a function, got {loss!r}", wrong_type=True)
+            elif isinstance(loss, Custom) and loss.per is None:
+                problems.add(f'the term {name!r} of loss must say what its values are: Custom(..., per="example")')
 
     def _check_options(self, problems: Problems) -> None:
         problems.choice("precision", self.precision, tuple(PRECISIONS))
@@ -260,8 +276,8 @@ class Experiment:
         needed: dict[str, str] = {}
         if isinstance(self.model, Model) and self.model.call("") is None:
             needed.update(dict.fromkeys(self.model.inputs, "the model's inputs"))
-        if isinstance(self.loss, Loss):
-            needed.update(dict.fromkeys(self.loss.fields, "the loss"))
+        for term in self.loss_terms.values():
+            needed.update(dict.fromkeys(term.fields if isinstance(term, Loss) else (), "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
                 if isinstance(metric, Metric):
@@ -276,3 +292,8 @@ class Experiment:
 
     def _first_window(self) -> int:
         return self.accumulation.steps(0) * int(self.micro_batch_size)
+
+
+def _as_loss(loss: Any) -> Any:
+    """A function as a custom loss; anything else as it is."""
+    return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss

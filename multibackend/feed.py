@@ -18,10 +18,10 @@ class Feed:
     """Reads windows from the training data, epoch after epoch, and checks them."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self._loss = experiment.loss_spec
+        self._losses = tuple(experiment.loss_terms.values())
         self._reader = EpochReader(
             experiment.train_data,
-            self._loss,
+            self._losses,
             micro_batch_size=int(experiment.micro_batch_size),
             seed=int(experiment.seed),
             shuffle=experiment.shuffle,
@@ -68,8 +68,9 @@ class Feed:
         # a schedule given as a function may surprise with a larger window, which then costs one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or max(steps))
         stack = self._reader.read(self.settled(update), steps, capacity=self._capacity, room=room)
-        check_batch(self._loss, {n: a.reshape(-1, *a.shape[3:]) for n, a in stack.fields.items()}, output_shape)
-        if stack.ragged is not None:
-            check_batch(self._loss, stack.ragged, output_shape)
+        for loss in self._losses:
+            check_batch(loss, {n: a.reshape(-1, *a.shape[3:]) for n, a in stack.fields.items()}, output_shape)
+            if stack.ragged is not None:
+                check_batch(loss, stack.ragged, output_shape)
         self.position = stack.stop
         return stack

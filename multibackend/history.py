@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, overload
 
 import numpy as np
 
-__all__ = ["History", "SkippedWindow", "UpdateRecord", "records"]
+__all__ = ["History", "SkippedWindow", "UpdateRecord", "records", "term_name"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class UpdateRecord:
         loss: the weighted mean loss over the window, before the update.
         grad_norm: the global norm of the gradient, before clipping.
         learning_rate: of this update.
-        weight: the sum of the weights of the window's loss elements.
+        weight: the sum of the weights of the window's loss elements; of the first term where there are several.
         examples: in the window.
         epoch: 0 for the first.
+        terms: where the loss has several terms, what each adds to it, as "loss/NAME".
     """
 
     update: int
@@ -32,6 +33,7 @@ class UpdateRecord:
     weight: float
     examples: int
     epoch: int
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,25 @@ class SkippedWindow:
     reason: str
 
 
-def records(columns: Mapping[str, np.ndarray]) -> Iterator[UpdateRecord]:
+_COLUMNS = tuple(column.name for column in fields(UpdateRecord) if column.name != "terms")
+
+
+def term_name(name: str, terms: int) -> str:
+    """The name under which a term of the loss is reported: "loss" for a single one, else "loss/NAME"."""
+    return name if terms == 1 else f"loss/{name}"
+
+
+def records(columns: Mapping[str, np.ndarray], terms: Sequence[str] = ()) -> Iterator[UpdateRecord]:
     """Columns of equal length, read row by row."""
-    names = [field.name for field in fields(UpdateRecord)]
-    yield from (UpdateRecord(*row) for row in zip(*(columns[name].tolist() for name in names), strict=True))
+    rows = zip(*(columns[name].tolist() for name in (*_COLUMNS, *terms)), strict=True)
+    for row in rows:
+        added = dict(zip(terms, row[len(_COLUMNS) :], strict=True))
+        yield UpdateRecord(*row[: len(_COLUMNS)], terms=added)
 
 
 class History(Sequence[UpdateRecord]):
-    """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array.
+    """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array, and so is `history["loss/NAME"]`
+    where the loss has several terms.
 
     >>> history = History()
     >>> history.extend(update=np.array([1, 2]), loss=np.array([0.5, 0.25]), grad_norm=np.ones(2),
@@ -67,9 +80,9 @@ class History(Sequence[UpdateRecord]):
     (0.25, [0.5, 0.25])
     """
 
-    columns: tuple[str, ...] = tuple(field.name for field in fields(UpdateRecord))
-
-    def __init__(self) -> None:
+    def __init__(self, terms: Iterable[str] = ()) -> None:
+        self.terms: tuple[str, ...] = tuple(terms)
+        self.columns: tuple[str, ...] = (*_COLUMNS, *self.terms)
         self._parts: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
         self._length = 0
 
@@ -87,7 +100,7 @@ class History(Sequence[UpdateRecord]):
 
     def since(self, start: int) -> Iterator[UpdateRecord]:
         """The records from index `start` on."""
-        return records({name: self[name][start:] for name in self.columns})
+        return records({name: self[name][start:] for name in self.columns}, self.terms)
 
     @overload
     def __getitem__(self, index: int) -> UpdateRecord: ...
@@ -100,7 +113,8 @@ class History(Sequence[UpdateRecord]):
             return self._column(index)
         if isinstance(index, slice):
             return list(self)[index]
-        return UpdateRecord(*(self._column(name)[index].item() for name in self.columns))
+        row = {name: self._column(name)[[index]] for name in self.columns}
+        return next(records(row, self.terms))
 
     def _column(self, name: str) -> np.ndarray:
         parts = self._parts[name]

@@ -17,7 +17,7 @@ from multibackend import events
 from multibackend.errors import DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
-from multibackend.history import History, SkippedWindow, records
+from multibackend.history import History, SkippedWindow, records, term_name
 from multibackend.protocol import Program, WindowResults
 from multibackend.schedules import RateTable
 from multibackend.windows import WindowStack
@@ -46,7 +46,8 @@ class Ledger:
         self._last_read = time.perf_counter()
         self._idle_examples = 0  # in windows skipped since the last update
         self.update = 0
-        self.history = History()
+        terms = experiment.loss_terms
+        self.history = History(term_name(name, len(terms)) for name in terms if len(terms) > 1)
         self.rates = RateTable(experiment.optimizer.learning_rate)
         self.skipped: list[SkippedWindow] = []
         self.gradient_shares = np.zeros(len(program.parameter_names))
@@ -101,16 +102,17 @@ class Ledger:
             "loss": results.loss[applied],
             "grad_norm": results.grad_norm[applied],
             "learning_rate": self.rates.between(first, stop),
-            "weight": results.weight[applied],
+            "weight": results.weights[applied, 0],
             "examples": stack.examples[applied],
             "epoch": np.full(len(applied), stack.start.epoch),
+            **{name: results.terms[applied, index] for index, name in enumerate(self.history.terms)},
         }
         self.history.extend(**columns)
         whole = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
         shares = results.gradient_norms[applied] / whole
         self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
         self.update = stop
-        self._emit(events.UpdateFinished, each=records(columns))
+        self._emit(events.UpdateFinished, each=records(columns, self.history.terms))
 
     def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> None:
         """Enter those of the first `stop` windows that made no update."""

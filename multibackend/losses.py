@@ -1,6 +1,9 @@
 """Losses: one value and one weight per element, reduced over a whole window.
 
-    L = sum(w * l) / sum(w)   over every element of every micro-batch of the window
+    L = scale * sum(w * l) / sum(w)   over every element of every micro-batch of the window
+
+Several named terms, `loss={"tokens": CrossEntropy(...), "balance": Custom(..., scale=0.01)}`, are each reduced by their
+own weights and then added, so that each keeps its size however many micro-batches there are.
 
 An element is an example, a token or a scalar of a regression target. The weights of a built-in loss depend on the
 batch alone, so the host knows a window's divisor before the first backward pass. Specs become native functions by
@@ -9,6 +12,7 @@ batch alone, so the host knows a window's divisor before the first backward pass
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
@@ -29,14 +33,17 @@ class Loss:
 
     Args:
         weights: name of a field of the data with a weight >= 0 per element; None for 1 everywhere.
+        scale: what the weighted mean is multiplied by.
     """
 
     weights: str | None = None
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         problems = Problems(type(self).__name__)
         if self.weights is not None:
             problems.field_name("weights", self.weights)
+        problems.number("scale", self.scale, minimum=-math.inf)
         self._check(problems)
         problems.raise_if_any()
 
@@ -210,20 +217,48 @@ class Custom(Loss):
         function: `(xp, outputs, batch) -> values` or `(values, weights)`, with `xp` the array namespace of the
             backend; or a mapping from backend names to native functions `(outputs, batch) -> ...`.
         weights: name of a field with a weight per element, where the function returns values only.
+        per: what the values are, so that their weights are known before the model has run, as one of several terms
+            needs it: "example" for values [batch], "weight" for one value per entry of the field `weights`,
+            "micro_batch" for a single value, such as an auxiliary loss over all tokens at once, that counts once for
+            each micro-batch. None for values of any shape, with weights that the function may return.
 
     Values have any shape that begins with the batch; weights broadcast against them and are constants to the gradient.
 
     >>> loss = Custom(lambda xp, outputs, batch: xp.abs(outputs - batch["y"]))
+    >>> balance = Custom(lambda xp, outputs, batch: xp.mean(outputs["load"] ** 2), per="micro_batch", scale=0.01)
     """
 
     function: Callable[..., Any] | Mapping[str, Callable[..., Any]]
     _: KW_ONLY
+    per: str | None = None
 
     def _check(self, problems: Problems) -> None:
         check_function(problems, "function", self.function)
+        if self.per is not None and problems.choice("per", self.per, ("example", "weight", "micro_batch")):
+            if self.per == "weight" and self.weights is None:
+                problems.add('per="weight" needs weights=, the name of the field whose entries the values belong to')
+            if self.per == "micro_batch" and self.weights is not None:
+                problems.add(f'per="micro_batch" counts once for each micro-batch; drop weights={self.weights!r}')
 
-    def weight_sums(self, batch: Batch, leading: int) -> None:
-        return None
+    def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
+        if self.per is None:
+            return None
+        shape = np.shape(next(iter(batch.values())) if self.weights is None else batch[self.weights])
+        if self.per == "micro_batch":
+            return np.ones(shape[:leading])
+        if self.weights is None:
+            return np.full(shape[:leading], float(shape[leading]))
+        weights = np.asarray(batch[self.weights], np.float64)
+        return weights.sum(axis=tuple(range(leading, weights.ndim)))
+
+    def check_values(self, values_shape: tuple[int, ...], batch_size: int, weights_shape: tuple[int, ...]) -> None:
+        """Raise `DataError` where what the function returned is not what `per` says."""
+        wanted = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}
+        if self.per is not None and values_shape != wanted[self.per]:
+            raise DataError(
+                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} means shape "
+                f"{wanted[self.per]}; reduce them to it, or say what they are with another per="
+            )
 
 
 def check_function(problems: Problems, name: str, function: object) -> None:

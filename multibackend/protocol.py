@@ -71,9 +71,10 @@ class WindowResults:
     """What `run` measured, one entry per window, on the host.
 
     Attributes:
-        loss: float64 [windows], the weighted mean loss; NaN where the weights sum to 0.
+        terms: float64 [windows, terms], scale * weighted mean of each term of the loss; 0 where its weights sum to 0,
+            NaN where those of all do.
         grad_norm: float64 [windows], the global norm after normalisation and before clipping.
-        weight: float64 [windows].
+        weights: float64 [windows, terms], the sums of the weights.
         finite: bool [windows], whether the gradient was finite.
         applied: bool [windows], whether the window made an update.
         gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`; normalised as
@@ -82,13 +83,18 @@ class WindowResults:
             finite at a scale above 1 is an overflow, which never fails a run.
     """
 
-    loss: np.ndarray
+    terms: np.ndarray
     grad_norm: np.ndarray
-    weight: np.ndarray
+    weights: np.ndarray
     finite: np.ndarray
     applied: np.ndarray
     gradient_norms: np.ndarray
     loss_scale: np.ndarray
+
+    @property
+    def loss(self) -> np.ndarray:
+        """float64 [windows], the sum of the terms."""
+        return self.terms.sum(axis=1)
 
     @property
     def overflowed(self) -> np.ndarray:
@@ -98,7 +104,9 @@ class WindowResults:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """Sums over one batch, by name of the loss ("loss") or metric: weighted values and weights."""
+    """Sums over one batch, by name: weighted values and weights. One entry per metric, and "loss", or "loss/NAME" for
+    each of several terms, without its scale.
+    """
 
     values: Mapping[str, float]
     weights: Mapping[str, float]

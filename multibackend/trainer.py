@@ -15,7 +15,7 @@ from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
-from multibackend.history import History, SkippedWindow
+from multibackend.history import History, SkippedWindow, term_name
 from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
@@ -91,7 +91,8 @@ class Trainer:
             strategy=strategy,
             windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
         )
-        check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, self._feed.example(), self.program.output_shape)
         self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
@@ -133,10 +134,12 @@ class Trainer:
         sums = []
         for start in range(0, len(source), size):
             batch = source.take(np.arange(start, min(start + size, len(source))))
-            check_batch(self.experiment.loss_spec, batch, self.program.output_shape)
+            for loss in self.experiment.loss_terms.values():
+                check_batch(loss, batch, self.program.output_shape)
             sums.append(self.program.evaluate(self._state, batch))
         total = self.program.read_sums(sums)
         means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
+        means = {"loss": self._add_terms(means), **means}
         for metric in self.experiment.metrics:
             means[metric.name] = metric.finish(means[metric.name])
         self._emit(events.EvaluationFinished, update=self._ledger.update, metrics=means)
@@ -176,6 +179,14 @@ class Trainer:
         self._ledger.read_all()
         self._state = self.program.restore(snapshot)
         self._ledger.update = snapshot.update
+
+    def _add_terms(self, means: dict[str, float]) -> float:
+        """Scale the means of the terms, and their sum; several terms are called "loss/name" in `means`."""
+        terms = self.experiment.loss_terms
+        names = {name: term_name(name, len(terms)) for name in terms}
+        for name, loss in terms.items():
+            means[names[name]] *= float(loss.scale)
+        return sum(means[name] for name in names.values())
 
     def _reached(self, updates: int | None, epochs: int | None) -> bool:
         ledger = self._ledger

@@ -41,14 +41,15 @@ class WindowStack:
         fields: arrays [room, steps, micro-batch, ...] with room for at least `windows` windows; what lies past
             `windows` and `counts` is unspecified.
         counts: int32 [windows], how many full micro-batches of `fields` each window has.
-        factors: float64 [windows, steps], what multiplies the sum of a micro-batch's weighted losses. By window: 1 /
-            the sum of the window's weights. By micro-batch: 1 / (its own weights * micro-batches of the
-            window). Where `dynamic`, the weights are left out of it, and the backend divides by what the loss gave.
+        factors: float64 [windows, steps, terms], what multiplies the sum of a micro-batch's weighted losses, for each
+            term of the loss. By window: scale / the sum of the window's weights. By micro-batch: scale / (its own
+            weights * micro-batches of the window). Where `dynamic`, the weights are left out of it, and the backend
+            divides by what the loss gave.
         ragged: the last micro-batch of the last window, arrays [r, ...] with r less than a micro-batch; else None.
-        ragged_factor: its factor.
-        weights: float64 [windows], the sum of the weights of each window; NaN where `dynamic`.
+        ragged_factors: float64 [terms], its factors.
+        weights: float64 [windows, terms], the sum of the weights of each window; NaN where `dynamic`.
         examples: int64 [windows].
-        dynamic: whether the weights are known only once the model has run.
+        dynamic: whether the weights are known only once the model has run. Then there is one term.
         start, stop: the position before the first and after the last window.
     """
 
@@ -56,7 +57,7 @@ class WindowStack:
     counts: np.ndarray
     factors: np.ndarray
     ragged: Fields | None
-    ragged_factor: float
+    ragged_factors: np.ndarray
     weights: np.ndarray
     examples: np.ndarray
     dynamic: bool
@@ -66,12 +67,12 @@ class WindowStack:
     def __len__(self) -> int:
         return len(self.counts)
 
-    def micro_batches(self, window: int) -> Iterator[tuple[Fields, float]]:
-        """The micro-batches of one window, each with its factor, the ragged one last."""
+    def micro_batches(self, window: int) -> Iterator[tuple[Fields, np.ndarray]]:
+        """The micro-batches of one window, each with its factors [terms], the ragged one last."""
         for step in range(self.counts[window]):
             yield {name: array[window, step] for name, array in self.fields.items()}, self.factors[window, step]
         if self.ragged is not None and window == len(self) - 1:
-            yield self.ragged, self.ragged_factor
+            yield self.ragged, self.ragged_factors
 
 
 class EpochReader:
@@ -79,7 +80,7 @@ class EpochReader:
 
     Args:
         source: the examples.
-        loss: weighs the elements.
+        losses: the terms of the loss, which weigh the elements.
         micro_batch_size: examples per micro-batch.
         seed, shuffle: decide the order of each epoch.
         drop_last: drop an epoch's last window where it is not full.
@@ -89,7 +90,7 @@ class EpochReader:
     def __init__(
         self,
         source: Source,
-        loss: Loss,
+        losses: Sequence[Loss],
         *,
         micro_batch_size: int,
         seed: int,
@@ -100,7 +101,7 @@ class EpochReader:
         self.source = source
         self.length = len(source)
         self.micro_batch_size = micro_batch_size
-        self._loss = loss
+        self._losses = tuple(losses)
         self._seed, self._shuffle = seed, shuffle
         self._drop_last, self._normalize = drop_last, normalize
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, order): one epoch is kept
@@ -119,13 +120,13 @@ class EpochReader:
         ragged_size = int(sizes[-1] % self.micro_batch_size)
         ragged = {name: array[-ragged_size:] for name, array in rows.items()} if ragged_size else None
         fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
-        factors, ragged_factor, weights = self._normalise(fields, counts, ragged)
+        factors, ragged_factors, weights = self._normalise(fields, counts, ragged)
         return WindowStack(
             fields=fields,
             counts=counts,
             factors=factors,
             ragged=ragged,
-            ragged_factor=ragged_factor,
+            ragged_factors=ragged_factors,
             weights=weights,
             examples=sizes,
             dynamic=bool(np.isnan(weights).any()),
@@ -171,22 +172,31 @@ class EpochReader:
 
     def _normalise(
         self, fields: Fields, counts: np.ndarray, ragged: Fields | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(factors, factors of the ragged micro-batch, weights of each window), as `WindowStack` has them."""
+        whole = {name: array[: len(counts)] for name, array in fields.items()}
+        terms = [self._normalise_term(loss, whole, counts, ragged) for loss in self._losses]
+        factors, ragged_factors, weights = zip(*terms, strict=True)
+        return np.stack(factors, axis=-1), np.array(ragged_factors), np.stack(weights, axis=-1)
+
+    def _normalise_term(
+        self, loss: Loss, fields: Fields, counts: np.ndarray, ragged: Fields | None
     ) -> tuple[np.ndarray, float, np.ndarray]:
-        """(factors, factor of the ragged micro-batch, weights of each window), as `WindowStack` has them."""
-        by_window = self._normalize == "window"
+        """([windows, steps], number, [windows]) of one term."""
+        by_window, scale = self._normalize == "window", float(loss.scale)
         steps = counts + (np.arange(len(counts)) == len(counts) - 1) * (ragged is not None)
-        sums = self._loss.weight_sums({name: array[: len(counts)] for name, array in fields.items()}, 2)
+        sums = loss.weight_sums(fields, 2)
         if sums is None:
-            share = np.ones(len(counts)) if by_window else 1.0 / steps
+            share = scale * np.ones(len(counts)) if by_window else scale / steps
             return _per_step(share, fields), float(share[-1]), np.full(len(counts), np.nan)
         sums = np.where(np.arange(sums.shape[1]) < counts[:, None], sums, 0.0)
-        last = np.zeros(1) if ragged is None else np.reshape(np.asarray(self._loss.weight_sums(ragged, 0)), 1)
+        last = np.zeros(1) if ragged is None else np.reshape(np.asarray(loss.weight_sums(ragged, 0)), 1)
         weights = sums.sum(axis=1)
         weights[-1] += last[0]
         if by_window:
-            share = _inverse(weights)
+            share = scale * _inverse(weights)
             return _per_step(share, fields), float(share[-1]), weights
-        return _inverse(sums) / steps[:, None], float(_inverse(last)[0] / steps[-1]), weights
+        return scale * _inverse(sums) / steps[:, None], float(scale * _inverse(last)[0] / steps[-1]), weights
 
 
 def _per_step(share: np.ndarray, fields: Fields) -> np.ndarray:

@@ -51,8 +51,9 @@ class JaxBackend:
             model = precision.mixed(build_model(experiment.model, precision, int(experiment.seed), batch))
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
-            check_batch(experiment.loss_spec, example, output_shape)  # before the loss meets outputs that do not fit
-            dynamic = experiment.loss_spec.weight_sums(example, 0) is None
+            for loss in experiment.loss_terms.values():
+                check_batch(loss, example, output_shape)  # before the loss meets outputs that do not fit
+            dynamic = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             functions = WindowFunctions(experiment, model, dynamic)
             workload = _workload(functions, batch)
         steps = experiment.accumulation.steps(0)
@@ -97,6 +98,6 @@ def _workload(functions: WindowFunctions, batch: dict[str, jax.Array]) -> Worklo
 
     def micro_batch(parameters: dict[str, jax.Array], batch: dict[str, jax.Array]) -> object:
         carry = functions.start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
-        return functions.accumulate(parameters, carry, batch, jnp.ones([]), Stamp(*stamp))
+        return functions.accumulate(parameters, carry, batch, jnp.ones(functions.terms), Stamp(*stamp))
 
     return measure_workload(micro_batch, functions.model.parameters, batch)

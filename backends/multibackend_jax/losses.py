@@ -84,6 +84,9 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
     result = _call(loss.function, outputs, batch)
     values, weights = result if isinstance(result, tuple) else (result, _field(loss, batch))
+    if loss.per is not None:
+        shape = () if loss.weights is None else batch[loss.weights].shape
+        loss.check_values(jnp.shape(values), len(next(iter(batch.values()))), shape)
     return _reduce(_checked("loss", values), weights)
 
 

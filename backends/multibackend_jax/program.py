@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multibackend.experiment import Experiment
+from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
@@ -63,10 +64,12 @@ class JaxProgram:
             return self._execution.run(state, placed, rates)
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
-        width = 6 + len(self.parameter_names)
+        terms = self._functions.terms
+        width = 4 + 2 * terms + len(self.parameter_names)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
-        loss, norm, weight, finite, applied, scale, *norms = rows.astype(np.float64).T
-        return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1), scale)
+        numbers, losses, weights, norms = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)
+        norm, finite, applied, scale = numbers.T
+        return WindowResults(losses, norm, weights, finite > 0, applied > 0, norms, scale)
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
         with self._precision.scope():
@@ -74,7 +77,8 @@ class JaxProgram:
 
     def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
         values, weights = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
-        names = ["loss", *(metric.name for metric in self._experiment.metrics)]
+        terms = self._experiment.loss_terms
+        names = [*(term_name(name, len(terms)) for name in terms), *(m.name for m in self._experiment.metrics)]
         return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
@@ -128,8 +132,8 @@ class JaxProgram:
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """[2, 1 + metrics]: weighted sums of the loss and of each metric, and the sums of their weights."""
+        """[2, terms + metrics]: weighted sums of each term and metric, and the sums of their weights."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
-        sums = [weighted_sum(self._experiment.loss_spec, outputs, batch)]
+        sums = [weighted_sum(loss, outputs, batch) for loss in self._experiment.loss_terms.values()]
         sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
         return jnp.stack([jnp.stack([jnp.asarray(part, self._precision.dtype) for part in pair]) for pair in sums]).T

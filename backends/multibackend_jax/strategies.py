@@ -33,7 +33,7 @@ class Steering(NamedTuple):
 
     Attributes:
         integers: int32 [2 + room]: index of the first rate, number of windows, full micro-batches of each window.
-        floats: [room * steps + 1 + rates]: factors, factor of the ragged micro-batch, learning rates.
+        floats: [(room * steps + 1) * terms + rates]: factors of each micro-batch, of the ragged one, learning rates.
     """
 
     integers: Any
@@ -42,13 +42,15 @@ class Steering(NamedTuple):
     @classmethod
     def pack(cls, stack: WindowStack, windows: int, rates: Rates, dtype: np.dtype) -> Steering:
         room, steps = next(iter(stack.fields.values())).shape[:2]
+        terms = stack.factors.shape[-1]
+        factors = room * steps * terms
         integers = np.zeros(2 + room, np.int32)
         integers[:2] = rates.first, windows
         integers[2 : 2 + len(stack)] = stack.counts
-        floats = np.zeros(room * steps + 1 + len(rates.values), dtype)
+        floats = np.zeros(factors + terms + len(rates.values), dtype)
         floats[: stack.factors.size] = stack.factors.reshape(-1)
-        floats[room * steps] = stack.ragged_factor
-        floats[room * steps + 1 :] = rates.values
+        floats[factors : factors + terms] = stack.ragged_factors
+        floats[factors + terms :] = rates.values
         return cls(integers, floats)
 
     @property
@@ -62,14 +64,25 @@ class Steering(NamedTuple):
     def steps_of(self, window: jax.Array) -> jax.Array:
         return _at(self.integers, window + 2)
 
-    def factor(self, window: jax.Array, step: jax.Array, steps: int) -> jax.Array:
-        return _at(self.floats, window * steps + step)
+    def factors(self, window: jax.Array, step: jax.Array, shape: FactorShape) -> jax.Array:
+        return lax.dynamic_slice(self.floats, ((window * shape.steps + step) * shape.terms,), (shape.terms,))
 
-    def ragged_factor(self, steps: int) -> jax.Array:
-        return self.floats[(self.integers.shape[0] - 2) * steps]
+    def ragged_factors(self, shape: FactorShape) -> jax.Array:
+        start = self._room() * shape.steps * shape.terms
+        return self.floats[start : start + shape.terms]
 
-    def rates(self, steps: int) -> jax.Array:
-        return self.floats[(self.integers.shape[0] - 2) * steps + 1 :]
+    def rates(self, shape: FactorShape) -> jax.Array:
+        return self.floats[(self._room() * shape.steps + 1) * shape.terms :]
+
+    def _room(self) -> int:
+        return self.integers.shape[0] - 2
+
+
+class FactorShape(NamedTuple):
+    """How many factors a window has."""
+
+    steps: int
+    terms: int
 
 
 @dataclass(frozen=True)
@@ -148,20 +161,20 @@ class Scan:
     ) -> tuple[TrainState, Row]:
         """Window number `window` of the stack, and its ragged last micro-batch if it has one."""
         functions = self._functions
-        steps = next(iter(fields.values())).shape[1]
+        shape = FactorShape(next(iter(fields.values())).shape[1], functions.terms)
         window = jnp.asarray(window, jnp.int32)
         count, update = steering.steps_of(window), state.optimizer.gradient_step
 
         def body(step: jax.Array, carry: Carry) -> Carry:
             batch = {name: _at(array, window, step) for name, array in fields.items()}
-            factor = steering.factor(window, step, steps)
-            return functions.accumulate(state.parameters, carry, batch, factor, Stamp(update, step))
+            factors = steering.factors(window, step, shape)
+            return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step))
 
         carry = lax.fori_loop(0, count, body, functions.start(state))
         if ragged is not None:
-            factor = steering.ragged_factor(steps)
-            carry = functions.accumulate(state.parameters, carry, ragged, factor, Stamp(update, count))
-        return functions.finish(state, carry, steering.rates(steps), steering.first)
+            factors = steering.ragged_factors(shape)
+            carry = functions.accumulate(state.parameters, carry, ragged, factors, Stamp(update, count))
+        return functions.finish(state, carry, steering.rates(shape), steering.first)
 
     def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
         """The first `steering.windows` windows of the stack."""
@@ -187,15 +200,15 @@ class Dispatch:
         self._dtype = np.dtype(functions.dtype)
         self.start = jax.jit(self._start)
         self.micro = jax.jit(self._micro, donate_argnums=0)
-        self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="steps")
-        self.finish = jax.jit(self._finish, donate_argnums=0, static_argnames="steps")
+        self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="shape")
+        self.finish = jax.jit(self._finish, donate_argnums=0, static_argnames="shape")
 
     def compilations(self) -> int:
         return _compilations(self.micro, self.ragged, self.finish)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
         stack, results = placed.stack, []
-        steps = next(iter(placed.fields.values())).shape[1]
+        shape = FactorShape(next(iter(placed.fields.values())).shape[1], self._functions.terms)
         steering = jax.device_put(Steering.pack(stack, len(stack), rates, self._dtype))
         for window, count in enumerate(stack.counts):
             update = state.optimizer.gradient_step
@@ -205,8 +218,8 @@ class Dispatch:
                 carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
             if placed.ragged is not None and window == len(stack) - 1:
                 stamp = (update, np.int32(count))
-                carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, steps=steps)
-            state, measured = self.finish(state, carry, steering, steps=steps)
+                carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, shape=shape)
+            state, measured = self.finish(state, carry, steering, shape=shape)
             results.append((measured, 1))
         return state, results
 
@@ -220,8 +233,9 @@ class Dispatch:
     ) -> Carry:
         window, step = place
         batch = {name: _at(array, window, step) for name, array in fields.items()}
-        factor = steering.factor(window, step, next(iter(fields.values())).shape[1])
-        return self._functions.accumulate(parameters, carry, batch, factor, Stamp(update, step))
+        shape = FactorShape(next(iter(fields.values())).shape[1], self._functions.terms)
+        factors = steering.factors(window, step, shape)
+        return self._functions.accumulate(parameters, carry, batch, factors, Stamp(update, step))
 
     def _ragged(
         self,
@@ -230,12 +244,14 @@ class Dispatch:
         ragged: Arrays,
         steering: Steering,
         stamp: tuple[jax.Array, jax.Array],
-        steps: int,
+        shape: FactorShape,
     ) -> Carry:
-        return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factor(steps), Stamp(*stamp))
+        return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factors(shape), Stamp(*stamp))
 
-    def _finish(self, state: TrainState, carry: Carry, steering: Steering, steps: int) -> tuple[TrainState, Row]:
-        return self._functions.finish(state, carry, steering.rates(steps), steering.first)
+    def _finish(
+        self, state: TrainState, carry: Carry, steering: Steering, shape: FactorShape
+    ) -> tuple[TrainState, Row]:
+        return self._functions.finish(state, carry, steering.rates(shape), steering.first)
 
 
 STRATEGIES = {strategy.name: strategy for strategy in (Scan, Dispatch)}

@@ -58,13 +58,13 @@ class Carry(NamedTuple):
 
     model_state: Arrays
     accumulator: Arrays
-    loss: jax.Array
+    loss: jax.Array  # [terms], and so are the weights
     weight: jax.Array
     loss_scale: jax.Array | None
 
 
-# What a window measured: loss, norm, weight, finite, applied, loss scale, then the norm of each parameter's gradient,
-# in the order in which JAX flattens the parameters. One array, because each one that is read costs a transfer.
+# What a window measured: norm, finite, applied, loss scale; each term; each term's weight; the norm of each parameter's
+# gradient, in the order in which JAX flattens the parameters. One array, because each that is read costs a transfer.
 Row = jax.Array
 
 
@@ -75,6 +75,11 @@ class WindowFunctions:
     experiment: Experiment
     model: FlaxModel
     dynamic: bool
+
+    @property
+    def terms(self) -> int:
+        """How many terms the loss has."""
+        return len(self.experiment.loss_terms)
 
     @property
     def dtype(self) -> str:
@@ -102,20 +107,23 @@ class WindowFunctions:
         """The carry at the beginning of a window."""
         dtype, scale = self.dtype, None if state.loss_scale is None else state.loss_scale.scale
         accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), state.parameters)
-        return Carry(state.model_state, accumulator, jnp.zeros([], dtype), jnp.zeros([], dtype), scale)
+        return Carry(state.model_state, accumulator, jnp.zeros(self.terms, dtype), jnp.zeros(self.terms, dtype), scale)
 
-    def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
-        """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
+    def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factors: jax.Array, stamp: Stamp) -> Carry:
+        """Add the gradient of one micro-batch's `sum over terms of factor * sum(w * l)` to the accumulator."""
         by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
 
         def objective(parameters: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
             outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
-            total, weight = weighted_sum(self.experiment.loss_spec, outputs, batch)
+            sums = [weighted_sum(loss, outputs, batch) for loss in self.experiment.loss_terms.values()]
+            total, weight = (
+                jnp.stack([part.astype(self.dtype) for part in parts]) for parts in zip(*sums, strict=True)
+            )
             if by_micro_batch:
                 total = total / jnp.where(weight > 0, weight, 1)
-            loss = total * factor.astype(total.dtype)
+            loss = total * factors.astype(total.dtype)
             scaled = loss if carry.loss_scale is None else loss * carry.loss_scale
-            return scaled, (loss, model_state, weight)
+            return scaled.sum(), (loss, model_state, weight)
 
         (_, (loss, model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
         return Carry(
@@ -129,13 +137,14 @@ class WindowFunctions:
     def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
         """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
         by_window = self.dynamic and self.experiment.normalize == "window"
-        share = 1 / jnp.where(carry.weight > 0, carry.weight, 1) if by_window else jnp.ones_like(carry.weight)
+        weight = carry.weight.sum()
+        share = 1 / jnp.where(weight > 0, weight, 1) if by_window else jnp.ones_like(weight)
         loss_scale = jnp.ones_like(share) if carry.loss_scale is None else carry.loss_scale
         scale = share / loss_scale
         squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * scale
         finite = jnp.isfinite(norm)
-        applied = finite & (carry.weight > 0) & ~state.failed
+        applied = finite & (weight > 0) & ~state.failed
         limit = self.experiment.max_grad_norm
         clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
         rate = rates[state.optimizer.gradient_step - first]
@@ -144,9 +153,9 @@ class WindowFunctions:
         # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
         kept = jax.lax.cond(applied, lambda: self._update(state, carry, clip, rate), lambda: state)
         next_scale = state.loss_scale and state.loss_scale.after(overflow=overflow & ~state.failed, applied=applied)
-        loss = jnp.where(carry.weight > 0, carry.loss * share, jnp.nan)
-        numbers = [loss, norm, carry.weight, finite, applied, loss_scale]
-        row = jnp.concatenate([jnp.stack([n.astype(norm.dtype) for n in numbers]), jnp.sqrt(squares) * scale])
+        terms = jnp.where(weight > 0, carry.loss * share, jnp.nan)
+        numbers = jnp.stack([number.astype(norm.dtype) for number in (norm, finite, applied, loss_scale)])
+        row = jnp.concatenate([numbers, terms, carry.weight, jnp.sqrt(squares) * scale])
         return kept._replace(failed=failed, loss_scale=next_scale), row
 
     def _update(self, state: TrainState, carry: Carry, scale: jax.Array, rate: jax.Array) -> TrainState:

@@ -85,7 +85,13 @@ def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
     result = _call(loss.function, outputs, batch)
     given = None if loss.weights is None else batch[loss.weights]
-    return _reduce("loss", *(result if isinstance(result, tuple) else (result, given)))
+    values, weights = result if isinstance(result, tuple) else (result, given)
+    total, weight = _reduce("loss", values, weights)
+    if loss.per is None:
+        return total, weight
+    shape = () if given is None else tuple(given.shape)
+    loss.check_values(tuple(values.shape), len(next(iter(batch.values()))), shape)
+    return total, None
 
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

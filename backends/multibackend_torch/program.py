@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from multibackend.experiment import Experiment
+from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
@@ -45,7 +46,7 @@ class PlacedWindows:
             factors = self.stack.factors[window, :count].tolist()
             if self.ragged is not None and window == len(self.stack) - 1:
                 batches.append(self.ragged)
-                factors.append(self.stack.ragged_factor)
+                factors.append(self.stack.ragged_factors.tolist())
             yield zip(batches, factors, strict=True)
 
 
@@ -72,6 +73,7 @@ class TorchProgram:
         self._experiment, self._module, self._call = experiment, module, call
         self._precision, self._device = precision, device
         self._randomness = Randomness(int(experiment.seed), device)
+        self._losses = tuple(experiment.loss_terms.values())
         self._forward = torch.compile(self._total) if strategy == "compiled" else self._total
 
     def init(self) -> TrainState:
@@ -85,13 +87,13 @@ class TorchProgram:
         if not state.module.training:  # walking through all submodules takes as long as a small layer
             state.module.train()
         with self._precision.scope(self._device), self._randomness.scope():
-            for micro_batches, weight in zip(placed.micro_batches(), placed.stack.weights.tolist(), strict=True):
+            for micro_batches, weights in zip(placed.micro_batches(), placed.stack.weights.tolist(), strict=True):
                 if state.failed:
                     break
                 rate = float(rates.values[state.update - rates.first])
                 rows.append(
                     run_window(
-                        state, micro_batches, self._forward, self._experiment, weight, rate, self._randomness.stamp
+                        state, micro_batches, self._forward, self._experiment, weights, rate, self._randomness.stamp
                     )
                 )
         if self._adapt:
@@ -102,14 +104,15 @@ class TorchProgram:
     def read(self, results: Sequence[WindowRow]) -> WindowResults:
         totals = torch.stack([total for row in results for total in row.totals]).cpu().double().numpy()
         ends = np.cumsum([len(row.totals) for row in results])[:-1]
-        sums = [part @ np.array(row.factors) for part, row in zip(np.split(totals, ends), results, strict=True)]
-        weight = np.array([row.weight for row in results])
+        weights = np.array([row.weights for row in results])
+        parts = zip(np.split(totals, ends), results, strict=True)
+        sums = [(part * row.factors).reshape(-1, weights.shape[1]).sum(axis=0) for part, row in parts]
         share = np.array([row.share for row in results])
         norms = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
-            loss=np.where(weight > 0, np.array(sums) * share, np.nan),
+            terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums) * share[:, None], np.nan),
             grad_norm=np.array([row.norm for row in results]),
-            weight=weight,
+            weights=weights,
             finite=np.array([row.finite for row in results]),
             applied=np.array([row.applied for row in results]),
             gradient_norms=norms * np.array([row.scale for row in results])[:, None],
@@ -117,22 +120,25 @@ class TorchProgram:
         )
 
     @torch.no_grad()
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[list[torch.Tensor], float | None]:
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[list[torch.Tensor], list[float]]:
         state.module.eval()
         with self._precision.scope(self._device):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
-            total, weight = weighted_sum(self._experiment.loss_spec, outputs, tensors)
-            known = self._experiment.loss_spec.weight_sums(batch, 0) if weight is None else None
-            sums = [(total, torch.zeros_like(total) if weight is None else weight)]
+            sums, known = [], []
+            for loss in self._experiment.loss_terms.values():
+                total, weight = weighted_sum(loss, outputs, tensors)
+                known.append(float(loss.weight_sums(batch, 0) or 0.0) if weight is None else 0.0)
+                sums.append((total, torch.zeros_like(total) if weight is None else weight))
             sums += [metric_sum(metric, outputs, tensors) for metric in self._experiment.metrics]
-        return [part for pair in sums for part in pair], None if known is None else float(known)
+        return [part for pair in sums for part in pair], known
 
-    def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], float | None]]) -> EvaluationSums:
-        names = ["loss", *(metric.name for metric in self._experiment.metrics)]
+    def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
+        terms = self._experiment.loss_terms
+        names = [*(term_name(name, len(terms)) for name in terms), *(m.name for m in self._experiment.metrics)]
         parts = torch.stack([torch.stack([p.double() for p in tensors]) for tensors, _ in sums]).cpu().numpy()
         parts = parts.sum(axis=0).reshape(len(names), 2)
-        parts[0, 1] += sum(known or 0.0 for _, known in sums)
+        parts[: len(terms), 1] += np.sum([known for _, known in sums], axis=0)
         return EvaluationSums(dict(zip(names, parts[:, 0], strict=True)), dict(zip(names, parts[:, 1], strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
@@ -170,6 +176,8 @@ class TorchProgram:
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
         return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}
 
-    def _total(self, module: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The sum of a micro-batch's weighted losses, and of its weights where only the loss knows them."""
-        return weighted_sum(self._experiment.loss_spec, self._call(module, batch, True), batch)
+    def _total(self, module: torch.nn.Module, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Each term's sum of weighted losses over a micro-batch, and that of its weights where only the loss knows."""
+        outputs = self._call(module, batch, True)
+        sums = [weighted_sum(loss, outputs, batch) for loss in self._losses]
+        return [total for total, _ in sums], sums[0][1]

@@ -20,8 +20,8 @@ from multibackend_torch.names import named_parameters, named_state
 __all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
 
 Batch = dict[str, torch.Tensor]
-MicroBatch = tuple[Batch, float]  # with its factor
-Forward = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor | None]]
+MicroBatch = tuple[Batch, list[float]]  # with its factors, one per term of the loss
+Forward = Callable[[torch.nn.Module, Batch], tuple[list[torch.Tensor], torch.Tensor | None]]
 
 
 @dataclass
@@ -45,11 +45,11 @@ class TrainState:
 
 @dataclass(frozen=True)
 class WindowRow:
-    """What one window measured; the losses stay on the device."""
+    """What one window measured; the losses, in one list by micro-batch and term, stay on the device."""
 
     totals: list[torch.Tensor]
     factors: list[float]
-    weight: float
+    weights: list[float]
     share: float  # what the losses are still to be multiplied by
     scale: float  # the same for the norms
     norm: float
@@ -64,18 +64,19 @@ def run_window(
     micro_batches: Iterator[MicroBatch],
     forward: Forward,
     experiment: Experiment,
-    weight: float,
+    weights: list[float],
     rate: float,
     stamp: Callable[[int, int], None],
 ) -> WindowRow:
-    """Accumulate, normalise, check, clip, update. `weight` is NaN where only the loss knows it."""
+    """Accumulate, normalise, check, clip, update. `weights` of the terms are NaN where only the loss knows them."""
     before = [buffer.clone() for buffer in state.buffers]
     loss_scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-    totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, loss_scale, stamp)
+    totals, factors, found = _accumulate(state, micro_batches, forward, experiment, loss_scale, stamp)
     gradients = _gradients(state.parameters.values())
-    if math.isnan(weight):
-        weight = float(sum(w.item() for w in weights))
-    share = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
+    if found:
+        weights = [float(sum(weight.item() for weight in found))]
+    weight = sum(weights)
+    share = 1.0 / weight if found and weight > 0 and experiment.normalize == "window" else 1.0
     scale = share / loss_scale
     norms = _norms(gradients)
     norm = torch.linalg.vector_norm(norms).item() * scale
@@ -91,7 +92,7 @@ def run_window(
             buffer.copy_(old)
         state.failed |= not finite and not overflow and experiment.on_nonfinite == "raise"
     state.optimizer.zero_grad(set_to_none=True)
-    return WindowRow(totals, factors, weight, share, scale, norm, norms, finite, applied, loss_scale)
+    return WindowRow(totals, factors, weights, share, scale, norm, norms, finite, applied, loss_scale)
 
 
 def _accumulate(
@@ -104,20 +105,29 @@ def _accumulate(
 ) -> tuple[list[torch.Tensor], list[float], list[torch.Tensor]]:
     """Backward passes of all micro-batches: their losses' sums, their factors, and their weights if dynamic."""
     totals, factors, weights = [], [], []
-    seed, seed_factor = None, None
-    for index, (batch, factor) in enumerate(micro_batches):
+    seeds, seed_factors = [], None
+    for index, (batch, shares) in enumerate(micro_batches):
         stamp(state.update, index)
-        total, weight = forward(state.module, batch)
+        sums, weight = forward(state.module, batch)
         if weight is not None:
             weights.append(weight)
             if experiment.normalize == "microbatch":
-                total = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        if factor != seed_factor:
-            seed, seed_factor = torch.full_like(total, factor * loss_scale), factor
-        torch.autograd.backward(total, seed)
-        totals.append(total.detach())
-        factors.append(factor)
+                sums = [total / weight.clamp(min=torch.finfo(weight.dtype).tiny) for total in sums]
+        if shares != seed_factors:
+            seeds = [torch.full_like(total, share * loss_scale) for total, share in zip(sums, shares, strict=True)]
+            seed_factors = shares
+        _backward(sums, seeds)
+        totals += [total.detach() for total in sums]
+        factors += shares
     return totals, factors, weights
+
+
+def _backward(sums: list[torch.Tensor], seeds: list[torch.Tensor]) -> None:
+    """One backward pass through all terms; one that does not depend on the parameters has no gradient."""
+    if len(sums) > 1:
+        live = [(total, seed) for total, seed in zip(sums, seeds, strict=True) if total.requires_grad]
+        sums, seeds = [total for total, _ in live], [seed for _, seed in live]
+    torch.autograd.backward(sums, seeds)
 
 
 def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:

@@ -29,7 +29,7 @@ def data(length: int) -> dict[str, np.ndarray]:
 
 
 def reader(length: int, size: int, **options: object) -> EpochReader:
-    return EpochReader(ArraySource(data(length)), LOSS, micro_batch_size=size, **{"seed": 0, **options})
+    return EpochReader(ArraySource(data(length)), [LOSS], micro_batch_size=size, **{"seed": 0, **options})
 
 
 def ids(stack: WindowStack) -> list[list[list[int]]]:
@@ -68,7 +68,9 @@ def test_counts_and_weights(length: int, size: int, steps: int, seed: int, chunk
             rows = np.concatenate([np.array(batch) for batch in batches])
             assert stack.examples[window] == len(rows)
             assert stack.counts[window] == len(rows) // size
-            assert_arrays_match(stack.weights[window], 2 * source["w"][rows].sum(), relative=FORMULA, floor=1.0)
+            assert_arrays_match(
+                stack.weights[window], np.array([2 * source["w"][rows].sum()]), relative=FORMULA, floor=1.0
+            )
         assert stack.stop.offset == stack.start.offset + stack.examples.sum()
 
 
@@ -79,7 +81,7 @@ def test_factors_make_a_mean(length: int, size: int, steps: int, seed: int) -> N
     for normalize in ("window", "microbatch"):
         for stack in epoch(reader(length, size, seed=seed, normalize=normalize), steps, 3):
             for window in range(len(stack)):
-                parts = [(f * 2 * batch["w"].sum(), batch["w"].sum()) for batch, f in stack.micro_batches(window)]
+                parts = [(f[0] * 2 * b["w"].sum(), b["w"].sum()) for b, f in stack.micro_batches(window)]
                 shares = [share for share, weight in parts if weight > 0]
                 if normalize == "window":
                     assert_arrays_match(float(sum(shares)), float(bool(shares)), relative=FORMULA)
@@ -123,17 +125,17 @@ def test_weights_known_on_the_device_only() -> None:
     source = ArraySource(data(7))
     loss = Custom(lambda xp, outputs, batch: outputs)
     for normalize, expected in (("window", [1, 1, 1]), ("microbatch", [1 / 3] * 3)):
-        windows = EpochReader(source, loss, micro_batch_size=3, seed=0, normalize=normalize)
+        windows = EpochReader(source, [loss], micro_batch_size=3, seed=0, normalize=normalize)
         stack = windows.read(Position(), [3], capacity=3)
         assert stack.dynamic
         assert np.isnan(stack.weights).all()
-        factors = [factor for _, factor in stack.micro_batches(0)]
+        factors = [factors[0] for _, factors in stack.micro_batches(0)]
         assert_arrays_match(factors, [float(f) for f in expected], relative=FORMULA)
 
 
 def test_padding_weighs_nothing() -> None:
     """Room that no example fills is class 0 to look at, and has no weight."""
     source = ArraySource({"label": np.array([1, -100, 2, 0, 1])})
-    windows = EpochReader(source, CrossEntropy(target="label"), micro_batch_size=2, seed=0, shuffle=False)
+    windows = EpochReader(source, [CrossEntropy(target="label")], micro_batch_size=2, seed=0, shuffle=False)
     stack = windows.read(Position(), [4], capacity=4, room=3)
-    assert_arrays_match(stack.weights, np.array([4.0]), relative=0.0)
+    assert_arrays_match(stack.weights, np.array([[4.0]]), relative=0.0)

@@ -63,7 +63,7 @@ class StubProgram:
     def __init__(self, experiment: Experiment, module: Linear, windows: int, batch: int) -> None:
         self.experiment, self.module, self.windows_per_dispatch = experiment, module, windows
         self.parameter_names, self.output_shape = ("weight", "bias"), (batch, module.outputs)
-        self.loss: MeanSquaredError = experiment.loss_spec  # type: ignore[assignment]
+        self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
 
     def init(self) -> State:
@@ -76,7 +76,8 @@ class StubProgram:
     def run(self, state: State, placed: WindowStack, rates: Rates) -> tuple[State, list[Row]]:
         rows = []
         for window in range(len(placed)):
-            state, row = self.window(state, list(placed.micro_batches(window)), placed.weights[window], rates)
+            batches = [(batch, float(factors[0])) for batch, factors in placed.micro_batches(window)]
+            state, row = self.window(state, batches, float(placed.weights[window, 0]), rates)
             rows.append(row)
         return state, rows
 
@@ -132,7 +133,8 @@ class StubProgram:
             name: np.array([getattr(row, name) for row in results])
             for name in ("loss", "norm", "weight", "finite", "applied", "norms")
         }
-        return WindowResults(*columns.values(), np.ones(len(results)))
+        loss, norm, weight, finite, applied, norms = columns.values()
+        return WindowResults(loss[:, None], norm, weight[:, None], finite, applied, norms, np.ones(len(results)))
 
     def evaluate(self, state: State, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
         return self.forward(state.parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
