@@ -18,6 +18,7 @@ from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
+from multibackend.schedules import LR_SCALINGS
 from multibackend.validation import Problems, closest, is_integer
 
 __all__ = ["PRECISIONS", "Experiment", "Model"]
@@ -132,6 +133,10 @@ class Experiment:
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
+        lr_scaling: "linear" multiplies the learning rate of an update by effective batch / `base_batch_size`, "sqrt" by
+            its root; the effective batch is micro_batch_size * gradient_accumulation_steps of that update (also where
+            an epoch's last window is not full). None leaves the rate alone. The history has the rate that was used.
+        base_batch_size: the examples per update that the learning rate was tuned for; for `lr_scaling`.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -155,6 +160,8 @@ class Experiment:
     seed: int = 0
     metrics: Sequence[Metric] = ()
     eval_batch_size: int | None = None
+    lr_scaling: str | None = None
+    base_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -217,6 +224,7 @@ class Experiment:
             problems.number("max_grad_norm", self.max_grad_norm, minimum=0.0, above_minimum=True)
 
     def _check_sizes(self, problems: Problems) -> None:
+        _check_scaling(self.lr_scaling, self.base_batch_size, problems)
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
         size_known = problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
@@ -270,3 +278,16 @@ class Experiment:
 
     def _first_window(self) -> int:
         return self.accumulation.steps(0) * int(self.micro_batch_size)
+
+
+def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems: Problems) -> None:
+    if lr_scaling is not None:
+        problems.choice("lr_scaling", lr_scaling, LR_SCALINGS)
+    if base_batch_size is not None:
+        problems.integer("base_batch_size", base_batch_size, minimum=1)
+    if (lr_scaling is None) != (base_batch_size is None):
+        problems.add(
+            f"lr_scaling and base_batch_size go together, got lr_scaling={lr_scaling!r} and "
+            f"base_batch_size={base_batch_size!r}; give the examples per update that the learning rate was tuned for, "
+            'and lr_scaling="linear" or "sqrt"'
+        )

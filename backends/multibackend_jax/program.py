@@ -11,6 +11,7 @@ import numpy as np
 
 from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
+from multibackend.optimizers.groups import with_zeros
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
@@ -43,6 +44,7 @@ class JaxProgram:
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
+        self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)
 
@@ -62,10 +64,12 @@ class JaxProgram:
             return self._execution.run(state, placed, rates)
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
-        width = 5 + len(self.parameter_names)
+        width = 5 + len(self._trained)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
-        loss, norm, weight, finite, applied, *norms = rows.astype(np.float64).T
-        return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1))
+        loss, norm, weight, finite, applied, *trained = rows.astype(np.float64).T
+        norms = np.zeros((len(rows), len(self.parameter_names)))  # of frozen parameters 0
+        norms[:, self._trained] = np.stack(trained, axis=1)
+        return WindowResults(loss, norm, weight, finite > 0, applied > 0, norms)
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
         with self._precision.scope():
@@ -78,10 +82,13 @@ class JaxProgram:
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer.inner_opt_state)
+        parameters = self._to_host(state.parameters)
         return Snapshot(
-            parameters=self._to_host(state.parameters),
+            parameters=parameters,
             model_state=self._to_host(state.model_state),
-            optimizer={slot: self._to_host(arrays) for slot, arrays in slots.items()},
+            optimizer=with_zeros(
+                {slot: self._to_host(arrays) for slot, arrays in slots.items()}, parameters, self._functions.frozen
+            ),
             update=int(state.optimizer.gradient_step),
         )
 

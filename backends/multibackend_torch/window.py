@@ -15,6 +15,7 @@ import torch
 
 from multibackend.experiment import Experiment
 from multibackend_torch.names import named_parameters, named_state
+from multibackend_torch.optimizers import set_learning_rate
 
 __all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
 
@@ -31,14 +32,19 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     update: int = 0
     failed: bool = False
+    frozen: frozenset[str] = frozenset()
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    trained: dict[str, torch.nn.Parameter] = field(init=False)  # those that are not frozen
     model_state: dict[str, torch.Tensor] = field(init=False)
     buffers: list[torch.Tensor] = field(init=False)  # what a forward pass may change: no frozen parameters
 
     def __post_init__(self) -> None:
         self.parameters = named_parameters(self.module)
+        self.trained = {name: p for name, p in self.parameters.items() if name not in self.frozen}
         self.model_state = named_state(self.module)
         self.buffers = list(self.module.buffers())
+        for name in self.frozen:
+            self.parameters[name].requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,7 @@ def run_window(
     """Accumulate, normalise, check, clip, update. `weight` is NaN where only the loss knows it."""
     before = [buffer.clone() for buffer in state.buffers]
     totals, factors, weights = _accumulate(state, micro_batches, forward, experiment, stamp)
-    gradients = _gradients(state.parameters.values())
+    gradients = _gradients(state.trained.values())
     if math.isnan(weight):
         weight = float(sum(w.item() for w in weights))
     scale = 1.0 / weight if weights and weight > 0 and experiment.normalize == "window" else 1.0
@@ -105,7 +111,8 @@ def _accumulate(
                 total = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
         if factor != seed_factor:
             seed, seed_factor = torch.full_like(total, factor), factor
-        torch.autograd.backward(total, seed)
+        if total.requires_grad:  # else this micro-batch met frozen parameters only
+            torch.autograd.backward(total, seed)
         totals.append(total.detach())
         factors.append(factor)
     return totals, factors, weights
@@ -136,7 +143,6 @@ def _clip(gradients: list[torch.Tensor], scale: float, norm: float, limit: float
 
 
 def _step(state: TrainState, rate: float) -> None:
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(state.optimizer, rate)
     state.optimizer.step()
     state.update += 1
