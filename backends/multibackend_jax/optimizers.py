@@ -6,9 +6,10 @@ Each yields the direction d of p = p - lr * d; `scale_by_rate` then multiplies b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import singledispatch
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from multibackend import optimizers
 from multibackend.errors import ConfigurationError
 from multibackend.optimizers import GroupedParameters
 from multibackend_jax import updates as own
-from multibackend_jax.updates import SlotState, bias_correction
+from multibackend_jax.updates import NativeState, SlotState, bias_correction
 
 __all__ = ["SLOTS", "build_grouped", "build_optimizer", "read_slots", "write_slots"]
 
@@ -53,7 +54,9 @@ def build_grouped(
             part.update(of_group(updates, group), held, of_group(params, group), **extra)
             for part, group, held in zip(parts, trained, state, strict=True)
         ]
-        joined = {name: d for result, _ in results for name, d in result.items()}
+        joined: dict[str, Any] = {}
+        for directions, _ in results:
+            joined.update(cast(Any, directions))
         return joined, tuple(held for _, held in results)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -135,6 +138,11 @@ def _(spec: optimizers.Adadelta) -> tuple[optax.GradientTransformation, ...]:
     return (*_decay(spec.weight_decay), own.scale_by_adadelta(spec))
 
 
+@direction.register
+def _(spec: optimizers.Native) -> tuple[optax.GradientTransformation, ...]:
+    return (own.native(spec.builder("jax")()),)
+
+
 def _adam(spec: optimizers.Adam | optimizers.AdamW) -> optax.GradientTransformation:
     return own.scale_by_amsgrad(spec) if spec.amsgrad else scale_by_adam(spec.beta1, spec.beta2, spec.eps)
 
@@ -150,7 +158,7 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
         return optax.ScaleByAdamState(jnp.zeros([], jnp.int32), zeros, jax.tree.map(jnp.zeros_like, params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByAdamState]:
-        count = optax.safe_increment(state.count)
+        count: Any = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: beta1 * m + (1 - beta1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: beta2 * v + (1 - beta2) * g * g, state.nu, updates)
         first, second = bias_correction(beta1, count), jnp.sqrt(bias_correction(beta2, count))
@@ -163,22 +171,26 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def _parts(inner: Any) -> tuple[Any, ...]:
-    """The states of single transformations, of all groups."""
-    if isinstance(inner, tuple) and not hasattr(inner, "_fields"):
-        return tuple(leaf for part in inner for leaf in _parts(part))
-    return (inner,)
+def _leaves(inner: Any) -> list[Any]:
+    """The states of single transformations, of all groups, in order."""
+    return [leaf for part in inner for leaf in _leaves(part)] if _is_chain(inner) else [inner]
+
+
+def _is_chain(part: Any) -> bool:
+    return type(part) is tuple  # a state is a NamedTuple
 
 
 def read_slots(inner: Any) -> Mapping[str, Mapping[str, jax.Array]]:
     """The per-parameter arrays of an inner optimizer state, by canonical slot, native layout."""
     slots: dict[str, dict[str, jax.Array]] = {}
-    for part in _parts(inner):
-        found = (
-            part.slots
-            if isinstance(part, SlotState)
-            else {slot: getattr(part, field) for (state, field), slot in SLOTS.items() if type(part).__name__ == state}
-        )
+    for number, part in enumerate(_leaves(inner)):
+        found: Mapping[str, Mapping[str, jax.Array]] = {
+            slot: getattr(part, field) for (state, field), slot in SLOTS.items() if type(part).__name__ == state
+        }
+        if isinstance(part, SlotState):
+            found = part.slots
+        elif isinstance(part, NativeState):
+            found = part.slots(number)
         for slot, arrays in found.items():
             slots.setdefault(slot, {}).update(arrays)
     return slots
@@ -186,14 +198,17 @@ def read_slots(inner: Any) -> Mapping[str, Mapping[str, jax.Array]]:
 
 def write_slots(inner: Any, slots: Mapping[str, Mapping[str, jax.Array]], count: int) -> Any:
     """`inner` with its per-parameter arrays and its count of updates replaced."""
+    numbers = itertools.count()
 
     def taken(slot: str, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: jnp.asarray(slots[slot][name], array.dtype) for name, array in arrays.items()}
 
     def replaced(part: Any) -> Any:
-        if isinstance(part, tuple) and not hasattr(part, "_fields"):
+        if _is_chain(part):
             return tuple(replaced(leaf) for leaf in part)
-        changes: dict[str, Any] = {}
+        number, changes = next(numbers), {}
+        if isinstance(part, NativeState):
+            return part.replaced(slots, number)
         if isinstance(part, SlotState):
             changes["slots"] = {slot: taken(slot, arrays) for slot, arrays in part.slots.items()}
         for (state, field), slot in SLOTS.items():

@@ -19,6 +19,7 @@ from multibackend_jax.models import Arrays, FlaxModel
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.updates import NATIVE
 from multibackend_jax.window import Row, TrainState, WindowFunctions
 
 __all__ = ["JaxProgram"]
@@ -81,14 +82,12 @@ class JaxProgram:
         return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        slots = read_slots(state.optimizer.inner_opt_state)
-        parameters = self._to_host(state.parameters)
+        parameters, read = self._to_host(state.parameters), read_slots(state.optimizer.inner_opt_state)
+        slots = {slot: self._to_host(arrays, slot) for slot, arrays in read.items()}
         return Snapshot(
             parameters=parameters,
             model_state=self._to_host(state.model_state),
-            optimizer=with_zeros(
-                {slot: self._to_host(arrays) for slot, arrays in slots.items()}, parameters, self._functions.frozen
-            ),
+            optimizer=with_zeros(slots, parameters, self._functions.frozen),
             update=int(state.optimizer.gradient_step),
         )
 
@@ -100,7 +99,7 @@ class JaxProgram:
             optimizer = state.optimizer
             if snapshot.optimizer:
                 check_same_slots(read_slots(optimizer.inner_opt_state), snapshot.optimizer)
-                slots = {slot: self._to_native(arrays) for slot, arrays in snapshot.optimizer.items()}
+                slots = {slot: self._to_native(arrays, slot) for slot, arrays in snapshot.optimizer.items()}
                 inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
                 optimizer = optimizer._replace(inner_opt_state=inner)
             optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
@@ -119,11 +118,15 @@ class JaxProgram:
     def _put(self, fields: Mapping[str, np.ndarray]) -> Arrays:
         return jax.device_put(self._cast(fields), self._device)
 
-    def _to_host(self, arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    def _to_host(self, arrays: Mapping[str, jax.Array], slot: str = "") -> dict[str, np.ndarray]:
+        if slot.startswith(NATIVE):  # arrays of any shape, which go nowhere else
+            return {name: np.array(array) for name, array in arrays.items()}
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
-    def _to_native(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    def _to_native(self, arrays: Mapping[str, np.ndarray], slot: str = "") -> Arrays:
         """Canonical host arrays as device arrays in native layout and this run's precision."""
+        if slot.startswith(NATIVE):
+            return {name: jnp.asarray(array) for name, array in arrays.items()}
         native = {name: self._model.layouts[name].from_canonical(np.asarray(a)) for name, a in arrays.items()}
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 

@@ -18,8 +18,11 @@ import optax
 from multibackend import optimizers
 
 __all__ = [
+    "NATIVE",
+    "NativeState",
     "SlotState",
     "bias_correction",
+    "native",
     "scale_by_adadelta",
     "scale_by_adagrad",
     "scale_by_adamax",
@@ -49,7 +52,7 @@ def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]
         return SlotState(jnp.zeros([], jnp.int32), slots)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlotState]:
-        count = optax.safe_increment(state.count)
+        count: Any = optax.safe_increment(state.count)
         of_leaf = rule(count)
         results = {name: of_leaf(g, *(state.slots[slot][name] for slot in initial)) for name, g in updates.items()}
         slots = {slot: {name: r[1 + i] for name, r in results.items()} for i, slot in enumerate(initial)}
@@ -58,14 +61,14 @@ def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]
     return optax.GradientTransformation(init, update)
 
 
-def bias_correction(beta: float, count: jax.Array) -> jax.Array:
+def bias_correction(beta: float, count: Any) -> jax.Array:
     """1 - beta^count, as -expm1(count * log(beta)): the difference would lose five digits in float32 at small t."""
     if beta == 0.0:
         return jnp.ones([])
     return -jnp.expm1(_real(count) * math.log(beta))
 
 
-def _real(count: jax.Array) -> jax.Array:
+def _real(count: Any) -> jax.Array:
     return count.astype(jnp.result_type(float))
 
 
@@ -228,3 +231,49 @@ def scale_by_adadelta(spec: optimizers.Adadelta) -> optax.GradientTransformation
         return d, v, _average(spec.rho, a, d * d)
 
     return _by_leaf({"square_avg": 0.0, "acc_delta": 0.0}, lambda count: leaf)
+
+
+class NativeState(NamedTuple):
+    """The state of a transformation that is none of ours."""
+
+    inner: Any
+
+    def slots(self, number: int) -> dict[str, dict[str, jax.Array]]:
+        """Its arrays by place in the state, then by parameter ("" for those that belong to none)."""
+        found: dict[str, dict[str, jax.Array]] = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(self.inner)[0]:
+            slot, name = _native_slot(path, number)
+            found.setdefault(slot, {})[name] = leaf
+        return found
+
+    def replaced(self, slots: Mapping[str, Mapping[str, Any]], number: int) -> NativeState:
+        """The same with other arrays."""
+
+        def taken(path: Any, leaf: jax.Array) -> jax.Array:
+            slot, name = _native_slot(path, number)
+            return jnp.asarray(slots[slot][name], leaf.dtype)
+
+        return NativeState(jax.tree_util.tree_map_with_path(taken, self.inner))
+
+
+NATIVE = "optax."  # begins the slots of a transformation that is none of ours, whose state crosses over to nowhere
+
+
+def _native_slot(path: Any, number: int) -> tuple[str, str]:
+    own = isinstance(path[-1], jax.tree_util.DictKey) if path else False
+    place = jax.tree_util.keystr(path[:-1] if own else path)
+    return f"{NATIVE}{number}{place}", str(path[-1].key) if own else ""
+
+
+def native(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A transformation of the user's, with its state marked as such."""
+    whole = optax.with_extra_args_support(transformation)
+
+    def init(params: Any) -> NativeState:
+        return NativeState(whole.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, NativeState]:
+        updates, inner = whole.update(updates, state.inner, params)
+        return updates, NativeState(inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

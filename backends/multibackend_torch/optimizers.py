@@ -121,6 +121,11 @@ def _(spec: optimizers.Adadelta, parameters: Iterable[Any]) -> torch.optim.Optim
     return torch.optim.Adadelta(parameters, lr=0.0, foreach=True, **_floats(spec, "rho", "eps", "weight_decay"))
 
 
+@build_optimizer.register
+def _(spec: optimizers.Native, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    return spec.builder("torch")(parameters)
+
+
 def _floats(spec: optimizers.Optimizer, *names: str) -> dict[str, Any]:
     return {name: float(getattr(spec, name)) for name in names}
 
@@ -140,8 +145,18 @@ _SLOTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 }
 
 
-def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """The names of its per-parameter tensors."""
+_NATIVE = "torch."  # begins the slots of an optimizer that is none of ours, whose state crosses over to nowhere
+
+
+def _is_native(optimizer: torch.optim.Optimizer) -> bool:
+    known = isinstance(optimizer, updates.DirectionOptimizer | torch.optim.SGD)
+    return not known and type(optimizer) not in _SLOTS
+
+
+def slot_names(optimizer: torch.optim.Optimizer, given: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names of its per-parameter tensors; of a native optimizer those that are `given` and may be its own."""
+    if _is_native(optimizer):
+        return tuple(slot for slot in given if slot.startswith(_NATIVE))
     if isinstance(optimizer, updates.DirectionOptimizer):
         return optimizer.slots
     options, slots = optimizer.defaults, _SLOTS.get(type(optimizer), ())
@@ -151,6 +166,13 @@ def slot_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 def read_slots(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, dict[str, torch.Tensor]]:
     """The optimizer's per-parameter tensors by slot; zeros where it has not stepped yet."""
+    if _is_native(optimizer):
+        found: dict[str, dict[str, torch.Tensor]] = {}
+        for name, parameter in parameters.items():
+            for key, value in optimizer.state[parameter].items():
+                if isinstance(value, torch.Tensor | float | int):
+                    found.setdefault(_NATIVE + key, {})[name] = torch.as_tensor(value)
+        return found
     return {
         slot: {name: optimizer.state[p].get(slot, torch.zeros_like(p)) for name, p in parameters.items()}
         for slot in slot_names(optimizer)
@@ -164,6 +186,9 @@ def write_slots(
     update: int,
 ) -> None:
     """Replace the optimizer's per-parameter tensors and its count of updates."""
+    if _is_native(optimizer):
+        _load_native(optimizer, parameters, slots)
+        return
     for name, parameter in parameters.items():
         state = optimizer.state[parameter]
         for slot in slot_names(optimizer):
@@ -174,3 +199,23 @@ def write_slots(
             state["step"] = torch.tensor(float(update), device=device)
     if isinstance(optimizer, updates.DirectionOptimizer):
         optimizer.count = update
+
+
+def _load_native(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, slots: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Through `load_state_dict`, which knows where torch wants each tensor."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        index: {
+            slot.removeprefix(_NATIVE): torch.from_numpy(np.array(arrays[name]))
+            for slot, arrays in slots.items()
+            if name in arrays
+        }
+        for index, name in enumerate(order)
+    }
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for index, name in enumerate(order):  # torch gives single numbers the dtype of the parameter
+        held = optimizer.state[parameters[name]]
+        held.update({key: held[key].to(value.dtype) for key, value in state[index].items() if value.ndim == 0})

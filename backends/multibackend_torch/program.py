@@ -156,7 +156,7 @@ class TorchProgram:
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
         if snapshot.optimizer:
-            check_same_slots(slot_names(state.optimizer), snapshot.optimizer)
+            check_same_slots(slot_names(state.optimizer, snapshot.optimizer), snapshot.optimizer)
             write_slots(state.optimizer, state.trained, snapshot.optimizer, snapshot.update)
         state.update = snapshot.update
         return state

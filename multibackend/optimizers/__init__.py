@@ -15,6 +15,7 @@ from multibackend.optimizers.adaptive import Adadelta, Adagrad, RMSprop
 from multibackend.optimizers.base import Optimizer
 from multibackend.optimizers.groups import Group, GroupedParameters, is_vector, resolve_groups
 from multibackend.optimizers.momentum import SGD, Lion
+from multibackend.optimizers.native import Native
 
 __all__ = [
     "SGD",
@@ -27,6 +28,7 @@ __all__ = [
     "GroupedParameters",
     "Lion",
     "NAdam",
+    "Native",
     "Optimizer",
     "RAdam",
     "RMSprop",

@@ -104,10 +104,8 @@ class StubProgram:
             loss += factor * total
             gradient["weight"] += factor * slope.T @ x
             gradient["bias"] += factor * slope.sum(axis=0)
-        for name in gradient:
-            if self.groups[name].frozen:
-                gradient[name] = np.zeros_like(gradient[name])
-        return loss, gradient
+        frozen = {name: np.zeros_like(array) for name, array in gradient.items() if self.groups[name].frozen}
+        return loss, gradient | frozen
 
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
         """(sum of w * l, its derivative by the outputs, the inputs)."""
