@@ -19,6 +19,7 @@ from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
 from multibackend.precision import PRECISIONS, NumberFormat
+from multibackend.schedules import LR_SCALINGS
 from multibackend.validation import Problems, closest, is_integer
 
 __all__ = ["Experiment", "Model"]
@@ -134,6 +135,10 @@ class Experiment:
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
+        lr_scaling: "linear" multiplies the learning rate of an update by effective batch / `base_batch_size`, "sqrt" by
+            its root; the effective batch is micro_batch_size * gradient_accumulation_steps of that update (also where
+            an epoch's last window is not full). None leaves the rate alone. The history has the rate that was used.
+        base_batch_size: the examples per update that the learning rate was tuned for; for `lr_scaling`.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -157,6 +162,8 @@ class Experiment:
     seed: int = 0
     metrics: Sequence[Metric] = ()
     eval_batch_size: int | None = None
+    lr_scaling: str | None = None
+    base_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -239,6 +246,7 @@ class Experiment:
             problems.number("max_grad_norm", self.max_grad_norm, minimum=0.0, above_minimum=True)
 
     def _check_sizes(self, problems: Problems) -> None:
+        _check_scaling(self.lr_scaling, self.base_batch_size, problems)
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
         size_known = problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
@@ -297,3 +305,16 @@ class Experiment:
 def _as_loss(loss: Any) -> Any:
     """A function as a custom loss; anything else as it is."""
     return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss
+
+
+def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems: Problems) -> None:
+    if lr_scaling is not None:
+        problems.choice("lr_scaling", lr_scaling, LR_SCALINGS)
+    if base_batch_size is not None:
+        problems.integer("base_batch_size", base_batch_size, minimum=1)
+    if (lr_scaling is None) != (base_batch_size is None):
+        problems.add(
+            f"lr_scaling and base_batch_size go together, got lr_scaling={lr_scaling!r} and "
+            f"base_batch_size={base_batch_size!r}; give the examples per update that the learning rate was tuned for, "
+            'and lr_scaling="linear" or "sqrt"'
+        )

@@ -19,7 +19,7 @@ from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow, records, term_name
 from multibackend.protocol import Program, WindowResults
-from multibackend.schedules import RateTable
+from multibackend.schedules import BatchScaled, LearningRate, RateTable
 from multibackend.windows import WindowStack
 
 __all__ = ["MOST_UNREAD", "Ledger"]
@@ -27,6 +27,19 @@ __all__ = ["MOST_UNREAD", "Ledger"]
 # results are read when they are this old or this many
 SECONDS_BETWEEN_READS = 0.1
 MOST_UNREAD = 256
+
+
+def _learning_rate(experiment: Experiment) -> LearningRate:
+    """The optimizer's learning rate, scaled with the effective batch where that is asked for."""
+    rate, accumulation, size = experiment.optimizer.learning_rate, experiment.accumulation, experiment.micro_batch_size
+    if experiment.lr_scaling is None or experiment.base_batch_size is None:
+        return rate
+    return BatchScaled(
+        learning_rate=rate,
+        scaling=experiment.lr_scaling,
+        base=experiment.base_batch_size,
+        examples=lambda update: accumulation.steps(update) * int(size),
+    )
 
 
 class Ledger:
@@ -48,7 +61,7 @@ class Ledger:
         self.update = 0
         terms = experiment.loss_terms
         self.history = History(term_name(name, len(terms)) for name in terms if len(terms) > 1)
-        self.rates = RateTable(experiment.optimizer.learning_rate)
+        self.rates = RateTable(_learning_rate(experiment))
         self.skipped: list[SkippedWindow] = []
         self.gradient_shares = np.zeros(len(program.parameter_names))
 

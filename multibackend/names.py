@@ -7,6 +7,7 @@ A canonical name is a dotted name as a PyTorch `state_dict` would hold it, its a
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 
@@ -14,7 +15,15 @@ import numpy as np
 
 from multibackend.errors import ParameterMatchError
 
-__all__ = ["check_same_names", "check_same_slots", "match_names", "normalised", "pair_state", "shapes_of"]
+__all__ = [
+    "check_same_names",
+    "check_same_slots",
+    "glob_matches",
+    "match_names",
+    "normalised",
+    "pair_state",
+    "shapes_of",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -33,6 +42,15 @@ def normalised(name: str) -> str:
     'layers.0.weight'
     """
     return _INDEX.sub(r".\1", name).lower()
+
+
+def glob_matches(name: str, pattern: str) -> bool:
+    """Whether a pattern such as "*.bias" fits the whole of a name, as it stands or without differences of style.
+
+    >>> glob_matches("layers_0.bias", "layers.0.*"), glob_matches("layers.10.bias", "layers.1.*")
+    (True, False)
+    """
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(normalised(name), normalised(pattern))
 
 
 def match_names(reference: Shapes, other: Shapes, rename: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -22,6 +22,8 @@ from multibackend.errors import ConfigurationError
 from multibackend.validation import Problems, is_real
 
 __all__ = [
+    "LR_SCALINGS",
+    "BatchScaled",
     "Constant",
     "Cosine",
     "LearningRate",
@@ -37,6 +39,7 @@ __all__ = [
 
 Schedule = Callable[[int], float]
 LearningRate = float | Schedule
+LR_SCALINGS = ("linear", "sqrt")
 
 
 def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
@@ -70,6 +73,40 @@ class RateTable:
         more = range(len(self._values), stop)
         self._values.extend(learning_rate_at(self._learning_rate, update) for update in more)
         return np.array(self._values[first:stop])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchScaled:
+    """lr(u) = learning_rate(u) * r, r = examples(u) / base ("linear"; Goyal et al. 2017) or its root ("sqrt").
+
+    The rule of `Experiment(lr_scaling=..., base_batch_size=...)`, which builds it with the examples of a full window.
+    The root suits Adam and its kin (Malladi et al. 2022).
+
+    Args:
+        learning_rate: a number or a schedule, tuned for updates of `base` examples.
+        scaling: "linear" or "sqrt".
+        base: examples, > 0.
+        examples: the number of examples of the update with index u.
+
+    >>> BatchScaled(learning_rate=0.1, scaling="linear", base=32, examples=lambda update: 128)(0)
+    0.4
+    """
+
+    learning_rate: LearningRate
+    scaling: str
+    base: int
+    examples: Callable[[int], int]
+
+    def __post_init__(self) -> None:
+        problems = Problems("BatchScaled")
+        check_learning_rate(problems, self.learning_rate)
+        problems.choice("scaling", self.scaling, LR_SCALINGS)
+        problems.integer("base", self.base, minimum=1)
+        problems.raise_if_any()
+
+    def __call__(self, update: int) -> float:
+        ratio = self.examples(update) / int(self.base)
+        return learning_rate_at(self.learning_rate, update) * (ratio if self.scaling == "linear" else math.sqrt(ratio))
 
 
 def _progress(update: int, start: int, end: int) -> float:

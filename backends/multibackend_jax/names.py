@@ -71,6 +71,11 @@ class Layout:
     axes: tuple[int, ...]
     flipped: int = 0
 
+    @property
+    def canonical(self) -> tuple[int, ...]:
+        """The canonical shape."""
+        return tuple(self.merged[axis] for axis in self.axes)
+
     def to_canonical(self, array: Any) -> np.ndarray:
         """A native array (on the host or a device) as a canonical numpy array, a copy."""
         result = np.asarray(array).reshape(self.merged).transpose(self.axes)

@@ -12,6 +12,7 @@ import numpy as np
 from multibackend.experiment import Experiment
 from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
+from multibackend.optimizers.groups import with_zeros
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
@@ -20,6 +21,7 @@ from multibackend_jax.models import Arrays, FlaxModel
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.updates import NATIVE
 from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
 
 __all__ = ["JaxProgram"]
@@ -45,6 +47,7 @@ class JaxProgram:
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
+        self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)
 
@@ -65,9 +68,11 @@ class JaxProgram:
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
-        width = 4 + 2 * terms + len(self.parameter_names)
+        width = 4 + 2 * terms + len(self._trained)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
-        numbers, losses, weights, norms = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)
+        numbers, losses, weights, trained = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)
+        norms = np.zeros((len(rows), len(self.parameter_names)))  # of frozen parameters 0
+        norms[:, self._trained] = trained
         norm, finite, applied, scale = numbers.T
         return WindowResults(losses, norm, weights, finite > 0, applied > 0, norms, scale)
 
@@ -82,11 +87,12 @@ class JaxProgram:
         return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        slots, scale = read_slots(state.optimizer.inner_opt_state), state.loss_scale
+        parameters, read = self._to_host(state.parameters), read_slots(state.optimizer.inner_opt_state)
+        slots, scale = {slot: self._to_host(arrays, slot) for slot, arrays in read.items()}, state.loss_scale
         return Snapshot(
-            parameters=self._to_host(state.parameters),
+            parameters=parameters,
             model_state=self._to_host(state.model_state),
-            optimizer={slot: self._to_host(arrays) for slot, arrays in slots.items()},
+            optimizer=with_zeros(slots, parameters, self._functions.frozen),
             update=int(state.optimizer.gradient_step),
             loss_scale=scale and LossScale(float(scale.scale), int(scale.updates)),
         )
@@ -99,7 +105,7 @@ class JaxProgram:
             optimizer = state.optimizer
             if snapshot.optimizer:
                 check_same_slots(read_slots(optimizer.inner_opt_state), snapshot.optimizer)
-                slots = {slot: self._to_native(arrays) for slot, arrays in snapshot.optimizer.items()}
+                slots = {slot: self._to_native(arrays, slot) for slot, arrays in snapshot.optimizer.items()}
                 inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
                 optimizer = optimizer._replace(inner_opt_state=inner)
             optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
@@ -123,11 +129,15 @@ class JaxProgram:
     def _put(self, fields: Mapping[str, np.ndarray]) -> Arrays:
         return jax.device_put(self._cast(fields), self._device)
 
-    def _to_host(self, arrays: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    def _to_host(self, arrays: Mapping[str, jax.Array], slot: str = "") -> dict[str, np.ndarray]:
+        if slot.startswith(NATIVE):  # arrays of any shape, which go nowhere else
+            return {name: np.array(array) for name, array in arrays.items()}
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
-    def _to_native(self, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    def _to_native(self, arrays: Mapping[str, np.ndarray], slot: str = "") -> Arrays:
         """Canonical host arrays as device arrays in native layout and this run's precision."""
+        if slot.startswith(NATIVE):
+            return {name: jnp.asarray(array) for name, array in arrays.items()}
         native = {name: self._model.layouts[name].from_canonical(np.asarray(a)) for name, a in arrays.items()}
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 

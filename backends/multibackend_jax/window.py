@@ -8,6 +8,7 @@ the accumulator of `MultiSteps` stays there. Here every window starts from new z
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from multibackend.experiment import Experiment
+from multibackend.optimizers.groups import GroupedParameters, frozen_names, resolve_groups
 from multibackend.precision import LossScale
 from multibackend_jax.losses import weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
-from multibackend_jax.optimizers import build_optimizer
+from multibackend_jax.optimizers import build_grouped
 
 __all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions"]
 
@@ -76,6 +78,23 @@ class WindowFunctions:
     model: FlaxModel
     dynamic: bool
 
+    @cached_property
+    def groups(self) -> tuple[GroupedParameters, ...]:
+        """The parameters that are trained alike."""
+        shapes = {name: self.model.layouts[name].canonical for name in self.model.parameters}
+        return resolve_groups(self.experiment.optimizer, shapes)
+
+    @cached_property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that stay as they are: neither differentiated nor handed to the optimizer."""
+        return frozen_names(self.groups)
+
+    def trained(self, parameters: Arrays) -> Arrays:
+        """The other parameters."""
+        if not self.frozen:
+            return parameters
+        return {name: array for name, array in parameters.items() if name not in self.frozen}
+
     @property
     def terms(self) -> int:
         """How many terms the loss has."""
@@ -90,7 +109,7 @@ class WindowFunctions:
     def multi_steps(self) -> optax.MultiSteps:
         # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
         return optax.MultiSteps(
-            build_optimizer(self.experiment.optimizer),
+            build_grouped(self.experiment.optimizer, self.groups),
             every_k_schedule=1,
             use_grad_mean=False,
             accumulator_dtype=self.dtype,
@@ -99,22 +118,23 @@ class WindowFunctions:
     def init(self) -> TrainState:
         parameters = self.model.parameters
         # between windows there is no accumulator: zeros need not be kept, read and written
-        optimizer = self.multi_steps.init(parameters)._replace(acc_grads={})
+        optimizer = self.multi_steps.init(self.trained(parameters))._replace(acc_grads={})
         scale = DeviceLossScale.of(LossScale()) if self.experiment.number_format.scales_loss else None
         return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), scale)
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
         dtype, scale = self.dtype, None if state.loss_scale is None else state.loss_scale.scale
-        accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), state.parameters)
+        accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), self.trained(state.parameters))
         return Carry(state.model_state, accumulator, jnp.zeros(self.terms, dtype), jnp.zeros(self.terms, dtype), scale)
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factors: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `sum over terms of factor * sum(w * l)` to the accumulator."""
         by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
 
-        def objective(parameters: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
-            outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
+        def objective(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
+            whole = {**parameters, **trained} if self.frozen else trained
+            outputs, model_state = self.model.apply(whole, carry.model_state, batch, stamp, True)
             sums = [weighted_sum(loss, outputs, batch) for loss in self.experiment.loss_terms.values()]
             total, weight = (
                 jnp.stack([part.astype(self.dtype) for part in parts]) for parts in zip(*sums, strict=True)
@@ -125,7 +145,8 @@ class WindowFunctions:
             scaled = loss if carry.loss_scale is None else loss * carry.loss_scale
             return scaled.sum(), (loss, model_state, weight)
 
-        (_, (loss, model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
+        trained = self.trained(parameters)
+        (_, (loss, model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(trained)
         return Carry(
             _cast_like(model_state, carry.model_state),
             jax.tree.map(lambda a, g: a + g.astype(a.dtype), carry.accumulator, gradient),
@@ -163,8 +184,11 @@ class WindowFunctions:
         gradient = jax.tree.map(lambda a: a * scale.astype(a.dtype), carry.accumulator)
         held = state.optimizer._replace(acc_grads=gradient, mini_step=jnp.zeros([], jnp.int32))
         nothing = jax.tree.map(jnp.zeros_like, gradient)
-        updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
-        parameters: Any = optax.apply_updates(state.parameters, updates)
+        trained = self.trained(state.parameters)
+        updates, optimizer = self.multi_steps.update(nothing, held, trained, learning_rate=rate)
+        parameters: Any = optax.apply_updates(trained, updates)
+        if self.frozen:
+            parameters = {**state.parameters, **parameters}
         return state._replace(
             parameters=parameters, model_state=carry.model_state, optimizer=optimizer._replace(acc_grads={})
         )

@@ -13,13 +13,14 @@ import torch
 from multibackend.experiment import Experiment
 from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
+from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
 from multibackend_torch.names import load_tensors, named_parameters, to_host
-from multibackend_torch.optimizers import build_optimizer, read_slots, slot_names, write_slots
+from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
 from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, run_window
@@ -69,6 +70,10 @@ class TorchProgram:
         self.windows_per_dispatch = windows_per_dispatch or 1
         self.output_shape = output_shape
         self.parameter_names = tuple(named_parameters(module))
+        shapes = {name: tuple(p.shape) for name, p in named_parameters(module).items()}
+        self._groups = resolve_groups(experiment.optimizer, shapes)
+        self._frozen = frozen_names(self._groups)
+        self._trained = [index for index, name in enumerate(self.parameter_names) if name not in self._frozen]
         self._adapt = windows_per_dispatch is None
         self._experiment, self._module, self._call = experiment, module, call
         self._precision, self._device = precision, device
@@ -108,7 +113,8 @@ class TorchProgram:
         parts = zip(np.split(totals, ends), results, strict=True)
         sums = [(part * row.factors).reshape(-1, weights.shape[1]).sum(axis=0) for part, row in parts]
         share = np.array([row.share for row in results])
-        norms = torch.stack([row.norms for row in results]).cpu().double().numpy()
+        norms = np.zeros((len(results), len(self.parameter_names)))  # of frozen parameters 0
+        norms[:, self._trained] = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
             terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums) * share[:, None], np.nan),
             grad_norm=np.array([row.norm for row in results]),
@@ -142,11 +148,12 @@ class TorchProgram:
         return EvaluationSums(dict(zip(names, parts[:, 0], strict=True)), dict(zip(names, parts[:, 1], strict=True)))
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        slots = read_slots(state.optimizer, state.parameters)
+        slots = read_slots(state.optimizer, state.trained)
+        parameters = to_host(state.parameters)
         return Snapshot(
-            parameters=to_host(state.parameters),
+            parameters=parameters,
             model_state=to_host(state.model_state),
-            optimizer={slot: to_host(tensors) for slot, tensors in slots.items()},
+            optimizer=with_zeros({s: to_host(tensors) for s, tensors in slots.items()}, parameters, self._frozen),
             update=state.update,
             loss_scale=state.loss_scale,
         )
@@ -158,8 +165,8 @@ class TorchProgram:
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
         if snapshot.optimizer:
-            check_same_slots(slot_names(state.optimizer), snapshot.optimizer)
-            write_slots(state.optimizer, state.parameters, snapshot.optimizer, snapshot.update)
+            check_same_slots(slot_names(state.optimizer, snapshot.optimizer), snapshot.optimizer)
+            write_slots(state.optimizer, state.trained, snapshot.optimizer, snapshot.update)
         state.update = snapshot.update
         if state.loss_scale is not None and snapshot.loss_scale is not None:
             state.loss_scale = snapshot.loss_scale
@@ -169,9 +176,9 @@ class TorchProgram:
         return 0
 
     def _state(self, module: torch.nn.Module) -> TrainState:
-        optimizer = build_optimizer(self._experiment.optimizer, named_parameters(module).values())
+        optimizer = build_grouped(self._experiment.optimizer, self._groups, named_parameters(module))
         scale = LossScale() if self._precision.format.scales_loss else None
-        return TrainState(module, optimizer, loss_scale=scale)
+        return TrainState(module, optimizer, frozen=self._frozen, loss_scale=scale)
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
         return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}

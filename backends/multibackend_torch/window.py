@@ -16,6 +16,7 @@ import torch
 from multibackend.experiment import Experiment
 from multibackend.precision import LossScale
 from multibackend_torch.names import named_parameters, named_state
+from multibackend_torch.optimizers import set_learning_rate
 
 __all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
 
@@ -33,14 +34,19 @@ class TrainState:
     update: int = 0
     failed: bool = False
     loss_scale: LossScale | None = None  # of fp16
+    frozen: frozenset[str] = frozenset()
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
+    trained: dict[str, torch.nn.Parameter] = field(init=False)  # those that are not frozen
     model_state: dict[str, torch.Tensor] = field(init=False)
     buffers: list[torch.Tensor] = field(init=False)  # what a forward pass may change: no frozen parameters
 
     def __post_init__(self) -> None:
         self.parameters = named_parameters(self.module)
+        self.trained = {name: p for name, p in self.parameters.items() if name not in self.frozen}
         self.model_state = named_state(self.module)
         self.buffers = list(self.module.buffers())
+        for name in self.frozen:
+            self.parameters[name].requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def run_window(
     before = [buffer.clone() for buffer in state.buffers]
     loss_scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
     totals, factors, found = _accumulate(state, micro_batches, forward, experiment, loss_scale, stamp)
-    gradients = _gradients(state.parameters.values())
+    gradients = _gradients(state.trained.values())
     if found:
         weights = [float(sum(weight.item() for weight in found))]
     weight = sum(weights)
@@ -124,10 +130,9 @@ def _accumulate(
 
 def _backward(sums: list[torch.Tensor], seeds: list[torch.Tensor]) -> None:
     """One backward pass through all terms; one that does not depend on the parameters has no gradient."""
-    if len(sums) > 1:
-        live = [(total, seed) for total, seed in zip(sums, seeds, strict=True) if total.requires_grad]
-        sums, seeds = [total for total, _ in live], [seed for _, seed in live]
-    torch.autograd.backward(sums, seeds)
+    live = [(total, seed) for total, seed in zip(sums, seeds, strict=True) if total.requires_grad]
+    if live:  # else this micro-batch met frozen parameters only
+        torch.autograd.backward([total for total, _ in live], [seed for _, seed in live])
 
 
 def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:
@@ -155,7 +160,6 @@ def _clip(gradients: list[torch.Tensor], scale: float, norm: float, limit: float
 
 
 def _step(state: TrainState, rate: float) -> None:
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(state.optimizer, rate)
     state.optimizer.step()
     state.update += 1

@@ -10,12 +10,15 @@ import numpy as np
 from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
 from multibackend.names import match_names, pair_state, shapes_of
+from multibackend.optimizers import Native
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.trainer import FitResult, Trainer
 from multibackend.validation import Problems
 
 __all__ = ["CompareReport", "Divergence", "compare", "start_alike"]
+
+_NATIVE = "the optimizer is native to each backend: nobody promises that both sides follow the same law"
 
 Progress = Callable[[Sequence[UpdateRecord], Sequence[UpdateRecord]], None]
 
@@ -57,6 +60,7 @@ class CompareReport:
         evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
         seconds: of training, for each backend, compilation included.
         strategies: how each backend executed its windows.
+        notes: why a match is not promised.
     """
 
     experiment: str
@@ -72,6 +76,7 @@ class CompareReport:
     evaluations: tuple[Mapping[str, float], Mapping[str, float]]
     seconds: tuple[float, float]
     strategies: tuple[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def matches(self) -> bool:
@@ -153,6 +158,7 @@ def compare(
         evaluations=(evaluations[0], evaluations[1]),
         seconds=seconds,
         strategies=(first.program.strategy, second.program.strategy),
+        notes=(_NATIVE,) if isinstance(experiment.optimizer, Native) else (),
     )
 
 

@@ -80,23 +80,31 @@ def train(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
     by_micro_batch: bool = False,
+    factors: Mapping[str, float] | None = None,
+    decays: Mapping[str, float] | None = None,
+    frozen: Sequence[str] = (),
 ) -> ReferenceRun:
-    """SGD over windows, each one large batch. Without weight, or with a gradient not finite, it does nothing."""
+    """SGD over windows, each one large batch. Without weight, or with a gradient not finite, it does nothing.
+
+    `factors` and `decays` give single parameters another rate or decay; `frozen` ones stay and are not in the norm.
+    """
     p = {name: np.array(array, np.float64) for name, array in start.items()}
     velocity = {name: np.zeros_like(array) for name, array in p.items()}
     run = ReferenceRun(p)  # holds the same dict, updated in place
     for window in windows:
-        loss, weight, g = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
+        loss, weight, whole = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
+        g = {name: array for name, array in whole.items() if name not in frozen}
         norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
         if weight == 0 or not np.isfinite(norm):
             continue
         lr = rate(len(run.losses)) if callable(rate) else rate
         if max_grad_norm is not None and norm > max_grad_norm:
             g = {name: array * (max_grad_norm / norm) for name, array in g.items()}
-        for name, array in p.items():
-            d = g[name] + weight_decay * array
+        for name in g:
+            array, factor = p[name], (factors or {}).get(name, 1.0)
+            d = g[name] + (decays or {}).get(name, weight_decay) * array
             velocity[name] = momentum * velocity[name] + d
-            p[name] = array - lr * (d + momentum * velocity[name] if nesterov else velocity[name])
+            p[name] = array - lr * factor * (d + momentum * velocity[name] if nesterov else velocity[name])
         run.losses.append(loss)
         run.norms.append(norm)
         run.weights.append(weight)

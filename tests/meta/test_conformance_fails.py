@@ -10,10 +10,12 @@ from multibackend_stub.backend import Linear, State, StubBackend, StubProgram
 
 import multibackend.trainer
 from multibackend.errors import DataError, MatchError, NonFiniteError
+from multibackend.optimizers import GroupedParameters, resolve_groups
 from multibackend.protocol import Rates
 from multibackend.schedules import learning_rate_at
 from multibackend.testing import Variant
 from multibackend.testing.conformance import (
+    GroupConformance,
     ScheduleConformance,
     SkipConformance,
     StateConformance,
@@ -21,7 +23,7 @@ from multibackend.testing.conformance import (
 )
 
 VARIANT = Variant("stub", {"linear": lambda: Linear(3, 2)}, windows_per_dispatch=2)
-PARTS = (WindowConformance, SkipConformance, ScheduleConformance, StateConformance)
+PARTS = (WindowConformance, SkipConformance, ScheduleConformance, StateConformance, GroupConformance)
 EVERY = {f"{part.__name__}.{test}" for part in PARTS for test in vars(part) if test.startswith("test_")}
 Window = Callable[..., Any]
 
@@ -278,8 +280,64 @@ class FirstMicroBatchTwice(StubProgram):
         return super().accumulate(state, [*micro_batches, *micro_batches[:1]])
 
 
-W, K, C, T = (part.__name__ for part in PARTS)
+class UnscaledRate(StubProgram):
+    """The optimizer's own rate, whatever lr_scaling says."""
+
+    def rate(self, state: State, rates: Rates) -> float:
+        return learning_rate_at(self.spec.learning_rate, state.update)
+
+
+class NoGroups(StubProgram):
+    """Groups are forgotten, and nobody looks whether they match."""
+
+    def grouped(self, shapes: Any) -> dict:
+        return {name: GroupedParameters((name,), self.spec) for name in shapes}
+
+
+class LastGroupWins(StubProgram):
+    """Of two groups that match, the later one is taken."""
+
+    def grouped(self, shapes: Any) -> dict:
+        found = {}
+        for group in self.spec.groups:
+            alone = replace(self.spec, groups=(group,))
+            parts = resolve_groups(alone, shapes)
+            found |= {name: part for part in parts for name in part.names if group.matches(name, shapes[name])}
+        return found
+
+
+class FrozenGradientsCount(StubProgram):
+    """Frozen parameters do not move, but their gradient is in the norm."""
+
+    def accumulate(self, state: State, micro_batches: list) -> Any:
+        groups, self.groups = self.groups, {name: GroupedParameters((name,), self.spec) for name in self.groups}
+        result = super().accumulate(state, micro_batches)
+        self.groups = groups
+        return result
+
+
+class DecaysEveryGroup(StubProgram):
+    """A group without a decay of its own has none."""
+
+    def grouped(self, shapes: Any) -> dict:
+        groups = super().grouped(shapes)
+        factors = {name: group for name, group in groups.items() if group.learning_rate_factor == 1.0}
+        bare = {n: replace(g, spec=replace(g.spec, weight_decay=0.0)) for n, g in factors.items()}
+        return groups | (bare if self.spec.groups else {})
+
+
+W, K, C, T, G = (part.__name__ for part in PARTS)
 FAULTS: dict[type[StubProgram], list[str]] = {
+    UnscaledRate: [f"{C}.test_learning_rate_scales_with_the_effective_batch"],
+    NoGroups: [
+        f"{G}.test_rate_and_decay_of_a_group",
+        f"{G}.test_frozen_parameters_stay",
+        f"{G}.test_groups_and_a_skipped_window",
+        f"{G}.test_a_group_must_match",
+    ],
+    LastGroupWins: [f"{G}.test_the_first_group_that_matches_wins"],
+    FrozenGradientsCount: [f"{G}.test_frozen_parameters_stay"],
+    DecaysEveryGroup: [f"{G}.test_without_effect"],
     TailDividedByK: [
         f"{W}.test_partial_window_and_ragged_micro_batch",
         f"{W}.test_data_smaller_than_a_micro_batch",
@@ -339,7 +397,7 @@ FAULTS: dict[type[StubProgram], list[str]] = {
         f"{T}.test_evaluation_does_not_depend_on_the_batch_size",
     ],
     MeanOfBatches: [f"{T}.test_evaluation_does_not_depend_on_the_batch_size"],
-    ForgetsSlots: [f"{T}.test_snapshot_and_restore_go_on_bit_identically"],
+    ForgetsSlots: [f"{G}.test_snapshot_and_restore", f"{T}.test_snapshot_and_restore_go_on_bit_identically"],
     SharesMemory: [f"{T}.test_a_snapshot_is_a_copy"],
     LoadsAnything: [f"{T}.test_load_parameters"],
     OnePrecision: [f"{T}.test_precisions_live_side_by_side"],

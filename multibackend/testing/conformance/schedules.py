@@ -12,6 +12,7 @@ from multibackend.testing.assertions import assert_arrays_match, assert_bit_iden
 from multibackend.testing.conformance.problems import START, assert_matches_reference, regression, without
 from multibackend.testing.conformance.skipping import poisoned
 from multibackend.testing.reference import cut, train
+from multibackend.testing.tolerances import FORMULA
 from multibackend.testing.variant import Variant
 
 __all__ = ["ScheduleConformance"]
@@ -33,6 +34,26 @@ class ScheduleConformance:
         assert_matches_reference(trainer, result, train(START, data, windows, rate=COSINE))
         rates = np.array([COSINE(update) for update in range(10)])
         assert_bit_identical(result.history["learning_rate"], rates, what="learning rates")
+
+    def test_learning_rate_scales_with_the_effective_batch(self, variant: Variant) -> None:
+        """lr_scaling multiplies the rate by micro_batch_size * steps(update) / base_batch_size, or by its root."""
+        data = regression(60)
+        steps = np.array([4] * 3 + [2] * 4)
+        for lr_scaling, factors in (("linear", steps * 3 / 8), ("sqrt", np.sqrt(steps * 3 / 8))):
+            experiment = variant.experiment(
+                data,
+                optimizer=SGD(learning_rate=COSINE),
+                gradient_accumulation_steps=SCHEDULE,
+                lr_scaling=lr_scaling,
+                base_batch_size=8,
+            )
+            trainer = variant.trainer(experiment, START)
+            result = trainer.fit(updates=7)
+            rates = np.array([COSINE(update) for update in range(7)]) * factors
+            windows = cut(range(60), 3, steps.tolist())
+            expected = train(START, data, windows, rate=lambda update, rates=rates: rates[update])
+            assert_matches_reference(trainer, result, expected)
+            assert_arrays_match(result.history["learning_rate"], rates, relative=FORMULA, what="learning rates")
 
     def test_learning_rate_waits_for_a_skipped_window(self, variant: Variant) -> None:
         """A skipped window uses up no place of the schedule."""

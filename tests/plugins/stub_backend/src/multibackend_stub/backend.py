@@ -11,7 +11,7 @@ from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
 from multibackend.names import check_same_names
-from multibackend.optimizers import SGD
+from multibackend.optimizers import SGD, GroupedParameters, resolve_groups
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 
@@ -65,6 +65,11 @@ class StubProgram:
         self.parameter_names, self.output_shape = ("weight", "bias"), (batch, module.outputs)
         self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
+        self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
+
+    def grouped(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, GroupedParameters]:
+        """The group of each parameter."""
+        return {name: group for group in resolve_groups(self.spec, shapes) for name in group.names}
 
     def init(self) -> State:
         parameters = self.module.initial(int(self.experiment.seed), self.experiment.precision)
@@ -100,7 +105,8 @@ class StubProgram:
             loss += factor * total
             gradient["weight"] += factor * slope.T @ x
             gradient["bias"] += factor * slope.sum(axis=0)
-        return loss, gradient
+        frozen = {name: np.zeros_like(array) for name, array in gradient.items() if self.groups[name].frozen}
+        return loss, gradient | frozen
 
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
         """(sum of w * l, its derivative by the outputs, the inputs)."""
@@ -122,11 +128,19 @@ class StubProgram:
         return float(rates.values[state.update - rates.first])
 
     def step(self, state: State, gradient: Arrays, rate: float) -> State:
-        d = {name: gradient[name] + self.spec.weight_decay * array for name, array in state.parameters.items()}
-        b = {name: self.spec.momentum * state.velocity[name] + array for name, array in d.items()}
-        move = {name: d[name] + self.spec.momentum * b[name] for name in d} if self.spec.nesterov else b
-        parameters = {name: array - rate * move[name] for name, array in state.parameters.items()}
-        return State(parameters, b, state.update + 1)
+        moved = {name: self.move(state, gradient, rate, name) for name in state.parameters}
+        parameters, velocity = ({name: pair[i] for name, pair in moved.items()} for i in (0, 1))
+        return State(parameters, velocity, state.update + 1)
+
+    def move(self, state: State, gradient: Arrays, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(parameter, velocity) after an update."""
+        group, p, b = self.groups[name], state.parameters[name], state.velocity[name]
+        if group.frozen:
+            return p, b
+        d = gradient[name] + group.spec.weight_decay * p  # type: ignore[attr-defined]
+        b = self.spec.momentum * b + d
+        step = d + self.spec.momentum * b if self.spec.nesterov else b
+        return p - rate * group.learning_rate_factor * step, b
 
     def read(self, results: Sequence[Row]) -> WindowResults:
         columns = {

@@ -1,0 +1,279 @@
+"""Optimizers that optax lacks or defines otherwise, as optax transformations.
+
+Each has its equations in the docstring of its spec in `multibackend.optimizers`, and yields the direction d of
+p = p - lr * d. Numbers that depend on the count of updates alone are computed once per update, without cancellation:
+they keep their digits in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multibackend import optimizers
+
+__all__ = [
+    "NATIVE",
+    "NativeState",
+    "SlotState",
+    "bias_correction",
+    "native",
+    "scale_by_adadelta",
+    "scale_by_adagrad",
+    "scale_by_adamax",
+    "scale_by_amsgrad",
+    "scale_by_lion",
+    "scale_by_nadam",
+    "scale_by_radam",
+    "scale_by_rmsprop",
+]
+
+# g and the slots of one parameter, in the order of their names' declaration → d and the new slots
+LeafRule = Callable[..., tuple[jax.Array, ...]]
+
+
+class SlotState(NamedTuple):
+    """The state of our own transformations: updates made, and per-parameter arrays by canonical slot name."""
+
+    count: Any
+    slots: Any
+
+
+def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]) -> optax.GradientTransformation:
+    """A transformation from `rule(count)`, which treats one parameter; `initial` has the first value of each slot."""
+
+    def init(params: Any) -> SlotState:
+        slots = {s: jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params) for s, value in initial.items()}
+        return SlotState(jnp.zeros([], jnp.int32), slots)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlotState]:
+        count: Any = optax.safe_increment(state.count)
+        of_leaf = rule(count)
+        results = {name: of_leaf(g, *(state.slots[slot][name] for slot in initial)) for name, g in updates.items()}
+        slots = {slot: {name: r[1 + i] for name, r in results.items()} for i, slot in enumerate(initial)}
+        return {name: r[0] for name, r in results.items()}, SlotState(count, slots)
+
+    return optax.GradientTransformation(init, update)
+
+
+def bias_correction(beta: float, count: Any) -> jax.Array:
+    """1 - beta^count, as -expm1(count * log(beta)): the difference would lose five digits in float32 at small t."""
+    if beta == 0.0:
+        return jnp.ones([])
+    return -jnp.expm1(_real(count) * math.log(beta))
+
+
+def _real(count: Any) -> jax.Array:
+    return count.astype(jnp.result_type(float))
+
+
+def _average(beta: float, average: jax.Array, value: jax.Array) -> jax.Array:
+    return beta * average + (1 - beta) * value
+
+
+def scale_by_amsgrad(spec: optimizers.Adam | optimizers.AdamW) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Adam` with amsgrad=True."""
+
+    def rule(count: jax.Array) -> LeafRule:
+        first, second = bias_correction(spec.beta1, count), jnp.sqrt(bias_correction(spec.beta2, count))
+
+        def leaf(g: jax.Array, m: jax.Array, v: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
+            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
+            u = jnp.maximum(u, v)
+            d = m / first.astype(m.dtype) / (jnp.sqrt(u) / second.astype(m.dtype) + spec.eps)
+            return d, m, v, u
+
+        return leaf
+
+    return _by_leaf({"exp_avg": 0.0, "exp_avg_sq": 0.0, "max_exp_avg_sq": 0.0}, rule)
+
+
+def scale_by_adamax(spec: optimizers.Adamax) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Adamax`."""
+
+    def rule(count: jax.Array) -> LeafRule:
+        first = bias_correction(spec.beta1, count)
+
+        def leaf(g: jax.Array, m: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
+            m, u = _average(spec.beta1, m, g), jnp.maximum(spec.beta2 * u, jnp.abs(g) + spec.eps)
+            return m / first.astype(m.dtype) / u, m, u
+
+        return leaf
+
+    return _by_leaf({"exp_avg": 0.0, "exp_inf": 0.0}, rule)
+
+
+def scale_by_nadam(spec: optimizers.NAdam) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.NAdam`."""
+
+    def mu(count: jax.Array) -> jax.Array:
+        return spec.beta1 * (1 - 0.5 * jnp.exp(_real(count) * spec.momentum_decay * math.log(0.96)))
+
+    def rule(count: jax.Array) -> LeafRule:
+        now, following = mu(count), mu(count + 1)
+        product = _momentum_product(spec, count)
+        of_gradient, of_average = (1 - now) / (1 - product), following / (1 - product * following)
+        second = jnp.sqrt(bias_correction(spec.beta2, count))
+
+        def leaf(g: jax.Array, m: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
+            n = of_gradient.astype(g.dtype) * g + of_average.astype(g.dtype) * m
+            return n / (jnp.sqrt(v) / second.astype(g.dtype) + spec.eps), m, v
+
+        return leaf
+
+    return _by_leaf({"exp_avg": 0.0, "exp_avg_sq": 0.0}, rule)
+
+
+def _momentum_product(spec: optimizers.NAdam, count: jax.Array) -> jax.Array:
+    """mu_1 ··· mu_t = beta1^t * prod(1 - a^i / 2), a = 0.96^momentum_decay, without a loop over i.
+
+    log prod(1 - a^i / 2) = -sum over k of 2^-k / k * sum over i of a^(ik); the inner sum is geometric, and 60 terms of
+    the outer one leave less than 1e-18.
+    """
+    if spec.beta1 == 0.0:
+        return jnp.zeros([])
+    t, k = _real(count), jnp.arange(1, 61).astype(jnp.result_type(float))
+    log_a = spec.momentum_decay * math.log(0.96)
+    inner = t if log_a == 0 else jnp.exp(k * log_a) * jnp.expm1(k * t * log_a) / jnp.expm1(k * log_a)
+    return jnp.exp(t * math.log(spec.beta1) - jnp.sum(0.5**k / k * inner))
+
+
+def scale_by_radam(spec: optimizers.RAdam) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.RAdam`."""
+    limit = 2 / (1 - spec.beta2) - 1
+
+    def rule(count: jax.Array) -> LeafRule:
+        rho = _rectified_length(spec.beta2, count)
+        rectified = rho > 5
+        safe = jnp.where(rectified, rho, 5.0)
+        r = jnp.sqrt((safe - 4) * (safe - 2) * limit / ((limit - 4) * (limit - 2) * safe)) if limit > 5 else safe
+        first, second = bias_correction(spec.beta1, count), jnp.sqrt(bias_correction(spec.beta2, count))
+
+        def leaf(g: jax.Array, m: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
+            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
+            factor = jnp.where(rectified, (r * second).astype(g.dtype) / (jnp.sqrt(v) + spec.eps), 1.0)
+            return m / first.astype(m.dtype) * factor, m, v
+
+        return leaf
+
+    return _by_leaf({"exp_avg": 0.0, "exp_avg_sq": 0.0}, rule)
+
+
+def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
+    """rho_t = 2 / (1 - beta2) - 1 - 2 t beta2^t / (1 - beta2^t).
+
+    With x = -log(beta2) and z = x t the last term is 2/x * z / expm1(z), of about the size of the first where z is
+    small. There the series z / expm1(z) = 1 - z/2 + z²/12 - z⁴/720 + ... lets the large parts cancel on the host.
+    """
+    if beta2 == 0.0:
+        return jnp.ones([])
+    t, x = _real(count), -math.log(beta2)
+    z = x * t
+    # -2/x * (z²/12 - z⁴/720 + ...) with z/x = t taken out, so that no large number appears
+    bernoulli = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
+    powers = sum(b * z ** (2 * i + 1) for i, b in enumerate(bernoulli))
+    series = (2 / (1 - beta2) - 1 - 2 / x) + t - 2 * t * powers
+    direct = 2 / (1 - beta2) - 1 - 2 * t / jnp.expm1(jnp.maximum(z, 0.5))
+    return jnp.where(z < 0.5, series, direct)
+
+
+def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Lion`; without its weight decay."""
+
+    def leaf(g: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
+        return jnp.sign(_average(spec.beta1, m, g)), _average(spec.beta2, m, g)
+
+    return _by_leaf({"exp_avg": 0.0}, lambda count: leaf)
+
+
+def scale_by_rmsprop(spec: optimizers.RMSprop) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.RMSprop`."""
+
+    def leaf(g: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
+        old = dict(zip(initial, slots, strict=True))
+        new = {"square_avg": _average(spec.beta2, old["square_avg"], g * g)}
+        variance = new["square_avg"]
+        if spec.centered:
+            new["grad_avg"] = _average(spec.beta2, old["grad_avg"], g)
+            variance = jnp.maximum(variance - new["grad_avg"] * new["grad_avg"], 0)
+        d = g / (jnp.sqrt(variance) + spec.eps)
+        if spec.momentum:
+            d = new["momentum_buffer"] = spec.momentum * old["momentum_buffer"] + d
+        return d, *(new[slot] for slot in initial)
+
+    wanted = {"square_avg": True, "grad_avg": spec.centered, "momentum_buffer": bool(spec.momentum)}
+    initial = {slot: 0.0 for slot, kept in wanted.items() if kept}
+    return _by_leaf(initial, lambda count: leaf)
+
+
+def scale_by_adagrad(spec: optimizers.Adagrad) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Adagrad`."""
+
+    def leaf(g: jax.Array, s: jax.Array) -> tuple[jax.Array, ...]:
+        s = s + g * g
+        return g / (jnp.sqrt(s) + spec.eps), s
+
+    return _by_leaf({"sum": float(spec.initial_accumulator)}, lambda count: leaf)
+
+
+def scale_by_adadelta(spec: optimizers.Adadelta) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Adadelta`."""
+
+    def leaf(g: jax.Array, v: jax.Array, a: jax.Array) -> tuple[jax.Array, ...]:
+        v = _average(spec.rho, v, g * g)
+        d = jnp.sqrt(a + spec.eps) / jnp.sqrt(v + spec.eps) * g
+        return d, v, _average(spec.rho, a, d * d)
+
+    return _by_leaf({"square_avg": 0.0, "acc_delta": 0.0}, lambda count: leaf)
+
+
+class NativeState(NamedTuple):
+    """The state of a transformation that is none of ours."""
+
+    inner: Any
+
+    def slots(self, number: int) -> dict[str, dict[str, jax.Array]]:
+        """Its arrays by place in the state, then by parameter ("" for those that belong to none)."""
+        found: dict[str, dict[str, jax.Array]] = {}
+        for path, leaf in jax.tree_util.tree_flatten_with_path(self.inner)[0]:
+            slot, name = _native_slot(path, number)
+            found.setdefault(slot, {})[name] = leaf
+        return found
+
+    def replaced(self, slots: Mapping[str, Mapping[str, Any]], number: int) -> NativeState:
+        """The same with other arrays."""
+
+        def taken(path: Any, leaf: jax.Array) -> jax.Array:
+            slot, name = _native_slot(path, number)
+            return jnp.asarray(slots[slot][name], leaf.dtype)
+
+        return NativeState(jax.tree_util.tree_map_with_path(taken, self.inner))
+
+
+NATIVE = "optax."  # begins the slots of a transformation that is none of ours, whose state crosses over to nowhere
+
+
+def _native_slot(path: Any, number: int) -> tuple[str, str]:
+    own = isinstance(path[-1], jax.tree_util.DictKey) if path else False
+    place = jax.tree_util.keystr(path[:-1] if own else path)
+    return f"{NATIVE}{number}{place}", str(path[-1].key) if own else ""
+
+
+def native(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """A transformation of the user's, with its state marked as such."""
+    whole = optax.with_extra_args_support(transformation)
+
+    def init(params: Any) -> NativeState:
+        return NativeState(whole.init(params))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, NativeState]:
+        updates, inner = whole.update(updates, state.inner, params)
+        return updates, NativeState(inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)

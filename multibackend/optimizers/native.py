@@ -1,0 +1,72 @@
+"""An optimizer of the framework's own, for which no parity is promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multibackend.errors import ConfigurationError
+from multibackend.optimizers.base import Group, Optimizer
+from multibackend.schedules import LearningRate
+from multibackend.validation import Problems
+
+__all__ = ["Native"]
+
+
+@dataclass(frozen=True, kw_only=True, init=False)
+class Native(Optimizer):
+    """An optimizer that a framework or a package offers, one builder per backend.
+
+        p = p - lr * d,   d whatever the native optimizer makes of g
+
+    The schedule's rate is ours: what the native optimizer is told about learning rates does not count. Everything else
+    (accumulation, clipping, skipping, groups, snapshots on the same backend) works as with any optimizer. Nobody
+    promises that the two sides follow the same law; `compare` says so. The optimizer's state does not cross over.
+
+    Args:
+        learning_rate: as for any optimizer.
+        groups: as for any optimizer, but for weight_decay, which is the builder's affair.
+        by_backend: a builder by backend. torch: a function of what `torch.optim` takes as parameters, which returns
+            the optimizer; the rate is written into its parameter groups before each step. JAX: a function of nothing
+            that returns the optax transformation from gradients to the direction d, without a learning rate: of the
+            "scale_by" kind (`optax.scale_by_adam()`), not `optax.adam(1e-3)`, which has the minus sign and a rate.
+
+    Raises:
+        ConfigurationError: a builder is no function. A builder that is missing is reported when the backend is chosen.
+
+    >>> asgd = Native(learning_rate=0.1, torch=lambda parameters: torch.optim.ASGD(parameters, lambd=1e-3))
+    >>> sorted(asgd.builders)
+    ['torch']
+    """
+
+    builders: Mapping[str, Callable[..., Any]]
+
+    def __init__(
+        self,
+        *,
+        learning_rate: LearningRate,
+        groups: Sequence[Group] = (),
+        builders: Mapping[str, Callable[..., Any]] | None = None,
+        **by_backend: Callable[..., Any],
+    ) -> None:
+        fields = {"learning_rate": learning_rate, "groups": groups, "builders": {**(builders or {}), **by_backend}}
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def builder(self, backend: str) -> Callable[..., Any]:
+        """The builder for a backend; raises `ConfigurationError` where there is none."""
+        if backend not in self.builders:
+            listed = ", ".join(map(repr, self.builders))
+            raise ConfigurationError(
+                "Native", [f"there is no optimizer for the backend {backend!r}, only for {listed}; pass {backend}=..."]
+            )
+        return self.builders[backend]
+
+    def _check(self, problems: Problems) -> None:
+        if not self.builders:
+            problems.add("no optimizer given; pass a builder per backend, for example torch=lambda parameters: ...")
+        for backend, builder in self.builders.items():
+            if not callable(builder):
+                problems.add(f"{backend}={builder!r} is no function that builds an optimizer", wrong_type=True)
