@@ -7,6 +7,7 @@ may have mutated it and JAX may have donated its buffers. What `run` measures st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,6 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from multibackend.experiment import Experiment
+    from multibackend.metrics import Metric
     from multibackend.windows import WindowStack
 
 __all__ = [
@@ -88,10 +90,30 @@ class WindowResults:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """Sums over one batch, by name of the loss ("loss") or metric: weighted values and weights."""
+    """Sums over batches, by name of the loss ("loss") or metric: weighted values and weights.
 
-    values: Mapping[str, float]
+    A value is a number, or an array of the metric's `shape`.
+    """
+
+    values: Mapping[str, Any]
     weights: Mapping[str, float]
+
+    @classmethod
+    def unpack(cls, flat: np.ndarray, metrics: Sequence[Metric]) -> EvaluationSums:
+        """From one float64 array: for the loss and then each metric its value, flattened, and its weight."""
+        values, weights, start = {}, {}, 0
+        for name, shape in [("loss", ()), *((metric.name, metric.shape) for metric in metrics)]:
+            stop = start + math.prod(shape)
+            values[name], weights[name] = flat[start:stop].reshape(shape)[()], float(flat[stop])
+            start = stop + 1
+        return cls(values, weights)
+
+    def __add__(self, other: EvaluationSums) -> EvaluationSums:
+        """Over the batches of both."""
+        return EvaluationSums(
+            {name: value + other.values[name] for name, value in self.values.items()},
+            {name: weight + other.weights[name] for name, weight in self.weights.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,15 @@ class Snapshot:
         model_state: BatchNorm statistics and other state that is no parameter.
         optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"), then by parameter.
         update: updates made.
+        ema: the moving average of the parameters, by their names; empty where none is kept. A state that is restored
+            without it begins the average at its parameters.
     """
 
     parameters: Arrays
     model_state: Arrays = field(default_factory=dict)
     optimizer: Mapping[str, Arrays] = field(default_factory=dict)
     update: int = 0
+    ema: Arrays = field(default_factory=dict)
 
 
 class Program(Protocol):
@@ -142,8 +167,11 @@ class Program(Protocol):
         """Wait for the results of one `run` and bring them to the host."""
         ...
 
-    def evaluate(self, state: Any, batch: Arrays) -> Any:
-        """Loss and metrics of a batch, the model in evaluation mode; the state does not change. For `read_sums`."""
+    def evaluate(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
+        """Loss and metrics of a batch, the model in evaluation mode; the state does not change. For `read_sums`.
+
+        With `ema` the moving average takes the place of the parameters; asked for only where the experiment keeps one.
+        """
         ...
 
     def read_sums(self, sums: Sequence[Any]) -> EvaluationSums:

@@ -67,14 +67,13 @@ class JaxProgram:
         loss, norm, weight, finite, applied, *norms = rows.astype(np.float64).T
         return WindowResults(loss, norm, weight, finite > 0, applied > 0, np.stack(norms, axis=1))
 
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> jax.Array:
         with self._precision.scope():
-            return self._evaluate(state.parameters, state.model_state, self._put(batch))
+            return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
 
     def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
-        values, weights = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
-        names = ["loss", *(metric.name for metric in self._experiment.metrics)]
-        return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
+        total = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
+        return EvaluationSums.unpack(total, self._experiment.metrics)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer.inner_opt_state)
@@ -83,11 +82,14 @@ class JaxProgram:
             model_state=self._to_host(state.model_state),
             optimizer={slot: self._to_host(arrays) for slot, arrays in slots.items()},
             update=int(state.optimizer.gradient_step),
+            ema=self._to_host(state.ema),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
         check_same_names(self._to_host(self._model.parameters), snapshot.parameters, "the parameters")
         check_same_names(self._to_host(self._model.state), snapshot.model_state, "the model's state")
+        if snapshot.ema:
+            check_same_names(snapshot.parameters, snapshot.ema, "the moving average")
         with self._precision.scope():
             state = self._functions.init()
             optimizer = state.optimizer
@@ -99,7 +101,10 @@ class JaxProgram:
             optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
             parameters = self._to_native(snapshot.parameters)
             restored = state._replace(
-                parameters=parameters, model_state=self._to_native(snapshot.model_state), optimizer=optimizer
+                parameters=parameters,
+                model_state=self._to_native(snapshot.model_state),
+                optimizer=optimizer,
+                ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
@@ -121,8 +126,8 @@ class JaxProgram:
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """[2, 1 + metrics]: weighted sums of the loss and of each metric, and the sums of their weights."""
+        """The weighted sum of the loss and the sum of its weights, then those of each metric, flat in one array."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
         sums = [weighted_sum(self._experiment.loss_spec, outputs, batch)]
         sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
-        return jnp.stack([jnp.stack([jnp.asarray(part, self._precision.dtype) for part in pair]) for pair in sums]).T
+        return jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for pair in sums for part in pair])

@@ -23,12 +23,16 @@ __all__ = ["Carry", "Row", "TrainState", "WindowFunctions"]
 
 
 class TrainState(NamedTuple):
-    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`."""
+    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`.
+
+    `ema` is the moving average of the parameters; without `ema_decay` it is empty, and nothing is computed or moved.
+    """
 
     parameters: Arrays
     model_state: Arrays
     optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
     failed: jax.Array
+    ema: Arrays
 
 
 class Carry(NamedTuple):
@@ -67,7 +71,8 @@ class WindowFunctions:
         parameters = self.model.parameters
         # between windows there is no accumulator: zeros need not be kept, read and written
         optimizer = self.multi_steps.init(parameters)._replace(acc_grads={})
-        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False))
+        ema = {} if self.experiment.ema_decay is None else parameters
+        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), ema)
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
@@ -120,7 +125,27 @@ class WindowFunctions:
         nothing = jax.tree.map(jnp.zeros_like, gradient)
         updates, optimizer = self.multi_steps.update(nothing, held, state.parameters, learning_rate=rate)
         parameters: Any = optax.apply_updates(state.parameters, updates)
-        return TrainState(parameters, carry.model_state, optimizer._replace(acc_grads={}), state.failed)
+        return TrainState(
+            parameters,
+            carry.model_state,
+            optimizer._replace(acc_grads={}),
+            state.failed,
+            self._average(state.ema, parameters, state.optimizer.gradient_step),
+        )
+
+    def _average(self, ema: Arrays, parameters: Arrays, update: jax.Array) -> Arrays:
+        """e + (1 - d) * (p - e) after the update with index `update`; nothing where no average is kept."""
+        if self.experiment.ema_decay is None:
+            return ema
+        least = 1 - float(self.experiment.ema_decay)
+
+        def average(e: jax.Array, p: jax.Array) -> jax.Array:
+            share = jnp.asarray(least, e.dtype)
+            if self.experiment.ema_warmup:  # 1 - (1 + t) / (10 + t)
+                share = jnp.maximum(share, 9 / (10 + update.astype(e.dtype)))
+            return e + share * (p - e)
+
+        return jax.tree.map(average, ema, parameters)
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

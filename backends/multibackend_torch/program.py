@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
-from multibackend_torch.names import load_tensors, named_parameters, to_host
+from multibackend_torch.names import exchanged, load_tensors, named_parameters, to_host, unchanged
 from multibackend_torch.optimizers import build_optimizer, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
@@ -115,9 +116,12 @@ class TorchProgram:
         )
 
     @torch.no_grad()
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[list[torch.Tensor], float | None]:
+    def evaluate(
+        self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False
+    ) -> tuple[list[torch.Tensor], float | None]:
         state.module.eval()
-        with self._precision.scope(self._device):
+        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
+        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
             total, weight = weighted_sum(self._experiment.loss_spec, outputs, tensors)
@@ -127,11 +131,10 @@ class TorchProgram:
         return [part for pair in sums for part in pair], None if known is None else float(known)
 
     def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], float | None]]) -> EvaluationSums:
-        names = ["loss", *(metric.name for metric in self._experiment.metrics)]
-        parts = torch.stack([torch.stack([p.double() for p in tensors]) for tensors, _ in sums]).cpu().numpy()
-        parts = parts.sum(axis=0).reshape(len(names), 2)
-        parts[0, 1] += sum(known or 0.0 for _, known in sums)
-        return EvaluationSums(dict(zip(names, parts[:, 0], strict=True)), dict(zip(names, parts[:, 1], strict=True)))
+        flat = [torch.cat([part.reshape(-1).double() for part in tensors]) for tensors, _ in sums]
+        total = torch.stack(flat).cpu().numpy().sum(axis=0)
+        total[1] += sum(known or 0.0 for _, known in sums)
+        return EvaluationSums.unpack(total, self._experiment.metrics)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer, state.parameters)
@@ -140,6 +143,7 @@ class TorchProgram:
             model_state=to_host(state.model_state),
             optimizer={slot: to_host(tensors) for slot, tensors in slots.items()},
             update=state.update,
+            ema=to_host(state.ema),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
@@ -148,6 +152,10 @@ class TorchProgram:
         check_same_names(to_host(state.model_state), snapshot.model_state, "the model's state")
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
+        if snapshot.ema:
+            check_same_names(snapshot.parameters, snapshot.ema, "the moving average")
+        if state.ema:
+            load_tensors(state.ema, snapshot.ema or snapshot.parameters)
         if snapshot.optimizer:
             check_same_slots(slot_names(state.optimizer), snapshot.optimizer)
             write_slots(state.optimizer, state.parameters, snapshot.optimizer, snapshot.update)
@@ -158,7 +166,10 @@ class TorchProgram:
         return 0
 
     def _state(self, module: torch.nn.Module) -> TrainState:
-        return TrainState(module, build_optimizer(self._experiment.optimizer, named_parameters(module).values()))
+        parameters = named_parameters(module)
+        averaged = parameters if self._experiment.ema_decay is not None else {}
+        ema = {name: parameter.detach().clone() for name, parameter in averaged.items()}
+        return TrainState(module, build_optimizer(self._experiment.optimizer, parameters.values()), ema=ema)
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
         return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}

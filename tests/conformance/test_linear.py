@@ -4,6 +4,7 @@ import pytest
 from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH
 
 from multibackend.testing.conformance import (
+    AverageConformance,
     ScheduleConformance,
     SkipConformance,
     StateConformance,
@@ -28,4 +29,9 @@ class TestSchedules(ScheduleConformance):
 
 @pytest.mark.parametrize("variant", [STUB, TORCH, SCAN_MANY, DISPATCH], ids=str)
 class TestState(StateConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
+class TestAverages(AverageConformance):
     pass

@@ -14,6 +14,7 @@ from multibackend.protocol import Rates
 from multibackend.schedules import learning_rate_at
 from multibackend.testing import Variant
 from multibackend.testing.conformance import (
+    AverageConformance,
     ScheduleConformance,
     SkipConformance,
     StateConformance,
@@ -21,7 +22,7 @@ from multibackend.testing.conformance import (
 )
 
 VARIANT = Variant("stub", {"linear": lambda: Linear(3, 2)}, windows_per_dispatch=2)
-PARTS = (WindowConformance, SkipConformance, ScheduleConformance, StateConformance)
+PARTS = (WindowConformance, SkipConformance, ScheduleConformance, StateConformance, AverageConformance)
 EVERY = {f"{part.__name__}.{test}" for part in PARTS for test in vars(part) if test.startswith("test_")}
 Window = Callable[..., Any]
 

@@ -1,6 +1,6 @@
 """The suite that a backend must pass, held against plain numpy (`multibackend.testing.reference`).
 
-Each class is a set of tests for pytest to inherit; all take one fixture, `variant`. The first four need a model called
+Each class is a set of tests for pytest to inherit; all take one fixture, `variant`. The first five need a model called
 "linear" only, the squared error and SGD; the others say what they need.
 
     from multibackend.testing import Variant
@@ -16,6 +16,7 @@ Each class is a set of tests for pytest to inherit; all take one fixture, `varia
 "linear" is y = x W^T + b with 3 inputs and 2 outputs, its parameters called `weight` [2, 3] and `bias` [2].
 """
 
+from multibackend.testing.conformance.averages import AverageConformance
 from multibackend.testing.conformance.models import (
     ClassifierConformance,
     PartialUseConformance,
@@ -28,6 +29,7 @@ from multibackend.testing.conformance.state import StateConformance
 from multibackend.testing.conformance.windows import WindowConformance
 
 __all__ = [
+    "AverageConformance",
     "ClassifierConformance",
     "PartialUseConformance",
     "RandomConformance",
