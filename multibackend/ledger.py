@@ -6,6 +6,7 @@ how many updates were made.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import time
 from collections import deque
@@ -93,10 +94,16 @@ class Ledger:
 
     def _tell(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray], epoch: int | None = None) -> None:
         """Tell the listeners, once the books are closed: one of them may raise, or look at the trainer."""
+        # a window that was skipped on the way to an update comes before it
+        windows = heapq.merge(skipped, records(columns), key=lambda window: window.update)
         self._emit.tell(
             itertools.chain(
-                ((events.WindowSkipped, {"skipped": window}) for window in skipped),
-                ((events.UpdateFinished, {"record": record}) for record in records(columns)),
+                (
+                    (events.WindowSkipped, {"skipped": window})
+                    if isinstance(window, SkippedWindow)
+                    else (events.UpdateFinished, {"record": window})
+                    for window in windows
+                ),
                 () if epoch is None else ((events.EpochFinished, {"epoch": epoch, "update": self.update}),),
             )
         )
