@@ -1,5 +1,7 @@
 """The moving average of the parameters on both backends: the formula over many updates, and across frameworks."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from support.variants import DISPATCH, SCAN, SCAN_MANY, TORCH
@@ -9,6 +11,7 @@ from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.testing import Variant, assert_arrays_match, assert_bit_identical
 from multibackend.testing.conformance.problems import START, regression
 from multibackend.testing.tolerances import FEW_UPDATES_FLOAT32, FORMULA, ONE_WINDOW, tolerance_for
+from multibackend.weights import load_weights, save_weights
 
 ADAMW = mb.optimizers.AdamW(learning_rate=mb.schedules.WarmupCosine(peak=0.05, warmup=10, total=120))
 
@@ -79,6 +82,15 @@ def test_nothing_is_kept_unless_asked_for(variant: Variant) -> None:
     assert trainer._state.ema == {}
     with pytest.raises(ConfigurationError, match="ema_decay="):
         trainer.ema_parameters()
+
+
+def test_a_file_of_weights_begins_the_average_anew(tmp_path: Path) -> None:
+    """Loaded weights are where the average starts, as the initial parameters are."""
+    trainer = TORCH.trainer(TORCH.experiment(regression(12), ema_decay=0.5), START)
+    save_weights(trainer.snapshot(), tmp_path / "weights.safetensors")
+    trainer.fit(updates=3)
+    load_weights(trainer, tmp_path / "weights.safetensors")
+    assert_bit_identical(trainer.ema_parameters(), dict(START), what="the average")
 
 
 @pytest.mark.parametrize(

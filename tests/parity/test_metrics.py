@@ -1,7 +1,11 @@
 """Metrics against numpy on both backends: weighted over the whole set, whatever the batch size."""
 
+import io
+from pathlib import Path
+
 import numpy as np
 import pytest
+from rich.console import Console
 from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_error, top_k_accuracy_score
 from support import flax_models, torch_models
 
@@ -17,6 +21,8 @@ from multibackend.metrics import (
     Perplexity,
     TopKAccuracy,
 )
+from multibackend.reporting.jsonl import read_log
+from multibackend.reporting.tables import print_comparison, print_metrics
 from multibackend.testing import assert_arrays_match, assert_bit_identical
 from multibackend.testing.tolerances import FEW_UPDATES_FLOAT32, FORMULA
 
@@ -222,3 +228,31 @@ def test_arguments_of_metrics() -> None:
         MeanSquaredError(target="y", weights=3)
     with pytest.raises(ConfigurationError, match="eval_data has no field 'v', which the metric 'mean_squared_error'"):
         classifier(TOKENS, "torch", "float64", (MeanSquaredError(target="x", weights="v"),))
+
+
+def test_an_array_is_shown_logged_and_compared(tmp_path: Path) -> None:
+    """The log holds its numbers, the terminal its rows, a comparison its shape and the largest difference."""
+    data = {"x": TOKENS["x"][:, 0], "label": TOKENS["label"][:, 0] % 2}
+    experiment = mb.Experiment(
+        model=mb.Model(torch=torch_models.linear, jax=flax_models.linear, inputs="x"),
+        loss=mb.losses.CrossEntropy(target="label"),
+        optimizer=mb.optimizers.SGD(learning_rate=0.1),
+        train_data=data,
+        eval_data=data,
+        micro_batch_size=5,
+        precision="float64",
+        metrics=(ConfusionMatrix(target="label", classes=2),),
+    )
+    trainer = mb.Trainer(experiment, "torch", run_dir=tmp_path)
+    counts = trainer.fit(updates=3, evaluate_every=3).evaluations[0].metrics["confusion_matrix"]
+    logged = next(line for line in read_log(tmp_path) if line["event"] == "EvaluationFinished")
+    assert logged["metrics"]["confusion_matrix"] == counts.tolist()
+    stream = io.StringIO()
+    console = Console(file=stream, width=120)
+    print_metrics(console, "held-out", trainer.evaluate())
+    report = mb.compare(experiment, updates=3)
+    print_comparison(console, report)
+    assert f"confusion_matrix:\n{counts}" in stream.getvalue()
+    row = next(line for line in stream.getvalue().splitlines() if "held-out confusion_matrix" in line)
+    assert row.count("array [2, 2]") == 2
+    assert "0.0e+00" in row
