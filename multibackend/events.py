@@ -99,7 +99,7 @@ class FitFinished(Event):
 
 @dataclass(frozen=True)
 class FitFailed(Event):
-    """`fit` ended with an error, in the state after update number `update` as far as is known."""
+    """`fit` ended with an error; the trainer stays usable, in the state after update number `update`."""
 
     update: int
     error: str
@@ -152,9 +152,10 @@ class Broadcast:
 
     @contextlib.contextmanager
     def joined_by(self, listener: Listener | None) -> Iterator[None]:
-        """Where one more listener hears."""
+        """Where one more listener hears, once if it is among them already."""
         before = self._listeners
-        self._listeners = before if listener is None else (*before, listener)
+        if listener is not None and not any(listener is other for other in before):
+            self._listeners = (*before, listener)
         try:
             yield
         finally:

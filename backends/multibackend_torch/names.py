@@ -52,7 +52,9 @@ def exchanged(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str
 def unchanged(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
     """Where a module may write into its buffers, even in evaluation mode, without effect."""
     before = [(tensor, tensor.clone(), tensor._version) for tensor in tensors]
-    yield
-    for tensor, old, version in before:
-        if tensor._version != version:
-            tensor.copy_(old)
+    try:
+        yield
+    finally:
+        for tensor, old, version in before:
+            if tensor._version != version:
+                tensor.copy_(old)

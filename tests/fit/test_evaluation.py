@@ -158,6 +158,14 @@ def test_early_stopping_listens_to_its_own_run_only() -> None:
     assert result.stopped == "loss has not been a number in 2 evaluations"
 
 
+def test_early_stopping_given_twice_counts_once() -> None:
+    """One object among the callbacks and as an argument hears each evaluation once."""
+    stopping = mb.EarlyStopping(patience=2)
+    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA), START, callbacks=[stopping])
+    Valley(trainer, [1.0, 2.0, 3.0])
+    assert trainer.fit(updates=9, evaluate_every=1, early_stopping=stopping).updates == 3
+
+
 def test_without_early_stopping_the_run_goes_on() -> None:
     """A loss that only rises ends nothing by itself, and nothing is evaluated unless asked for."""
     trainer, heard = trainer_of(), []
