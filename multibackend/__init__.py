@@ -10,12 +10,14 @@ from multibackend.experiment import Experiment, Model
 from multibackend.history import History, UpdateRecord
 from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
 from multibackend.registry import BackendInfo, list_backends
+from multibackend.stopping import EarlyStopping
 from multibackend.trainer import FitResult, Trainer
 
 __all__ = [
     "AccumulationReport",
     "BackendInfo",
     "CompareReport",
+    "EarlyStopping",
     "EffectiveBatch",
     "Experiment",
     "FitResult",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _WEIGHTS = "weights.safetensors"
+_AVERAGE = "ema.safetensors"
+_SHARED = ("updates", "epochs", "precision", "ema_decay")
 _BACKEND = "the backend (default: %(default)s)"
 
 
@@ -41,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     train = _command(commands, "train", _train, "train an experiment on one backend")
     train.add_argument("--backend", default="torch", help=_BACKEND)
     train.add_argument("--run-dir", help="write the log and the weights to this directory")
+    train.add_argument("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when")
+    train.add_argument("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
     length = train.add_mutually_exclusive_group()
     length.add_argument("--updates", type=int, help="how many updates the run makes")
     length.add_argument("--epochs", type=int, help="how many epochs the run makes")
@@ -87,13 +92,13 @@ def _load(options: argparse.Namespace, rest: list[str]) -> tuple[ExperimentFile,
         if options.file is None:
             raise SystemExit(0 if options.help else 2)
     file = load_experiment_file(options.file)
-    shared = {name: getattr(options, name, None) for name in ("updates", "epochs", "precision") if name in file.flags}
+    shared = {name: getattr(options, name, None) for name in _SHARED if name in file.flags}
     for name, value in shared.items():
         rest = rest if value is None else [*rest, f"--{name}", str(value)]
     experiment = file.build(["--help"] if options.help else rest)
-    if options.precision is not None:
-        experiment = experiment.replace(precision=options.precision)
-    return file, experiment
+    changes = {name: getattr(options, name, None) for name in ("precision", "ema_decay")}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return file, experiment.replace(**changes) if changes else experiment
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
@@ -115,14 +120,22 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         strategy=options.strategy,
     )
     updates = file.updates if options.updates is None and options.epochs is None else options.updates
-    result = trainer.fit(updates=updates, epochs=options.epochs)
+    result = trainer.fit(updates=updates, epochs=options.epochs, evaluate_every=options.evaluate_every)
     if result.history:
         last = result.history[-1]
         print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
     if experiment.eval_data is not None:
         print_metrics(console, "held-out", trainer.evaluate())
+        if experiment.ema_decay is not None:
+            print_metrics(console, "held-out (average)", trainer.evaluate(ema=True))
+    if result.best is not None:
+        best = result.best
+        console.print(f"best {best.metric}: {best.value:.4f} after update {best.update}", highlight=False)
     if options.run_dir is not None:
-        save_weights(trainer.snapshot(), Path(options.run_dir) / _WEIGHTS)
+        snapshot = trainer.snapshot()
+        save_weights(snapshot, Path(options.run_dir) / _WEIGHTS)
+        if snapshot.ema:
+            save_weights(replace(snapshot, parameters=snapshot.ema), Path(options.run_dir) / _AVERAGE)
         console.print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
         file.after(trainer)

@@ -5,6 +5,7 @@ MultibackendError
 │   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong type
 ├── BackendNotFoundError        (ValueError)   no backend is registered under that name
 ├── BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed
+├── PackageNotInstalledError    (ImportError)  an extra of this library is not installed
 ├── CapabilityError                            the backend says that it cannot do this
 ├── DataError                   (ValueError)   the data do not fit the experiment
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
@@ -28,6 +29,7 @@ __all__ = [
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
+    "PackageNotInstalledError",
     "ParameterMatchError",
 ]
 
@@ -57,6 +59,10 @@ class BackendNotFoundError(MultibackendError, ValueError):
 
 class BackendNotInstalledError(MultibackendError, ImportError):
     """The backend is registered, but a framework that it needs is not installed."""
+
+
+class PackageNotInstalledError(MultibackendError, ImportError):
+    """What was asked for needs a package that is not installed; the message has the command that installs it."""
 
 
 class CapabilityError(MultibackendError):

@@ -1,13 +1,20 @@
 """What happens in a run, as typed events. A listener is any function that takes an event.
 
->>> def print_loss(event):
-...     if isinstance(event, UpdateFinished):
-...         print(event.record.update, event.record.loss)
+    FitStarted  (UpdateFinished | WindowSkipped | EpochFinished | EvaluationFinished)*  FitFinished | FitFailed
+
+A listener may end the run: it returns `Stop(reason)`. The device runs ahead of the host, so updates that were already
+handed to it are still made; after an evaluation there are none. A listener that raises ends the run too, with its own
+error: every other listener still hears the event, and the trainer stays usable, in the state after those updates.
+
+>>> def stop_at_a_small_loss(event):
+...     if isinstance(event, UpdateFinished) and event.record.loss < 0.01:
+...         return Stop("the loss is small")
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +25,11 @@ __all__ = [
     "EpochFinished",
     "EvaluationFinished",
     "Event",
+    "FitFailed",
     "FitFinished",
     "FitStarted",
     "Listener",
+    "Stop",
     "UpdateFinished",
     "WindowSkipped",
 ]
@@ -68,35 +77,86 @@ class EpochFinished(Event):
 
 @dataclass(frozen=True)
 class EvaluationFinished(Event):
-    """`evaluate` gave `metrics` after update number `update`."""
+    """An evaluation gave `metrics` after update number `update`.
+
+    `ema` tells whether the moving average was evaluated, `scheduled` whether `fit(evaluate_every=...)` asked for it.
+    """
 
     update: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, Any]
+    ema: bool = False
+    scheduled: bool = False
 
 
 @dataclass(frozen=True)
 class FitFinished(Event):
-    """`fit` ended after `seconds`, at update number `update`."""
+    """`fit` ended after `seconds`, at update number `update`; `stopped` is the reason where a listener ended it."""
 
     update: int
     seconds: float
+    stopped: str | None = None
 
 
-Listener = Callable[[Event], None]
+@dataclass(frozen=True)
+class FitFailed(Event):
+    """`fit` ended with an error; the trainer stays usable, in the state after update number `update`."""
+
+    update: int
+    error: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """What a listener returns to end the run, with the reason, which becomes `FitResult.stopped`."""
+
+    reason: str
+
+
+Listener = Callable[[Event], Any]
 
 
 class Broadcast:
-    """Tells listeners of events; costs nothing where nobody listens."""
+    """Tells listeners of events; costs nothing where nobody listens.
+
+    Attributes:
+        stop: what the first listener that asked for it gave; cleared by whoever obeys it.
+    """
 
     def __init__(self, listeners: Sequence[Listener], *, experiment: str, backend: str) -> None:
         self._listeners = tuple(listeners)
         self._common = {"experiment": experiment, "backend": backend}
+        self.stop: Stop | None = None
 
-    def __call__(self, kind: type[Event], *, each: Iterable[Any] | None = None, **details: Any) -> None:
-        """One event of a kind with `details`; or one per record of `each`."""
+    def __call__(self, kind: type[Event], **details: Any) -> None:
+        """One event."""
+        self.tell([(kind, details)])
+
+    def tell(self, happened: Iterable[tuple[type[Event], Mapping[str, Any]]]) -> None:
+        """Events in order. The error of a listener is raised once all others have heard them all."""
         if not self._listeners:
             return
-        for fields in [details] if each is None else ({"record": record} for record in each):
-            event = kind(**self._common, **fields)
-            for listener in self._listeners:
-                listener(event)
+        listeners, first = list(self._listeners), None
+        for kind, details in happened:
+            event = kind(**self._common, **details)
+            for listener in tuple(listeners):
+                try:
+                    answer = listener(event)
+                except Exception as error:
+                    listeners = [other for other in listeners if other is not listener]
+                    first = first or error
+                    continue
+                if isinstance(answer, Stop) and self.stop is None:
+                    self.stop = answer
+        if first is not None:
+            raise first
+
+    @contextlib.contextmanager
+    def joined_by(self, listener: Listener | None) -> Iterator[None]:
+        """Where one more listener hears, once if it is among them already."""
+        before = self._listeners
+        if listener is not None and not any(listener is other for other in before):
+            self._listeners = (*before, listener)
+        try:
+            yield
+        finally:
+            self._listeners = before

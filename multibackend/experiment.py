@@ -139,6 +139,12 @@ class Experiment:
             its root; the effective batch is micro_batch_size * gradient_accumulation_steps of that update (also where
             an epoch's last window is not full). None leaves the rate alone. The history has the rate that was used.
         base_batch_size: the examples per update that the learning rate was tuned for; for `lr_scaling`.
+        ema_decay: d in [0, 1) of an exponential moving average of the parameters, e = d * e + (1 - d) * p after each
+            update; it starts at the initial parameters, and a skipped window leaves it as it is. None keeps none.
+            An average of iterates has less noise than the last one (Polyak and Juditsky 1992, "Acceleration of
+            stochastic approximation by averaging"); `Trainer.evaluate(ema=True)` uses it.
+        ema_warmup: let the decay of the update with index t (0 for the first) be min(d, (1 + t) / (10 + t)), so that a
+            short run forgets its initial parameters (as `tf.train.ExponentialMovingAverage(num_updates=t)`).
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -164,6 +170,8 @@ class Experiment:
     eval_batch_size: int | None = None
     lr_scaling: str | None = None
     base_batch_size: int | None = None
+    ema_decay: float | None = None
+    ema_warmup: bool = False
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -244,6 +252,10 @@ class Experiment:
             problems.add(f"name must be a string that is not empty, got {self.name!r}", wrong_type=True)
         if self.max_grad_norm is not None:
             problems.number("max_grad_norm", self.max_grad_norm, minimum=0.0, above_minimum=True)
+        if self.ema_decay is not None:
+            problems.number("ema_decay", self.ema_decay, minimum=0.0, below=1.0)
+        if problems.boolean("ema_warmup", self.ema_warmup) and self.ema_warmup and self.ema_decay is None:
+            problems.add("ema_warmup=True needs ema_decay, for example ema_decay=0.999; got ema_decay=None")
 
     def _check_sizes(self, problems: Problems) -> None:
         _check_scaling(self.lr_scaling, self.base_batch_size, problems)

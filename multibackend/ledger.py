@@ -6,6 +6,8 @@ how many updates were made.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import time
 from collections import deque
 from dataclasses import replace
@@ -100,14 +102,29 @@ class Ledger:
         if len(failed):
             self._unread.clear()  # nothing from the failed window on was applied
             self._raise(stack, results, int(failed[0]))
-        self._enter_skipped(stack, results, len(stack))
-        self._enter(stack, results)
+        skipped, columns = self._enter_skipped(stack, results, len(stack)), self._enter(stack, results)
+        over = self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch
+        self._tell(skipped, columns, stack.start.epoch if over else None)
         self._check_progress(stack, results)
-        if self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch:
-            self._emit(events.EpochFinished, epoch=stack.start.epoch, update=self.update)
 
-    def _enter(self, stack: WindowStack, results: WindowResults) -> None:
-        """Append the windows that made an update to the history."""
+    def _tell(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray], epoch: int | None = None) -> None:
+        """Tell the listeners, once the books are closed: one of them may raise, or look at the trainer."""
+        # a window that was skipped on the way to an update comes before it
+        windows = heapq.merge(skipped, records(columns, self.history.terms), key=lambda window: window.update)
+        self._emit.tell(
+            itertools.chain(
+                (
+                    (events.WindowSkipped, {"skipped": window})
+                    if isinstance(window, SkippedWindow)
+                    else (events.UpdateFinished, {"record": window})
+                    for window in windows
+                ),
+                () if epoch is None else ((events.EpochFinished, {"epoch": epoch, "update": self.update}),),
+            )
+        )
+
+    def _enter(self, stack: WindowStack, results: WindowResults) -> dict[str, np.ndarray]:
+        """Append the windows that made an update to the history; returns what was appended."""
         applied = np.flatnonzero(results.applied)
         first, stop = self.update, self.update + len(applied)
         columns = {
@@ -125,16 +142,18 @@ class Ledger:
         shares = results.gradient_norms[applied] / whole
         self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
         self.update = stop
-        self._emit(events.UpdateFinished, each=records(columns, self.history.terms))
+        return columns
 
-    def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> None:
-        """Enter those of the first `stop` windows that made no update."""
+    def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> list[SkippedWindow]:
+        """Enter those of the first `stop` windows that made no update; returns them."""
+        skipped = []
         for window in np.flatnonzero(~results.applied[:stop]):
             update, offset = self._place(stack, results, int(window))
             reason = "weightless" if results.finite[window] else "nonfinite"
             reason = "overflow" if results.overflowed[window] else reason
-            self.skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
-            self._emit(events.WindowSkipped, skipped=self.skipped[-1])
+            skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
+        self.skipped += skipped
+        return skipped
 
     def _check_progress(self, stack: WindowStack, results: WindowResults) -> None:
         # each overflow halves the loss scale, so some of them are progress too
@@ -154,12 +173,11 @@ class Ledger:
 
     def _raise(self, stack: WindowStack, results: WindowResults, window: int) -> None:
         update, offset = self._place(stack, results, window)
-        self._enter_skipped(stack, results, window)
-        self._enter(stack, results)
+        skipped, columns = self._enter_skipped(stack, results, window), self._enter(stack, results)
         finite = np.isfinite(results.gradient_norms[window])
         parameters = [name for name, good in zip(self._program.parameter_names, finite, strict=True) if not good]
         names = ", ".join(parameters) or "none, but their common norm overflowed"
-        raise NonFiniteError(
+        failure = NonFiniteError(
             f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} at example {offset} of its "
             f"order; parameters: {names}. The training state is what it was before that window. Lower the learning "
             'rate, set max_grad_norm, look at those examples, or drop such windows with on_nonfinite="skip"',
@@ -168,3 +186,8 @@ class Ledger:
             epoch=stack.start.epoch,
             offset=offset,
         )
+        try:
+            self._tell(skipped, columns)
+        except Exception as trouble:
+            raise failure from trouble  # the trainer must learn of the failed window, whatever a listener does
+        raise failure

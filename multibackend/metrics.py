@@ -4,6 +4,8 @@
 
 Each is written once against the array API standard; `xp` is the backend's array namespace. A ragged last batch or
 padded elements (weight 0) therefore cannot shift the result.
+
+A metric whose value is an array, such as `ConfusionMatrix`, has a `shape` and gives its sums itself.
 """
 
 from __future__ import annotations
@@ -13,10 +15,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from multibackend.errors import DataError
 from multibackend.losses import Batch, check_function
 from multibackend.validation import Problems
 
-__all__ = ["Accuracy", "Custom", "MeanAbsoluteError", "Metric", "Perplexity", "TopKAccuracy"]
+__all__ = [
+    "Accuracy",
+    "ConfusionMatrix",
+    "Custom",
+    "MeanAbsoluteError",
+    "MeanSquaredError",
+    "Metric",
+    "Perplexity",
+    "TopKAccuracy",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +54,31 @@ class Metric:
         """The fields of the data that this metric reads."""
         return ()
 
+    @property
+    def better(self) -> str:
+        """ "min" where a smaller value is the better one, "max" where a larger one is."""
+        return "min"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the metric's value: () for a number."""
+        return ()
+
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         """Values per element, or (values, weights)."""
         raise NotImplementedError(f"{type(self).__name__} must define its values per element")
 
+    def sums(self, xp: Any, outputs: Any, batch: Batch) -> tuple[Any, Any]:
+        """(sum of w * value, of `shape`; sum of w, a number) over a batch. Asked for where `shape` is not ()."""
+        raise NotImplementedError(f"{type(self).__name__} must define its sums")
+
     def finish(self, mean: float) -> float:
         """The metric from the weighted mean of its values."""
         return mean
+
+    def result(self, total: Any, weight: float) -> Any:
+        """The metric from its sums over the whole evaluation set; NaN where nothing in it has a weight."""
+        return self.finish(float(total / weight)) if weight > 0 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +118,10 @@ class Accuracy(_Labelled):
 
     name: str = "accuracy"
 
+    @property
+    def better(self) -> str:
+        return "max"
+
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = self._labels(xp, batch)
         hits = xp.argmax(outputs, axis=-1) == labels
@@ -98,6 +134,10 @@ class TopKAccuracy(_Labelled):
 
     name: str = "top_k_accuracy"
     k: int = 5
+
+    @property
+    def better(self) -> str:
+        return "max"
 
     def _check(self, problems: Problems) -> None:
         super()._check(problems)
@@ -128,28 +168,121 @@ class Perplexity(_Labelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanAbsoluteError(_Targeted):
-    """The mean of |output - target| over every scalar; both of one shape."""
+class ConfusionMatrix(_Labelled):
+    """How often each class was taken for each: int64 [classes, classes], counted over the whole evaluation set.
+
+        M[i, j] = number of labels i [batch, ...] whose class j has the largest logit of [batch, ..., classes]
+
+    Rows are labels, columns predictions, as in `sklearn.metrics.confusion_matrix`; `ignore_index` is not counted.
+
+    Raises:
+        DataError: the logits are of another number of classes, or a label is no class.
+
+    >>> ConfusionMatrix(target="label", classes=10).shape
+    (10, 10)
+    """
+
+    name: str = "confusion_matrix"
+    classes: int
+
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        problems.integer("classes", self.classes, minimum=2)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (int(self.classes), int(self.classes))
+
+    def sums(self, xp: Any, outputs: Any, batch: Batch) -> tuple[Any, Any]:
+        if outputs.shape[-1] != self.classes:
+            raise DataError(
+                f"metric {self.name!r}: the outputs {tuple(outputs.shape)} have {outputs.shape[-1]} classes on their "
+                f"last axis, the metric classes={self.classes}; pass classes={outputs.shape[-1]}"
+            )
+        labels = self._labels(xp, batch)
+        predicted = xp.astype(xp.argmax(outputs, axis=-1), xp.int32)
+        # counts as a product of two one-hot matrices: exact in float32 up to 2^24 in a batch, and no scatter
+        # 0, 1, 2, ... on the device of the outputs, which arange() would have to be told
+        row = xp.ones_like(outputs[(0,) * (outputs.ndim - 1)], dtype=xp.int32)
+        classes = xp.cumulative_sum(row, dtype=xp.int32) - 1
+        rows = xp.astype(xp.reshape(labels, (-1, 1)) == classes, xp.float32)
+        columns = xp.astype(xp.reshape(predicted, (-1, 1)) == classes, xp.float32)
+        used = xp.astype(xp.reshape(labels, (-1, 1)) != self.ignore_index, xp.float32)
+        return xp.matmul((rows * used).T, columns), xp.sum(used)
+
+    def result(self, total: Any, weight: float) -> np.ndarray:
+        counts = np.rint(total).astype(np.int64)
+        if counts.sum() != round(weight):
+            raise DataError(
+                f"metric {self.name!r}: {round(weight) - counts.sum()} of {round(weight)} labels of "
+                f"{self.target!r} are outside [0, {self.classes}) and not ignore_index={self.ignore_index}"
+            )
+        return counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Residual(_Targeted):
+    weights: str | None = None
+
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        if self.weights is not None:
+            problems.field_name("weights", self.weights)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.target,) if self.weights is None else (self.target, self.weights)
+
+    def _weighted(self, values: Any, batch: Batch) -> Any:
+        return values if self.weights is None else (values, batch[self.weights])
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanAbsoluteError(_Residual):
+    """The mean of |output - target| over every scalar; both of one shape.
+
+    `weights` names a field [batch, ...] of weights, for example 0 for padding.
+    """
 
     name: str = "mean_absolute_error"
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
-        return xp.abs(outputs - batch[self.target])
+        return self._weighted(xp.abs(outputs - batch[self.target]), batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(_Residual):
+    """The mean of (output - target)^2 over every scalar; both of one shape.
+
+    `weights` names a field [batch, ...] of weights, for example 0 for padding.
+    """
+
+    name: str = "mean_squared_error"
+
+    def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
+        return self._weighted((outputs - batch[self.target]) ** 2, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Custom(Metric):
     """A metric written by the user: `(xp, outputs, batch) -> values` or `(values, weights)`.
 
-    `function` may also map backend names to native functions `(outputs, batch) -> ...`.
+    `function` may also map backend names to native functions `(outputs, batch) -> ...`. `mode` says whether a smaller
+    value ("min") or a larger one ("max") is the better one.
 
     >>> Custom(name="bias", function=lambda xp, outputs, batch: outputs - batch["y"]).name
     'bias'
     """
 
     function: Callable[..., Any] | Mapping[str, Callable[..., Any]]
+    mode: str = "min"
+
+    @property
+    def better(self) -> str:
+        return self.mode
 
     def _check(self, problems: Problems) -> None:
+        problems.choice("mode", self.mode, ("min", "max"))
         if not self.name:
             problems.add("name must be given for a custom metric: it is the key of the result")
         check_function(problems, "function", self.function)

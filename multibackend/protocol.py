@@ -7,12 +7,14 @@ may have mutated it and JAX may have donated its buffers. What `run` measures st
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from multibackend.history import term_name
 from multibackend.precision import LossScale
 
 if TYPE_CHECKING:
@@ -104,12 +106,32 @@ class WindowResults:
 
 @dataclass(frozen=True)
 class EvaluationSums:
-    """Sums over one batch, by name: weighted values and weights. One entry per metric, and "loss", or "loss/NAME" for
+    """Sums over batches, by name: weighted values and weights. One entry per metric, and "loss", or "loss/NAME" for
     each of several terms, without its scale.
+
+    A value is a number, or an array of the metric's `shape`.
     """
 
-    values: Mapping[str, float]
+    values: Mapping[str, Any]
     weights: Mapping[str, float]
+
+    @classmethod
+    def unpack(cls, flat: np.ndarray, experiment: Experiment) -> EvaluationSums:
+        """From one float64 array: for each term of the loss, then each metric, its value, flattened, and its weight."""
+        values, weights, start = {}, {}, 0
+        terms = [(term_name(name, len(experiment.loss_terms)), ()) for name in experiment.loss_terms]
+        for name, shape in [*terms, *((metric.name, metric.shape) for metric in experiment.metrics)]:
+            stop = start + math.prod(shape)
+            values[name], weights[name] = flat[start:stop].reshape(shape)[()], float(flat[stop])
+            start = stop + 1
+        return cls(values, weights)
+
+    def __add__(self, other: EvaluationSums) -> EvaluationSums:
+        """Over the batches of both."""
+        return EvaluationSums(
+            {name: value + other.values[name] for name, value in self.values.items()},
+            {name: weight + other.weights[name] for name, weight in self.weights.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -122,6 +144,8 @@ class Snapshot:
         optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"), then by parameter.
         update: updates made.
         loss_scale: of an fp16 run; None in other precisions.
+        ema: the moving average of the parameters, by their names; empty where none is kept. A state that is restored
+            without it begins the average at its parameters.
     """
 
     parameters: Arrays
@@ -129,6 +153,7 @@ class Snapshot:
     optimizer: Mapping[str, Arrays] = field(default_factory=dict)
     update: int = 0
     loss_scale: LossScale | None = None
+    ema: Arrays = field(default_factory=dict)
 
 
 class Program(Protocol):
@@ -162,8 +187,11 @@ class Program(Protocol):
         """Wait for the results of one `run` and bring them to the host."""
         ...
 
-    def evaluate(self, state: Any, batch: Arrays) -> Any:
-        """Loss and metrics of a batch, the model in evaluation mode; the state does not change. For `read_sums`."""
+    def evaluate(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
+        """Loss and metrics of a batch, the model in evaluation mode; the state does not change. For `read_sums`.
+
+        With `ema` the moving average takes the place of the parameters; asked for only where the experiment keeps one.
+        """
         ...
 
     def read_sums(self, sums: Sequence[Any]) -> EvaluationSums:

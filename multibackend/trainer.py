@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,17 +12,25 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
-from multibackend.data.sources import Source, as_source
-from multibackend.errors import ConfigurationError, DataError, NonFiniteError
+from multibackend.errors import CapabilityError, ConfigurationError, NonFiniteError
+from multibackend.evaluation import (
+    Evaluation,
+    EvaluationPlan,
+    evaluate,
+    evaluation_size,
+    evaluation_source,
+    plan_evaluations,
+)
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
-from multibackend.history import History, SkippedWindow, term_name
+from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
+from multibackend.stopping import BestValue, EarlyStopping
 from multibackend.validation import Problems
 from multibackend.windows import Position
 
@@ -38,6 +47,9 @@ class FitResult:
         updates: made since the beginning of the run.
         epochs: finished since the beginning of the run.
         seconds: spent in this call of `fit`.
+        evaluations: that this call made, `fit(evaluate_every=...)`.
+        best: of them.
+        stopped: the reason where a listener, such as `EarlyStopping`, ended the run.
     """
 
     history: History
@@ -45,6 +57,9 @@ class FitResult:
     updates: int
     epochs: int
     seconds: float
+    evaluations: tuple[Evaluation, ...] = ()
+    best: BestValue | None = None
+    stopped: str | None = None
 
 
 class Trainer:
@@ -55,7 +70,7 @@ class Trainer:
         backend: a name from `multibackend.list_backends()`.
         run_dir: a directory for the log, `log.jsonl`; created if need be. None writes no files.
         device: a name from the backend's devices; its first one unless given.
-        callbacks: functions that are called with each event of `multibackend.events`.
+        callbacks: functions that are called with each event of `multibackend.events`; each may end the run.
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
 
@@ -95,64 +110,142 @@ class Trainer:
             check_batch(loss, self._feed.example(), self.program.output_shape)
         self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
+        self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
 
-    def fit(self, *, updates: int | None = None, epochs: int | None = None) -> FitResult:
+    def fit(
+        self,
+        *,
+        updates: int | None = None,
+        epochs: int | None = None,
+        evaluate_every: int | None = None,
+        evaluate_ema: bool = False,
+        best: str | None = None,
+        keep_best: bool = False,
+        early_stopping: EarlyStopping | None = None,
+    ) -> FitResult:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
+
+        Args:
+            updates, epochs: where the run ends; give one of them.
+            evaluate_every: evaluate on `eval_data` after every so many updates of the run, and at its end.
+            evaluate_ema: evaluate the moving average instead of the parameters.
+            best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what early stopping
+                watches, or else "loss", unless given.
+            keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
+            early_stopping: a listener for this call, for example `EarlyStopping(metric="loss", patience=3)`.
 
         Raises:
             NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays usable, in the state
                 before that window.
             DataError: a label is out of range, or no window of a whole epoch made an update.
-        """
-        goal = _check_goal(updates, epochs)
-        started, ledger = time.perf_counter(), self._ledger
-        planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
-        where = {"device": self.device, "strategy": self.program.strategy}
-        self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
-        try:
-            while not self._reached(updates, epochs):
-                self._run_next(updates)
-                ledger.read_if_due()
-            ledger.read_all()
-        except NonFiniteError as error:
-            self._go_back(error)
-            raise
-        seconds = time.perf_counter() - started
-        self._emit(events.FitFinished, update=ledger.update, seconds=seconds)
-        epoch = self._feed.settled(ledger.update).epoch
-        return FitResult(ledger.history, tuple(ledger.skipped), ledger.update, epoch, seconds)
+            ConfigurationError: an argument is wrong; every problem is listed.
 
-    def evaluate(self, data: Any = None, *, batch_size: int | None = None) -> dict[str, float]:
+        >>> result = trainer.fit(updates=500, evaluate_every=50, keep_best=True)   # doctest: +SKIP
+        >>> result.best.update, result.best.value                                  # doctest: +SKIP
+        (350, 0.0712)
+        """
+        goal = _check_goal(updates, epochs, evaluate_ema, keep_best, early_stopping)
+        plan = plan_evaluations(
+            self.experiment,
+            evaluate_every,
+            best,
+            self._stoppers if early_stopping is None else [early_stopping, *self._stoppers],
+            ema=evaluate_ema,
+            parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
+        )
+        planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
+        with self._emit.joined_by(early_stopping):
+            return self._fit(updates, epochs, planned, plan, ema=evaluate_ema)
+
+    def _fit(
+        self, updates: int | None, epochs: int | None, planned: int, plan: EvaluationPlan | None, *, ema: bool
+    ) -> FitResult:
+        """The loop, and what is told of it."""
+        started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
+        where = {"device": self.device, "strategy": self.program.strategy}
+        try:
+            ledger.read_all()
+            if plan is not None:
+                plan.go_on(ledger.update)
+            self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+            while self._emit.stop is None and not self._reached(updates, epochs):
+                self._run_next(_nearest(updates, plan))
+                ledger.read_if_due()
+                if plan is not None and ledger.expected >= plan.due:
+                    ledger.read_all()  # some of the expected updates may have been skipped
+                    if ledger.update >= plan.due:
+                        self._evaluate(ema=ema, plan=plan)
+            ledger.read_all()
+            if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
+                self._evaluate(ema=ema, plan=plan)
+        except BaseException as error:
+            self._settle(error)
+            with contextlib.suppress(Exception):  # the first error is the one to be told
+                self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
+            raise
+        seconds, stop = time.perf_counter() - started, self._emit.stop
+        stopped = None if stop is None else stop.reason
+        self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
+        return FitResult(
+            ledger.history,
+            tuple(ledger.skipped),
+            ledger.update,
+            self._feed.settled(ledger.update).epoch,
+            seconds,
+            () if plan is None else tuple(plan.made),
+            None if plan is None else plan.best,
+            stopped,
+        )
+
+    def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
 
-        Each is the weighted mean over all of the data, so the batch size does not show in the result.
+        Each is the weighted mean over all of the data, so the batch size does not show in the result. With `ema` the
+        moving average takes the place of the parameters; BatchNorm statistics are those of the training.
+
+        Raises:
+            ConfigurationError: there are no data, or no moving average.
+            DataError: the data lack a field, or do not fit the loss or a metric.
         """
-        source, size = _evaluation_source(data, self.experiment), _evaluation_size(batch_size, self.experiment)
+        return self._evaluate(data, batch_size, ema=ema)
+
+    def _evaluate(
+        self, data: Any = None, batch_size: int | None = None, *, ema: bool, plan: EvaluationPlan | None = None
+    ) -> dict[str, Any]:
+        source, size = evaluation_source(data, self.experiment), evaluation_size(batch_size, self.experiment)
+        if ema:
+            _check_ema(self.experiment)
         self._ledger.read_all()
-        sums = []
-        for start in range(0, len(source), size):
-            batch = source.take(np.arange(start, min(start + size, len(source))))
-            for loss in self.experiment.loss_terms.values():
-                check_batch(loss, batch, self.program.output_shape)
-            sums.append(self.program.evaluate(self._state, batch))
-        total = self.program.read_sums(sums)
-        means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
-        means = {"loss": self._add_terms(means), **means}
-        for metric in self.experiment.metrics:
-            means[metric.name] = metric.finish(means[metric.name])
-        self._emit(events.EvaluationFinished, update=self._ledger.update, metrics=means)
-        return means
+        found = evaluate(self.program, self._state, self.experiment, source, size, ema=ema)
+        update, scheduled = self._ledger.update, plan is not None
+        if plan is not None:
+            plan.enter(update, found)
+        self._emit(events.EvaluationFinished, update=update, metrics=found, ema=ema, scheduled=scheduled)
+        return found
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters, by canonical name and in canonical layout."""
         return dict(self.snapshot().parameters)
 
+    def ema_parameters(self) -> dict[str, np.ndarray]:
+        """A copy of the moving average of the parameters, which `Experiment(ema_decay=...)` asks for.
+
+        Raises:
+            ConfigurationError: the experiment keeps none.
+            CapabilityError: the backend keeps none.
+        """
+        _check_ema(self.experiment)
+        averaged = dict(self.snapshot().ema)
+        if not averaged:
+            raise CapabilityError(f"the backend {self.backend!r} keeps no moving average of the parameters")
+        return averaged
+
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace the parameters by arrays in canonical layout, for example another backend's `parameters()`.
 
-        Names pair up as in `compare`: `layers_0` and `layers.0` are one.
+        Names pair up as in `compare`: `layers_0` and `layers.0` are one. A moving average begins anew at them.
 
         Raises:
             ParameterMatchError: a name is missing or unknown, or a shape differs.
@@ -160,7 +253,7 @@ class Trainer:
         arrays = {name: np.asarray(array) for name, array in parameters.items()}
         own = self.snapshot()
         pairs = match_names(shapes_of(arrays), shapes_of(own.parameters), self.experiment.model.rename)
-        self.restore(replace(own, parameters={name: arrays[partner] for name, partner in pairs.items()}))
+        self.restore(replace(own, ema={}, parameters={name: arrays[partner] for name, partner in pairs.items()}))
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
@@ -168,7 +261,7 @@ class Trainer:
         return dict(zip(self.program.parameter_names, self._ledger.gradient_shares.tolist(), strict=True))
 
     def snapshot(self) -> Snapshot:
-        """The training state on the host: parameters, model state, optimizer slots, updates made."""
+        """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
         self._ledger.read_all()
         return self.program.snapshot(self._state)
 
@@ -179,14 +272,6 @@ class Trainer:
         self._ledger.read_all()
         self._state = self.program.restore(snapshot)
         self._ledger.update = snapshot.update
-
-    def _add_terms(self, means: dict[str, float]) -> float:
-        """Scale the means of the terms, and their sum; several terms are called "loss/name" in `means`."""
-        terms = self.experiment.loss_terms
-        names = {name: term_name(name, len(terms)) for name in terms}
-        for name, loss in terms.items():
-            means[names[name]] *= float(loss.scale)
-        return sum(means[name] for name in names.values())
 
     def _reached(self, updates: int | None, epochs: int | None) -> bool:
         ledger = self._ledger
@@ -222,36 +307,20 @@ class Trainer:
         possible = range(ledger.update, ledger.expected + 1)
         return len({accumulation.steps(update) for update in possible}) > 1
 
+    def _settle(self, error: BaseException) -> None:
+        """After an error, a listener's perhaps: nothing is left unread, and the state is not frozen."""
+        while True:  # each round reads something
+            if isinstance(error, NonFiniteError):
+                return self._go_back(error)
+            try:
+                return self._ledger.read_all()
+            except Exception as another:
+                error = another
+
     def _go_back(self, error: NonFiniteError) -> None:
         """Stand where the failed window begins, with a state that is not frozen any more."""
         self._state = self.program.restore(self.program.snapshot(self._state))
         self._feed.position = Position(error.epoch, error.offset)
-
-
-def _evaluation_source(data: Any, experiment: Experiment) -> Source:
-    if data is not None:
-        source, problems = as_source(data), Problems("evaluate")
-        experiment.check_fields("the data", source, problems, evaluated=True)
-        if problems.found:
-            raise DataError(problems.sentences[0])
-        return source
-    if experiment.eval_data is None:
-        raise ConfigurationError(
-            "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
-        )
-    return experiment.eval_data
-
-
-def _evaluation_size(batch_size: int | None, experiment: Experiment) -> int:
-    problems = Problems("evaluate")
-    if batch_size is not None:
-        problems.integer("batch_size", batch_size, minimum=1)
-    problems.raise_if_any()
-    return int(batch_size or experiment.eval_batch_size or experiment.micro_batch_size)
-
-
-def _mean(total: float, weight: float) -> float:
-    return float(total / weight) if weight > 0 else float("nan")
 
 
 def _check_arguments(experiment: object, callbacks: object, device: object, windows_per_dispatch: object) -> None:
@@ -267,12 +336,30 @@ def _check_arguments(experiment: object, callbacks: object, device: object, wind
     problems.raise_if_any()
 
 
-def _check_goal(updates: Any, epochs: Any) -> int:
+def _nearest(updates: int | None, plan: EvaluationPlan | None) -> int | None:
+    """The update up to which windows may be handed to the device."""
+    if plan is None:
+        return updates
+    return plan.due if updates is None else min(updates, plan.due)
+
+
+def _check_ema(experiment: Experiment) -> None:
+    if experiment.ema_decay is None:
+        raise ConfigurationError(
+            "Trainer", ["there is no moving average; pass ema_decay= to the Experiment, for example ema_decay=0.999"]
+        )
+
+
+def _check_goal(updates: Any, epochs: Any, evaluate_ema: Any, keep_best: Any, early_stopping: Any) -> int:
     problems = Problems("fit")
     if (updates is None) == (epochs is None):
         problems.add(f"give either updates= or epochs=, got updates={updates!r} and epochs={epochs!r}")
     for name, value in (("updates", updates), ("epochs", epochs)):
         if value is not None:
             problems.integer(name, value, minimum=0)
+    problems.boolean("evaluate_ema", evaluate_ema)
+    problems.boolean("keep_best", keep_best)
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+        problems.add(f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}", wrong_type=True)
     problems.raise_if_any()
     return int(updates if updates is not None else epochs)

@@ -50,6 +50,7 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
     trainer.restore(
         replace(
             own,
+            ema={},  # an average begins anew at the weights that were loaded
             parameters={name: parameters[partner] for name, partner in pairs.items()},
             model_state={**own.model_state, **{name: state[partner] for name, partner in shared.items()}},
         )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from multibackend.experiment import Experiment
-from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import with_zeros
 from multibackend.precision import LossScale
@@ -76,15 +75,13 @@ class JaxProgram:
         norm, finite, applied, scale = numbers.T
         return WindowResults(losses, norm, weights, finite > 0, applied > 0, norms, scale)
 
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> jax.Array:
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> jax.Array:
         with self._precision.scope():
-            return self._evaluate(state.parameters, state.model_state, self._put(batch))
+            return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
 
     def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
-        values, weights = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
-        terms = self._experiment.loss_terms
-        names = [*(term_name(name, len(terms)) for name in terms), *(m.name for m in self._experiment.metrics)]
-        return EvaluationSums(dict(zip(names, values, strict=True)), dict(zip(names, weights, strict=True)))
+        total = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
+        return EvaluationSums.unpack(total, self._experiment)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         parameters, read = self._to_host(state.parameters), read_slots(state.optimizer.inner_opt_state)
@@ -95,11 +92,14 @@ class JaxProgram:
             optimizer=with_zeros(slots, parameters, self._functions.frozen),
             update=int(state.optimizer.gradient_step),
             loss_scale=scale and LossScale(float(scale.scale), int(scale.updates)),
+            ema=self._to_host(state.ema),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
         check_same_names(self._to_host(self._model.parameters), snapshot.parameters, "the parameters")
         check_same_names(self._to_host(self._model.state), snapshot.model_state, "the model's state")
+        if snapshot.ema:
+            check_same_names(snapshot.parameters, snapshot.ema, "the moving average")
         with self._precision.scope():
             state = self._functions.init()
             optimizer = state.optimizer
@@ -117,6 +117,7 @@ class JaxProgram:
                 model_state=self._to_native(snapshot.model_state),
                 optimizer=optimizer,
                 loss_scale=scale,
+                ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
@@ -142,8 +143,8 @@ class JaxProgram:
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """[2, terms + metrics]: weighted sums of each term and metric, and the sums of their weights."""
+        """For each term of the loss, then each metric, its weighted sum and the sum of its weights, in one flat array."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
         sums = [weighted_sum(loss, outputs, batch) for loss in self._experiment.loss_terms.values()]
         sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
-        return jnp.stack([jnp.stack([jnp.asarray(part, self._precision.dtype) for part in pair]) for pair in sums]).T
+        return jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for pair in sums for part in pair])

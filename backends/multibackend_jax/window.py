@@ -46,12 +46,16 @@ class DeviceLossScale(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`."""
+    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`.
+
+    `ema` is the moving average of the parameters; without `ema_decay` it is empty, and nothing is computed or moved.
+    """
 
     parameters: Arrays
     model_state: Arrays
     optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
     failed: jax.Array
+    ema: Arrays
     loss_scale: DeviceLossScale | None = None  # of fp16
 
 
@@ -120,7 +124,8 @@ class WindowFunctions:
         # between windows there is no accumulator: zeros need not be kept, read and written
         optimizer = self.multi_steps.init(self.trained(parameters))._replace(acc_grads={})
         scale = DeviceLossScale.of(LossScale()) if self.experiment.number_format.scales_loss else None
-        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), scale)
+        ema = {} if self.experiment.ema_decay is None else parameters
+        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), ema, scale)
 
     def start(self, state: TrainState) -> Carry:
         """The carry at the beginning of a window."""
@@ -190,8 +195,25 @@ class WindowFunctions:
         if self.frozen:
             parameters = {**state.parameters, **parameters}
         return state._replace(
-            parameters=parameters, model_state=carry.model_state, optimizer=optimizer._replace(acc_grads={})
+            parameters=parameters,
+            model_state=carry.model_state,
+            optimizer=optimizer._replace(acc_grads={}),
+            ema=self._average(state.ema, parameters, state.optimizer.gradient_step),
         )
+
+    def _average(self, ema: Arrays, parameters: Arrays, update: jax.Array) -> Arrays:
+        """e + (1 - d) * (p - e) after the update with index `update`; nothing where no average is kept."""
+        if self.experiment.ema_decay is None:
+            return ema
+        least = 1 - float(self.experiment.ema_decay)
+
+        def average(e: jax.Array, p: jax.Array) -> jax.Array:
+            share = jnp.asarray(least, e.dtype)
+            if self.experiment.ema_warmup:  # 1 - (1 + t) / (10 + t)
+                share = jnp.maximum(share, 9 / (10 + update.astype(e.dtype)))
+            return e + share * (p - e)
+
+        return jax.tree.map(average, ema, parameters)
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

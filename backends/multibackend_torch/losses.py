@@ -96,6 +96,8 @@ def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of w * value, sum of w) of a metric over a batch."""
+    if metric.shape:
+        return metric.sums(xp, outputs, batch)
     if isinstance(metric, metrics.Custom):
         result = _call(metric.function, outputs, batch)
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
-__all__ = ["load_tensors", "named_parameters", "named_state", "to_host"]
+__all__ = ["exchanged", "load_tensors", "named_parameters", "named_state", "to_host", "unchanged"]
 
 
 def named_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -32,3 +33,28 @@ def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.nd
     """Overwrite tensors in place with host arrays of the same names."""
     for name, array in arrays.items():
         tensors[name].copy_(torch.from_numpy(np.asarray(array, order="C")))
+
+
+@contextlib.contextmanager
+def exchanged(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Where parameters hold other tensors of the same names; nothing is copied, and their own come back."""
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.data = tensors[name]
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.data = own[name]
+
+
+@contextlib.contextmanager
+def unchanged(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Where a module may write into its buffers, even in evaluation mode, without effect."""
+    before = [(tensor, tensor.clone(), tensor._version) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, old, version in before:
+            if tensor._version != version:
+                tensor.copy_(old)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 
 from multibackend.experiment import Experiment
-from multibackend.history import term_name
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
 from multibackend.precision import LossScale
@@ -19,7 +19,7 @@ from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
-from multibackend_torch.names import load_tensors, named_parameters, to_host
+from multibackend_torch.names import exchanged, load_tensors, named_parameters, to_host, unchanged
 from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
@@ -126,9 +126,12 @@ class TorchProgram:
         )
 
     @torch.no_grad()
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray]) -> tuple[list[torch.Tensor], list[float]]:
+    def evaluate(
+        self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False
+    ) -> tuple[list[torch.Tensor], list[float]]:
         state.module.eval()
-        with self._precision.scope(self._device):
+        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
+        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
             sums, known = [], []
@@ -140,12 +143,10 @@ class TorchProgram:
         return [part for pair in sums for part in pair], known
 
     def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
-        terms = self._experiment.loss_terms
-        names = [*(term_name(name, len(terms)) for name in terms), *(m.name for m in self._experiment.metrics)]
-        parts = torch.stack([torch.stack([p.double() for p in tensors]) for tensors, _ in sums]).cpu().numpy()
-        parts = parts.sum(axis=0).reshape(len(names), 2)
-        parts[: len(terms), 1] += np.sum([known for _, known in sums], axis=0)
-        return EvaluationSums(dict(zip(names, parts[:, 0], strict=True)), dict(zip(names, parts[:, 1], strict=True)))
+        flat = [torch.cat([part.reshape(-1).double() for part in tensors]) for tensors, _ in sums]
+        total = torch.stack(flat).cpu().numpy().sum(axis=0)
+        total[1 : 2 * len(self._losses) : 2] += np.sum([known for _, known in sums], axis=0)
+        return EvaluationSums.unpack(total, self._experiment)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer, state.trained)
@@ -156,6 +157,7 @@ class TorchProgram:
             optimizer=with_zeros({s: to_host(tensors) for s, tensors in slots.items()}, parameters, self._frozen),
             update=state.update,
             loss_scale=state.loss_scale,
+            ema=to_host(state.ema),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
@@ -164,6 +166,10 @@ class TorchProgram:
         check_same_names(to_host(state.model_state), snapshot.model_state, "the model's state")
         load_tensors(state.parameters, snapshot.parameters)
         load_tensors(state.model_state, snapshot.model_state)
+        if snapshot.ema:
+            check_same_names(snapshot.parameters, snapshot.ema, "the moving average")
+        if state.ema:
+            load_tensors(state.ema, snapshot.ema or snapshot.parameters)
         if snapshot.optimizer:
             check_same_slots(slot_names(state.optimizer, snapshot.optimizer), snapshot.optimizer)
             write_slots(state.optimizer, state.trained, snapshot.optimizer, snapshot.update)
@@ -176,9 +182,12 @@ class TorchProgram:
         return 0
 
     def _state(self, module: torch.nn.Module) -> TrainState:
-        optimizer = build_grouped(self._experiment.optimizer, self._groups, named_parameters(module))
+        parameters = named_parameters(module)
+        optimizer = build_grouped(self._experiment.optimizer, self._groups, parameters)
+        averaged = parameters if self._experiment.ema_decay is not None else {}
+        ema = {name: parameter.detach().clone() for name, parameter in averaged.items()}
         scale = LossScale() if self._precision.format.scales_loss else None
-        return TrainState(module, optimizer, frozen=self._frozen, loss_scale=scale)
+        return TrainState(module, optimizer, ema=ema, frozen=self._frozen, loss_scale=scale)
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
         return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}

@@ -35,6 +35,7 @@ class TrainState:
     failed: bool = False
     loss_scale: LossScale | None = None  # of fp16
     frozen: frozenset[str] = frozenset()
+    ema: dict[str, torch.Tensor] = field(default_factory=dict)  # of the parameters; empty where none is kept
     parameters: dict[str, torch.nn.Parameter] = field(init=False)
     trained: dict[str, torch.nn.Parameter] = field(init=False)  # those that are not frozen
     model_state: dict[str, torch.Tensor] = field(init=False)
@@ -93,6 +94,8 @@ def run_window(
     if applied:
         _clip(gradients, scale, norm, experiment.max_grad_norm)
         _step(state, rate)
+        if state.ema:
+            _average(state, experiment)
     else:
         for buffer, old in zip(state.buffers, before, strict=True):
             buffer.copy_(old)
@@ -163,3 +166,12 @@ def _step(state: TrainState, rate: float) -> None:
     set_learning_rate(state.optimizer, rate)
     state.optimizer.step()
     state.update += 1
+
+
+@torch.no_grad()
+def _average(state: TrainState, experiment: Experiment) -> None:
+    """e + (1 - d) * (p - e) after the update that was just made."""
+    share = 1 - float(experiment.ema_decay or 0.0)
+    if experiment.ema_warmup:  # 1 - (1 + t) / (10 + t), t the index of that update
+        share = max(share, 9 / (10 + state.update - 1))
+    torch._foreach_lerp_(list(state.ema.values()), list(state.parameters.values()), share)  # pyright: ignore[reportPrivateImportUsage] - as above

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class CompareReport:
     undetermined: tuple[str, ...]
     tolerance: Tolerance
     first_divergence: Divergence | None
-    evaluations: tuple[Mapping[str, float], Mapping[str, float]]
+    evaluations: tuple[Mapping[str, Any], Mapping[str, Any]]
     seconds: tuple[float, float]
     strategies: tuple[str, str]
     notes: tuple[str, ...] = ()

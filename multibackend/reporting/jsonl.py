@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from multibackend.events import Event, UpdateFinished
 
 __all__ = ["JsonLog", "read_log"]
@@ -44,4 +46,6 @@ def read_log(directory: Path) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -49,8 +51,9 @@ def print_comparison(console: Console, report: CompareReport) -> None:
         table.add_row(f"{name} (gradient is rounding)", "", "", f"{report.parameter_differences[name]:.1e}")
     one, other = report.evaluations
     for name, value in one.items():
-        gap = abs(value - other[name]) / max(abs(value), abs(other[name]), 1e-300)
-        table.add_row(f"held-out {name}", f"{value:.4f}", f"{other[name]:.4f}", f"{gap:.1e}")
+        sizes = (np.abs(value).max(), np.abs(other[name]).max(), 1e-300)
+        gap = np.abs(np.subtract(value, other[name])).max() / max(sizes)
+        table.add_row(f"held-out {name}", _shown(value), _shown(other[name]), f"{gap:.1e}")
     table.add_row("seconds, with compilation", *(f"{seconds:.1f}" for seconds in report.seconds), "")
     console.print(table)
     tolerance = report.tolerance
@@ -95,7 +98,15 @@ def print_backends(console: Console, backends: Sequence[BackendInfo]) -> None:
     console.print(table)
 
 
-def print_metrics(console: Console, title: str, metrics: Mapping[str, float]) -> None:
-    """Loss and metrics in one line."""
-    listed = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+def print_metrics(console: Console, title: str, metrics: Mapping[str, Any]) -> None:
+    """Loss and metrics in one line, then those that are arrays."""
+    listed = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if np.ndim(value) == 0)
     console.print(f"{title}: {listed}", highlight=False)
+    for name, value in metrics.items():
+        if np.ndim(value):
+            console.print(f"{name}:\n{value}", highlight=False, markup=False)
+
+
+def _shown(value: Any) -> str:
+    """A number, or the shape of an array."""
+    return f"{value:.4f}" if np.ndim(value) == 0 else f"array {list(np.shape(value))}"

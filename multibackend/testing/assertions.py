@@ -94,10 +94,10 @@ def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
 
 
 def assert_snapshots_identical(actual: Snapshot, expected: Snapshot) -> None:
-    """Raise `MatchError` unless two training states are bit-identical, optimizer slots and model state included."""
+    """Raise `MatchError` unless two training states are bit-identical, all of their parts, optimizer slots included."""
     if actual.update != expected.update:
         raise MatchError(f"update: {actual.update} against {expected.update} expected")
-    for part in ("parameters", "model_state", "optimizer"):
+    for part in ("parameters", "model_state", "optimizer", "ema"):
         assert_bit_identical(getattr(actual, part), getattr(expected, part), what=part)
 
 

@@ -47,6 +47,12 @@ def test_one_framework(backend: str, own: set[str]) -> None:
     assert listed <= {f"multibackend_{backend}"}
 
 
+def test_loggers_are_imported_when_asked_for() -> None:
+    """Neither the package nor the listeners' own modules load what they write with; only making a listener does."""
+    listeners = "from multibackend.reporting import mlflow_log, tensorboard_log, wandb_log"
+    assert not loaded(f"import multibackend, multibackend.cli\n{listeners}") & {"tensorboardX", "wandb", "mlflow"}
+
+
 def submodules(backend: str) -> set[str]:
     code = f"from multibackend.registry import load_backend; load_backend({backend!r}); import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

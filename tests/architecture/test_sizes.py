@@ -28,6 +28,7 @@ PUBLIC = [
     "AccumulationReport",
     "BackendInfo",
     "CompareReport",
+    "EarlyStopping",
     "EffectiveBatch",
     "Experiment",
     "FitResult",

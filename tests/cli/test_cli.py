@@ -178,3 +178,24 @@ def test_help_loads_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_train_evaluates_on_the_way_and_keeps_the_average(
+    backend: str, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out metrics every second update and the best of them; the average's weights give its metrics again."""
+    run_dir = tmp_path / "run"
+    arguments = ["train", file, "--backend", backend, "--updates", "5", "--run-dir", str(run_dir)]
+    assert main([*arguments, "--evaluate-every", "2", "--ema-decay", "0.9"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+    made = [line for line in lines if line["event"] == "EvaluationFinished" and line["scheduled"]]
+    assert [line["update"] for line in made] == [2, 4, 5]
+    for line in made:
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in line["metrics"].items())
+        assert f"update {line['update']}: held-out {numbers}" in printed
+    assert f"best loss: {min(line['metrics']['loss'] for line in made):.4f} after update 5" in printed
+    average = next(line for line in printed if line.startswith("held-out (average): "))
+    assert main(["evaluate", file, "--backend", backend, "--weights", str(run_dir / "ema.safetensors")]) == 0
+    assert average.removeprefix("held-out (average): ") in capsys.readouterr().out

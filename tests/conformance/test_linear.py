@@ -4,6 +4,7 @@ import pytest
 from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH
 
 from multibackend.testing.conformance import (
+    AverageConformance,
     GroupConformance,
     ScheduleConformance,
     SkipConformance,
@@ -34,4 +35,9 @@ class TestState(StateConformance):
 
 @pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
 class TestGroups(GroupConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
+class TestAverages(AverageConformance):
     pass

@@ -15,6 +15,7 @@ from multibackend.protocol import Rates
 from multibackend.schedules import learning_rate_at
 from multibackend.testing import Variant
 from multibackend.testing.conformance import (
+    AverageConformance,
     GroupConformance,
     ScheduleConformance,
     SkipConformance,
@@ -23,7 +24,14 @@ from multibackend.testing.conformance import (
 )
 
 VARIANT = Variant("stub", {"linear": lambda: Linear(3, 2)}, windows_per_dispatch=2)
-PARTS = (WindowConformance, SkipConformance, ScheduleConformance, StateConformance, GroupConformance)
+PARTS = (
+    WindowConformance,
+    SkipConformance,
+    ScheduleConformance,
+    StateConformance,
+    GroupConformance,
+    AverageConformance,
+)
 EVERY = {f"{part.__name__}.{test}" for part in PARTS for test in vars(part) if test.startswith("test_")}
 Window = Callable[..., Any]
 
@@ -326,7 +334,63 @@ class DecaysEveryGroup(StubProgram):
         return groups | (bare if self.spec.groups else {})
 
 
-W, K, C, T, G = (part.__name__ for part in PARTS)
+class AveragesMicroBatches(StubProgram):
+    """The average moves on with each micro-batch."""
+
+    def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> Any:
+        state, row = super().window(state, micro_batches, weight, rates)
+        for _ in micro_batches[1:]:
+            state = replace(state, ema=self.average(state, state.parameters))
+        return state, row
+
+
+class AveragesSkippedWindows(StubProgram):
+    """The average moves on with a skipped window too."""
+
+    def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> Any:
+        after, row = super().window(state, micro_batches, weight, rates)
+        return (after if row.applied else replace(after, ema=self.average(state, state.parameters))), row
+
+
+class WarmsUpLate(StubProgram):
+    """The warm-up counts updates from 1."""
+
+    def average(self, state: State, parameters: dict) -> Any:
+        return super().average(replace(state, update=state.update + 1), parameters)
+
+
+class TrainsTheAverage(StubProgram):
+    """The average takes the place of the parameters."""
+
+    def step(self, state: State, gradient: dict, rate: float) -> State:
+        after = super().step(state, gradient, rate)
+        return replace(after, parameters=after.ema or after.parameters)
+
+
+class EvaluatingMovesTheAverage(StubProgram):
+    """An evaluation of the average leaves its mark on it."""
+
+    def evaluate(self, state: State, batch: Any, *, ema: bool = False) -> Any:
+        if ema:
+            state.ema["weight"][...] *= 1.001
+        return super().evaluate(state, batch, ema=ema)
+
+
+class EvaluatesTheParameters(StubProgram):
+    """The average is not what is evaluated."""
+
+    def evaluate(self, state: State, batch: Any, *, ema: bool = False) -> Any:
+        return super().evaluate(state, batch)
+
+
+class ForgetsTheAverage(StubProgram):
+    """What is restored begins the average anew."""
+
+    def restore(self, snapshot: Any) -> State:
+        return super().restore(replace(snapshot, ema={}))
+
+
+W, K, C, T, G, A = (part.__name__ for part in PARTS)
 FAULTS: dict[type[StubProgram], list[str]] = {
     UnscaledRate: [f"{C}.test_learning_rate_scales_with_the_effective_batch"],
     NoGroups: [
@@ -407,6 +471,13 @@ FAULTS: dict[type[StubProgram], list[str]] = {
         f"{T}.test_windows_per_dispatch_does_not_show",
         f"{C}.test_learning_rate_counts_updates",
     ],
+    AveragesMicroBatches: [f"{A}.test_average_of_each_update"],
+    AveragesSkippedWindows: [f"{A}.test_average_of_each_update", f"{A}.test_skipped_window_leaves_the_average"],
+    WarmsUpLate: [f"{A}.test_warmup_of_the_average"],
+    TrainsTheAverage: [f"{A}.test_average_does_not_show_in_training"],
+    EvaluatingMovesTheAverage: [f"{A}.test_evaluating_the_average_changes_nothing"],
+    EvaluatesTheParameters: [f"{A}.test_average_of_each_update"],
+    ForgetsTheAverage: [f"{A}.test_snapshot_holds_the_average"],
 }
 
 

@@ -16,6 +16,7 @@ Each class is a set of tests for pytest to inherit; all take one fixture, `varia
 "linear" is y = x W^T + b with 3 inputs and 2 outputs, its parameters called `weight` [2, 3] and `bias` [2].
 """
 
+from multibackend.testing.conformance.averages import AverageConformance
 from multibackend.testing.conformance.groups import GroupConformance
 from multibackend.testing.conformance.models import (
     ClassifierConformance,
@@ -29,6 +30,7 @@ from multibackend.testing.conformance.state import StateConformance
 from multibackend.testing.conformance.windows import WindowConformance
 
 __all__ = [
+    "AverageConformance",
     "ClassifierConformance",
     "GroupConformance",
     "PartialUseConformance",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,6 +41,7 @@ class State:
     velocity: Arrays
     update: int = 0
     failed: bool = False
+    ema: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class StubProgram:
 
     def init(self) -> State:
         parameters = self.module.initial(int(self.experiment.seed), self.experiment.precision)
-        return State(parameters, {name: np.zeros_like(array) for name, array in parameters.items()})
+        velocity = {name: np.zeros_like(array) for name, array in parameters.items()}
+        return State(parameters, velocity, ema={} if self.experiment.ema_decay is None else _copy(parameters))
 
     def place(self, stack: WindowStack) -> WindowStack:
         return stack
@@ -130,7 +132,7 @@ class StubProgram:
     def step(self, state: State, gradient: Arrays, rate: float) -> State:
         moved = {name: self.move(state, gradient, rate, name) for name in state.parameters}
         parameters, velocity = ({name: pair[i] for name, pair in moved.items()} for i in (0, 1))
-        return State(parameters, velocity, state.update + 1)
+        return State(parameters, velocity, state.update + 1, ema=self.average(state, parameters))
 
     def move(self, state: State, gradient: Arrays, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(parameter, velocity) after an update."""
@@ -142,6 +144,13 @@ class StubProgram:
         step = d + self.spec.momentum * b if self.spec.nesterov else b
         return p - rate * group.learning_rate_factor * step, b
 
+    def average(self, state: State, parameters: Arrays) -> Arrays:
+        """The moving average after an update that gave `parameters`."""
+        d = self.experiment.ema_decay or 0.0
+        if self.experiment.ema_warmup:
+            d = min(d, (1 + state.update) / (10 + state.update))
+        return {name: d * array + (1 - d) * parameters[name] for name, array in state.ema.items()}
+
     def read(self, results: Sequence[Row]) -> WindowResults:
         columns = {
             name: np.array([getattr(row, name) for row in results])
@@ -150,8 +159,9 @@ class StubProgram:
         loss, norm, weight, finite, applied, norms = columns.values()
         return WindowResults(loss[:, None], norm, weight[:, None], finite, applied, norms, np.ones(len(results)))
 
-    def evaluate(self, state: State, batch: Mapping[str, np.ndarray]) -> tuple[float, float]:
-        return self.forward(state.parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
+    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple[float, float]:
+        parameters = state.ema if ema else state.parameters
+        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
 
     def read_sums(self, sums: Sequence[tuple[float, float]]) -> EvaluationSums:
         totals, weights = zip(*sums, strict=True)
@@ -159,14 +169,15 @@ class StubProgram:
 
     def snapshot(self, state: State) -> Snapshot:
         slots = {"momentum_buffer": _copy(state.velocity)} if self.spec.momentum else {}
-        return Snapshot(_copy(state.parameters), optimizer=slots, update=state.update)
+        return Snapshot(_copy(state.parameters), optimizer=slots, update=state.update, ema=_copy(state.ema))
 
     def restore(self, snapshot: Snapshot) -> State:
         fresh = self.init()
         check_same_names(fresh.parameters, snapshot.parameters, "the parameters")
         velocity = snapshot.optimizer.get("momentum_buffer", fresh.velocity)
         dtype = self.experiment.precision
-        return State(_copy(snapshot.parameters, dtype), _copy(velocity, dtype), snapshot.update)
+        ema = _copy(snapshot.ema or snapshot.parameters, dtype) if fresh.ema else {}
+        return State(_copy(snapshot.parameters, dtype), _copy(velocity, dtype), snapshot.update, ema=ema)
 
     def compilations(self) -> int:
         return 0
