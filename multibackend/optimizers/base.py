@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from multibackend.names import glob_matches
 from multibackend.schedules import LearningRate, check_learning_rate
 from multibackend.validation import Problems
 
-__all__ = ["Group", "Optimizer", "is_vector"]
+__all__ = ["Group", "Optimizer", "Where", "is_vector"]
 
 Where = Callable[[str, tuple[int, ...]], bool] | str
 
@@ -97,6 +97,13 @@ class Optimizer:
 
     def _check(self, problems: Problems) -> None:
         """Add the problems of a subclass's own arguments."""
+
+    def check_shapes(self, problems: Problems, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Add the problems that this optimizer has with the parameters of a model, by canonical name and shape."""
+
+    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[tuple[str, ...], Optimizer]]:
+        """The parameters by the law that they follow: one for all, unless a subclass has several."""
+        return [(tuple(shapes), self)]
 
     def _check_groups(self, problems: Problems) -> None:
         given: Any = (self.groups,) if isinstance(self.groups, Group) else self.groups
