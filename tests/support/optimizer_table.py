@@ -14,9 +14,9 @@ PATH = Path(__file__).parents[2] / "docs" / "optimizers.md"
 COMMAND = "PYTHONPATH=tests python -m support.optimizer_table"
 HEAD = f"""# Optimizers: how closely each backend follows its definition
 
-Every optimizer has one written definition, the equations of its docstring in `multibackend.optimizers`. This table holds
-each backend against a plain numpy float64 formula of that definition, which shares no code with the library: {UPDATES}
-updates under a warm-up and cosine schedule, {SIZE} parameters, gradients whose scales range from 1e-6 to 1e3.
+Every optimizer has one written definition, the equations of its docstring in `multibackend.optimizers`. This table
+holds each backend against a plain numpy float64 formula of that definition, which shares no code with the library:
+{UPDATES} updates under a warm-up and cosine schedule, {SIZE} parameters, gradients whose scales range from 1e-6 to 1e3.
 
 - **parameters**: the largest difference of a parameter, relative to 1 + its size.
 - **state**: the largest relative difference of an element of the optimizer's state (momentum, second moments, ...).
@@ -37,11 +37,11 @@ def measured(name: str, case: Case, backend: str) -> list[str]:
     trainer = case.trained(backend)
     found = trainer.snapshot().optimizer
     ratios = [np.abs(found[slot]["p"] / array - 1).max() for slot, array in slots.items()]
-    options = ", ".join(f"{key}={value}" for key, value in case.options.items())
+    matrix = [f"matrix {case.shape[0]} × {case.shape[1]}"] if len(case.shape) == 2 else []
+    options = ", ".join([*(f"{key}={value}" for key, value in case.options.items()), *matrix])
     return [
         name.partition(",")[0],
-        options
-        + ("" if len(case.shape) == 1 else f"{', ' if options else ''}matrix {case.shape[0]} × {case.shape[1]}"),
+        options,
         backend,
         f"{largest_difference(trainer.parameters()['p'], parameters):.1e}",
         f"{max(ratios):.1e}" if ratios else "–",
