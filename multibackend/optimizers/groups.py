@@ -49,7 +49,7 @@ def resolve_groups(spec: Optimizer, shapes: Shapes) -> tuple[GroupedParameters, 
     >>> [(g.names, g.spec.weight_decay) for g in resolve_groups(sgd, {"weight": (2, 3), "bias": (2,)})]
     [(('weight',), 0.1), (('bias',), 0.0)]
     """
-    problems = Problems(f"{type(spec).__name__}: groups")
+    problems = Problems(type(spec).__name__)
     matches = [_matched(group, index, shapes, problems) for index, group in enumerate(spec.groups)]
     owner = {name: next((i for i, names in enumerate(matches) if name in names), None) for name in shapes}
     for index, (group, matched) in enumerate(zip(spec.groups, matches, strict=True)):
@@ -64,7 +64,8 @@ def resolve_groups(spec: Optimizer, shapes: Shapes) -> tuple[GroupedParameters, 
     problems.raise_if_any()
     plain = replace(spec, groups=()) if spec.groups else spec
     rest = tuple(name for name in shapes if owner[name] is None)
-    resolved = [GroupedParameters(names, part) for names, part in plain.split({name: shapes[name] for name in rest})]
+    parts = plain.split({name: shapes[name] for name in rest}) if rest else []
+    resolved = [GroupedParameters(names, part) for names, part in parts]
     for index, group in enumerate(spec.groups):
         own = {name: shapes[name] for name in shapes if owner[name] == index}
         changed = plain if group.weight_decay is None else _with_decay(plain, group.weight_decay)
