@@ -32,16 +32,17 @@ SLOTS = {
 
 
 def build_grouped(
-    spec: optimizers.Optimizer, groups: Sequence[GroupedParameters]
+    spec: optimizers.Optimizer, groups: Sequence[GroupedParameters], merged: Mapping[str, tuple[int, ...]]
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a spec, where parameters of different groups go each their own way; frozen ones never come here.
 
-    Its state is the tuple of the groups' states, joined: each part holds the parameters of its group only.
+    Its state is the tuple of the groups' states: each holds the parameters of its group only. `merged` has the shapes
+    of parameters with those axes joined that are one in the canonical layout.
     """
-    if not spec.groups:
+    if not spec.groups and not isinstance(spec, optimizers.Muon):
         return build_optimizer(spec)
     trained = [group for group in groups if not group.frozen]
-    parts = [optax.chain(*direction(g.spec), scale_by_rate(g.learning_rate_factor)) for g in trained]
+    parts = [optax.chain(*_directions(g.spec, merged), scale_by_rate(g.learning_rate_factor)) for g in trained]
 
     def of_group(tree: Any, group: GroupedParameters) -> dict[str, Any]:
         return {name: tree[name] for name in group.names}
@@ -65,6 +66,14 @@ def build_grouped(
 def build_optimizer(spec: optimizers.Optimizer) -> optax.GradientTransformationExtraArgs:
     """The whole inner optimizer: `update(gradients, state, parameters, learning_rate=...)`."""
     return optax.chain(*direction(spec), scale_by_rate())
+
+
+def _directions(
+    spec: optimizers.Optimizer, merged: Mapping[str, tuple[int, ...]]
+) -> tuple[optax.GradientTransformation, ...]:
+    if isinstance(spec, optimizers.Muon):  # the only one that looks at shapes
+        return (own.scale_by_muon(spec, merged), *_decay(spec.weight_decay))
+    return direction(spec)
 
 
 @singledispatch

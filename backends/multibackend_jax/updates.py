@@ -28,6 +28,7 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_amsgrad",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_nadam",
     "scale_by_radam",
     "scale_by_rmsprop",
@@ -231,6 +232,43 @@ def scale_by_adadelta(spec: optimizers.Adadelta) -> optax.GradientTransformation
         return d, v, _average(spec.rho, a, d * d)
 
     return _by_leaf({"square_avg": 0.0, "acc_delta": 0.0}, lambda count: leaf)
+
+
+def scale_by_muon(spec: optimizers.Muon, matrices: Mapping[str, tuple[int, ...]]) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Muon`, for its matrices only; without its weight decay.
+
+    `matrices` has the shape [inputs, outputs] of kernels that Flax keeps with more than two axes.
+    """
+
+    def leaf(g: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        b = spec.momentum * b + g
+        d = (g + spec.momentum * b if spec.nesterov else b).reshape(shape)
+        return (_orthogonalised(d) * spec.step_size(*shape)).reshape(g.shape), b
+
+    def init(params: Any) -> SlotState:
+        return SlotState(jnp.zeros([], jnp.int32), {"momentum_buffer": jax.tree.map(jnp.zeros_like, params)})
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlotState]:
+        momenta = state.slots["momentum_buffer"]
+        results = {n: leaf(g, momenta[n], matrices.get(n, g.shape)) for n, g in updates.items()}
+        slots = {"momentum_buffer": {name: b for name, (_, b) in results.items()}}
+        count: Any = optax.safe_increment(state.count)
+        return {name: d for name, (d, _) in results.items()}, SlotState(count, slots)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _orthogonalised(matrix: jax.Array) -> jax.Array:
+    """[rows, columns]: the iteration of `multibackend.optimizers.Muon`, on the side that has fewer rows."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return _orthogonalised(matrix.T).T
+    a, b, c = optimizers.Muon.coefficients
+    norm = jnp.linalg.norm(matrix)
+    x = matrix / jnp.where(norm > 0, norm, 1)
+    for _ in range(optimizers.Muon.iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
 
 
 class NativeState(NamedTuple):

@@ -111,9 +111,10 @@ class WindowFunctions:
 
     @property
     def multi_steps(self) -> optax.MultiSteps:
+        merged = {name: self.model.layouts[name].merged for name in self.model.parameters}
         # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
         return optax.MultiSteps(
-            build_grouped(self.experiment.optimizer, self.groups),
+            build_grouped(self.experiment.optimizer, self.groups, merged),
             every_k_schedule=1,
             use_grad_mean=False,
             accumulator_dtype=self.dtype,

@@ -27,14 +27,18 @@ def build_grouped(
     spec: optimizers.Optimizer, groups: Iterable[GroupedParameters], parameters: Parameters
 ) -> torch.optim.Optimizer:
     """The native optimizer of a spec, one native parameter group for each that is not frozen."""
-    if not spec.groups:
+    if not spec.groups and not isinstance(spec, optimizers.Muon):
         return build_optimizer(spec, parameters.values())
     native: list[dict[str, Any]] = []
     for group in groups:
         if not group.frozen:
-            options = {_FACTOR: group.learning_rate_factor} if group.learning_rate_factor != 1.0 else {}
-            decay = getattr(group.spec, "weight_decay", None)
-            options |= {} if decay is None else {"weight_decay": float(decay)}
+            options: dict[str, Any] = {}
+            if group.learning_rate_factor != 1.0:
+                options[_FACTOR] = group.learning_rate_factor
+            if hasattr(group.spec, "weight_decay"):
+                options |= _floats(group.spec, "weight_decay")
+            if isinstance(spec, optimizers.Muon):
+                options["matrices"] = isinstance(group.spec, optimizers.Muon)
             native.append({"params": [parameters[name] for name in group.names], **options})
     return build_optimizer(spec, native)
 
@@ -98,6 +102,12 @@ def _(spec: optimizers.Lion, parameters: Iterable[Any]) -> torch.optim.Optimizer
 
 
 @build_optimizer.register
+def _(spec: optimizers.Muon, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    options = _floats(spec, "momentum", "beta1", "beta2", "eps", "weight_decay")
+    return updates.Muon(parameters, nesterov=spec.nesterov, **options)
+
+
+@build_optimizer.register
 def _(spec: optimizers.RMSprop, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     options = _floats(spec, "eps", "momentum", "weight_decay")
     if spec.centered:
@@ -158,25 +168,33 @@ def slot_names(optimizer: torch.optim.Optimizer, given: Iterable[str] = ()) -> t
     if _is_native(optimizer):
         return tuple(slot for slot in given if slot.startswith(_NATIVE))
     if isinstance(optimizer, updates.DirectionOptimizer):
-        return optimizer.slots
+        return tuple(dict.fromkeys(slot for group in optimizer.param_groups for slot in optimizer.slots_of(group)))
     options, slots = optimizer.defaults, _SLOTS.get(type(optimizer), ())
     slots += ("max_exp_avg_sq",) if options.get("amsgrad") else ()
     return (*slots, "momentum_buffer") if options.get("momentum") else slots
 
 
+def _slots_by_name(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, tuple[str, ...]]:
+    if not isinstance(optimizer, updates.DirectionOptimizer):
+        return dict.fromkeys(parameters, slot_names(optimizer))
+    by_id = {id(p): optimizer.slots_of(group) for group in optimizer.param_groups for p in group["params"]}
+    return {name: by_id[id(parameter)] for name, parameter in parameters.items()}
+
+
 def read_slots(optimizer: torch.optim.Optimizer, parameters: Parameters) -> dict[str, dict[str, torch.Tensor]]:
     """The optimizer's per-parameter tensors by slot; zeros where it has not stepped yet."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
     if _is_native(optimizer):
-        found: dict[str, dict[str, torch.Tensor]] = {}
         for name, parameter in parameters.items():
             for key, value in optimizer.state[parameter].items():
                 if isinstance(value, torch.Tensor | float | int):
                     found.setdefault(_NATIVE + key, {})[name] = torch.as_tensor(value)
         return found
-    return {
-        slot: {name: optimizer.state[p].get(slot, torch.zeros_like(p)) for name, p in parameters.items()}
-        for slot in slot_names(optimizer)
-    }
+    for name, slots in _slots_by_name(optimizer, parameters).items():
+        state = optimizer.state[parameters[name]]
+        for slot in slots:
+            found.setdefault(slot, {})[name] = state[slot] if slot in state else torch.zeros_like(parameters[name])
+    return found
 
 
 def write_slots(
@@ -189,9 +207,9 @@ def write_slots(
     if _is_native(optimizer):
         _load_native(optimizer, parameters, slots)
         return
-    for name, parameter in parameters.items():
-        state = optimizer.state[parameter]
-        for slot in slot_names(optimizer):
+    for name, names in _slots_by_name(optimizer, parameters).items():
+        parameter, state = parameters[name], optimizer.state[parameters[name]]
+        for slot in names:
             state[slot] = torch.tensor(slots[slot][name], dtype=parameter.dtype, device=parameter.device)
         if type(optimizer) in _SLOTS:
             # fused kernels read the count on the device, the others on the host

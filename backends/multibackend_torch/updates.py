@@ -11,7 +11,9 @@ from typing import Any, cast
 
 import torch
 
-__all__ = ["CenteredRMSprop", "DirectionOptimizer", "Lion", "NAdam"]
+from multibackend.optimizers import Muon as spec_of_muon  # noqa: N813 - the class here has the same name
+
+__all__ = ["CenteredRMSprop", "DirectionOptimizer", "Lion", "Muon", "NAdam"]
 
 Tensors = list[torch.Tensor]
 Slots = Mapping[str, Tensors]
@@ -49,20 +51,25 @@ class DirectionOptimizer(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
                 gradients: Tensors = [p.grad for p in parameters]
-                directions = self.directions(group, parameters, gradients, self._slots(parameters))
+                slots = self._slots(parameters, self.slots_of(group))
+                directions = self.directions(group, parameters, gradients, slots)
                 _foreach_add_(parameters, directions, alpha=-group["lr"])
+
+    def slots_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The names of the per-parameter tensors of a group."""
+        return self.slots
 
     def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         """d for each parameter; slots are updated in place, gradients are left alone."""
         raise NotImplementedError
 
-    def _slots(self, parameters: Sequence[torch.Tensor]) -> Slots:
+    def _slots(self, parameters: Sequence[torch.Tensor], names: tuple[str, ...]) -> Slots:
         for parameter in parameters:
             state = self.state[parameter]
-            for slot in self.slots:
+            for slot in names:
                 if slot not in state:
                     state[slot] = torch.zeros_like(parameter)
-        return {slot: [self.state[p][slot] for p in parameters] for slot in self.slots}
+        return {slot: [self.state[p][slot] for p in parameters] for slot in names}
 
 
 def _with_decay(gradients: Tensors, parameters: Tensors, weight_decay: float) -> Tensors:
@@ -155,3 +162,47 @@ class Lion(DirectionOptimizer):
         _foreach_sign_(signs)
         _average_(slots["exp_avg"], gradients, group["beta2"])
         return _with_decay(signs, parameters, group["weight_decay"])
+
+
+class Muon(DirectionOptimizer):
+    """See `multibackend.optimizers.Muon`. Groups with "matrices": True are matrices, the others follow AdamW."""
+
+    slots = ("momentum_buffer", "exp_avg", "exp_avg_sq")
+
+    def slots_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.slots[:1] if group["matrices"] else self.slots[1:]
+
+    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+        directions = self._orthogonal if group["matrices"] else self._adam
+        return _with_decay(directions(group, gradients, slots), parameters, group["weight_decay"])
+
+    def _adam(self, group: dict[str, Any], gradients: Tensors, slots: Slots) -> Tensors:
+        beta1, beta2 = group["beta1"], group["beta2"]
+        _average_(slots["exp_avg"], gradients, beta1)
+        _average_square_(slots["exp_avg_sq"], gradients, beta2)
+        roots = _foreach_sqrt(slots["exp_avg_sq"])
+        _foreach_mul_(roots, 1 / math.sqrt(1 - beta2**self.count))
+        _foreach_add_(roots, group["eps"])
+        directions = _foreach_div(slots["exp_avg"], roots)
+        _foreach_mul_(directions, 1 / (1 - beta1**self.count))
+        return directions
+
+    def _orthogonal(self, group: dict[str, Any], gradients: Tensors, slots: Slots) -> Tensors:
+        momenta = slots["momentum_buffer"]
+        _foreach_mul_(momenta, group["momentum"])
+        _foreach_add_(momenta, gradients)
+        directions = _foreach_add(gradients, momenta, alpha=group["momentum"]) if group["nesterov"] else momenta
+        return [orthogonalised(d) * spec_of_muon.step_size(*d.shape) for d in directions]
+
+
+def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
+    """[rows, columns]: the iteration of `multibackend.optimizers.Muon`, on the side that has fewer rows."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalised(matrix.T).T
+    a, b, c = spec_of_muon.coefficients
+    norm = torch.linalg.matrix_norm(matrix)
+    x = matrix / torch.where(norm > 0, norm, 1)
+    for _ in range(spec_of_muon.iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x

@@ -15,6 +15,7 @@ from multibackend.optimizers.adaptive import Adadelta, Adagrad, RMSprop
 from multibackend.optimizers.base import Optimizer
 from multibackend.optimizers.groups import Group, GroupedParameters, is_vector, resolve_groups
 from multibackend.optimizers.momentum import SGD, Lion
+from multibackend.optimizers.muon import Muon, is_matrix
 from multibackend.optimizers.native import Native
 
 __all__ = [
@@ -27,11 +28,13 @@ __all__ = [
     "Group",
     "GroupedParameters",
     "Lion",
+    "Muon",
     "NAdam",
     "Native",
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "is_matrix",
     "is_vector",
     "resolve_groups",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -10,7 +10,7 @@ from multibackend.names import glob_matches
 from multibackend.schedules import LearningRate, check_learning_rate
 from multibackend.validation import Problems
 
-__all__ = ["Group", "Optimizer", "is_vector"]
+__all__ = ["Group", "Optimizer", "Where", "is_vector"]
 
 Where = Callable[[str, tuple[int, ...]], bool] | str
 
@@ -32,7 +32,7 @@ class Group:
         where: which parameters: a function `(name, shape) -> bool` of the canonical name and the canonical shape, or a
             pattern for the whole name, in which * stands for any characters, also dots (`fnmatch`). Differences of
             style do not count: "layers.0.*" matches `layers_0.weight` too.
-        learning_rate_factor: what the schedule's rate is multiplied by; >= 0.
+        learning_rate_factor: what the schedule's rate is multiplied by; >= 0. The history has the rate without it.
         weight_decay: in place of the optimizer's own; None keeps that.
         frozen: the parameters stay as they are: no update, no decay, no gradient is computed for them, they do not
             count in the global norm, and they have no optimizer state (a snapshot holds zeros for them). They keep
@@ -97,6 +97,13 @@ class Optimizer:
 
     def _check(self, problems: Problems) -> None:
         """Add the problems of a subclass's own arguments."""
+
+    def check_shapes(self, problems: Problems, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Add the problems that this optimizer has with the parameters of a model, by canonical name and shape."""
+
+    def split(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[tuple[str, ...], Optimizer]]:
+        """The parameters by the law that they follow: one for all, unless a subclass has several."""
+        return [(tuple(shapes), self)]
 
     def _check_groups(self, problems: Problems) -> None:
         given: Any = (self.groups,) if isinstance(self.groups, Group) else self.groups

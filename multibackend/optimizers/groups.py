@@ -23,7 +23,7 @@ class GroupedParameters:
 
     Attributes:
         names: canonical, in the order of the model.
-        spec: the optimizer, without groups and with this group's weight decay.
+        spec: the law that they follow, without groups and with this group's weight decay.
         learning_rate_factor: what the rate of an update is multiplied by.
         frozen: whether they are left as they are.
     """
@@ -49,7 +49,7 @@ def resolve_groups(spec: Optimizer, shapes: Shapes) -> tuple[GroupedParameters, 
     >>> [(g.names, g.spec.weight_decay) for g in resolve_groups(sgd, {"weight": (2, 3), "bias": (2,)})]
     [(('weight',), 0.1), (('bias',), 0.0)]
     """
-    problems = Problems(f"{type(spec).__name__}: groups")
+    problems = Problems(type(spec).__name__)
     matches = [_matched(group, index, shapes, problems) for index, group in enumerate(spec.groups)]
     owner = {name: next((i for i, names in enumerate(matches) if name in names), None) for name in shapes}
     for index, (group, matched) in enumerate(zip(spec.groups, matches, strict=True)):
@@ -60,14 +60,18 @@ def resolve_groups(spec: Optimizer, shapes: Shapes) -> tuple[GroupedParameters, 
             )
     if shapes and all(index is not None and spec.groups[index].frozen for index in owner.values()):
         problems.add("every parameter is frozen, so there is nothing to train")
+    spec.check_shapes(problems, shapes)
     problems.raise_if_any()
     plain = replace(spec, groups=()) if spec.groups else spec
     rest = tuple(name for name in shapes if owner[name] is None)
-    resolved = [GroupedParameters(rest, plain)] if rest else []
+    parts = plain.split({name: shapes[name] for name in rest}) if rest else []
+    resolved = [GroupedParameters(names, part) for names, part in parts]
     for index, group in enumerate(spec.groups):
-        names = tuple(name for name in shapes if owner[name] == index)
+        own = {name: shapes[name] for name in shapes if owner[name] == index}
         changed = plain if group.weight_decay is None else _with_decay(plain, group.weight_decay)
-        resolved.append(GroupedParameters(names, changed, float(group.learning_rate_factor), group.frozen))
+        parts = [(tuple(own), changed)] if group.frozen else changed.split(own)
+        factor = float(group.learning_rate_factor)
+        resolved += [GroupedParameters(names, part, factor, group.frozen) for names, part in parts]
     return tuple(resolved)
 
 

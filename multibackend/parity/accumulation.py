@@ -86,6 +86,8 @@ def _one_window(experiment: Experiment, data: Mapping[str, np.ndarray]) -> Exper
         shuffle=False,
         drop_last=False,
         optimizer=SGD(learning_rate=1.0),
+        lr_scaling=None,
+        base_batch_size=None,
         max_grad_norm=None,
         precision="float64",
         on_nonfinite="raise",

@@ -94,3 +94,12 @@ def test_a_python_float_at_every_update(name: str) -> None:
         rate = FORMULAS[name][0](update)
         assert type(rate) is float
         assert rate >= 0
+
+
+@pytest.mark.parametrize(("scaling", "power"), [("linear", 1.0), ("sqrt", 0.5)])
+def test_batch_scaled(scaling: str, power: float) -> None:
+    """The schedule's rate times (examples / base), or its root; of a number, the number's."""
+    for rate in (0.3, COSINE):
+        scaled = s.BatchScaled(learning_rate=rate, scaling=scaling, base=32, examples=lambda u: 8 * (1 + u % 5))
+        expected = [s.learning_rate_at(rate, u) * (8 * (1 + u % 5) / 32) ** power for u in UPDATES]
+        assert_arrays_match(rates(scaled), np.array(expected), relative=FORMULA)

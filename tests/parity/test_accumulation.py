@@ -1,6 +1,8 @@
 """However an effective batch is cut into micro-batches, both backends make the step of one large PyTorch batch."""
 
 import functools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from support.reference import large_batch_steps
 import multibackend as mb
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.conformance.problems import tokens
-from multibackend.testing.tolerances import ONE_WINDOW, ONE_WINDOW_FLOAT32
+from multibackend.testing.tolerances import FORMULA, ONE_WINDOW, ONE_WINDOW_FLOAT32
 
 EXAMPLES, EFFECTIVE, LIMIT, EPOCHS = 29, 12, 0.3, 2
 BATCHES = [np.arange(0, 12), np.arange(12, 24), np.arange(24, 29)] * EPOCHS
@@ -107,6 +109,50 @@ def test_check_accumulation_names_the_mean_of_means() -> None:
     report = mb.check_accumulation(linear_classifier(normalize="microbatch"), "torch")
     assert not report.matches
     assert "microbatch" in report.reasons[0]
+
+
+FORMS = {
+    "number": (4, [4] * 6),
+    "mapping": ({0: 4, 2: 2, 4: 1}, [4, 4, 2, 2, 1, 1]),
+    "function": (lambda update: 1 + update % 3, [1, 2, 3, 1, 2, 3]),
+    "effective batch": (mb.EffectiveBatch(12), [4] * 6),
+}
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("form", FORMS)
+def test_schedules_and_logging_count_updates(backend: str, form: str, start: dict, tmp_path: Path) -> None:
+    """However the micro-batches are given: one record, one place of the schedule and one line of the log per update."""
+    given, steps = FORMS[form]
+
+    def schedule(update: int) -> float:
+        return 0.1 / (1 + update)
+
+    experiment = mb.Experiment(
+        model=MODEL,
+        loss=mb.losses.CrossEntropy(target="label"),
+        optimizer=mb.optimizers.SGD(learning_rate=schedule),
+        train_data=tokens(200),
+        micro_batch_size=3,
+        gradient_accumulation_steps=given,
+        precision="float64",
+        lr_scaling="linear",
+        base_batch_size=6,
+    )
+    events: list[mb.events.Event] = []
+    trainer = mb.Trainer(experiment, backend, run_dir=tmp_path, callbacks=[events.append])
+    trainer.load_parameters(start)
+    history = trainer.fit(updates=6).history
+    rates = [schedule(update) * k * 3 / 6 for update, k in enumerate(steps)]
+    assert_arrays_match(history["update"], np.arange(1, 7), relative=0.0)
+    assert_arrays_match(history["examples"], np.array(steps) * 3, relative=0.0)
+    assert_arrays_match(history["learning_rate"], np.array(rates), relative=FORMULA)
+    finished = [event for event in events if isinstance(event, mb.events.UpdateFinished)]
+    assert len(finished) == 6
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    logged = [line["record"] for line in lines if "record" in line]
+    assert [line["update"] for line in logged] == [1, 2, 3, 4, 5, 6]
+    assert [line["learning_rate"] for line in logged] == history["learning_rate"].tolist()
 
 
 def linear_classifier(normalize: str) -> mb.Experiment:

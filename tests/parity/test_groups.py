@@ -137,6 +137,12 @@ def test_resolution() -> None:
     assert [group.frozen for group in resolved] == [False, True, False, False]
 
 
+def test_no_group_is_empty() -> None:
+    """Where every parameter is in some group, there is no rest."""
+    optimizer = SGD(learning_rate=0.1, groups=[Group("head.*"), Group("*", learning_rate_factor=0.5)])
+    assert [group.names for group in resolve_groups(optimizer, SHAPES)] == [tuple(NAMES[4:]), tuple(NAMES[:4])]
+
+
 def test_names_of_another_style_match() -> None:
     """A pattern in torch's style finds Flax's `layers_1`, and only that."""
     optimizer = SGD(learning_rate=0.1, groups=[Group("layers.1.*", frozen=True)])

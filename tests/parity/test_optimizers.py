@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.optimizer_runs import BACKENDS, CASES, trained
+from support.optimizer_runs import BACKENDS, CASES
 
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.tolerances import MANY_UPDATES, MANY_UPDATES_FLOAT32
@@ -26,7 +26,7 @@ def assert_slots_match(actual: dict, expected: dict) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_float64_follows_the_docstring(name: str, backend: str) -> None:
     """200 updates with a schedule: each parameter, and each slot under torch's name for it, to 1e-10."""
-    trainer = trained(backend, CASES[name].optimizer())
+    trainer = CASES[name].trained(backend)
     parameters, slots = CASES[name].expected
     assert_each_matches(trainer.parameters()["p"], parameters, MANY_UPDATES)
     assert_slots_match(trainer.snapshot().optimizer, slots)
@@ -36,16 +36,15 @@ def test_float64_follows_the_docstring(name: str, backend: str) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("Lion")])
 def test_float32_stays_near(name: str, backend: str) -> None:
     """A smoke test: float32 follows the same law. (In Lion rounding decides signs, and parameters jump.)"""
-    trainer = trained(backend, CASES[name].optimizer(), "float32")
+    trainer = CASES[name].trained(backend, "float32")
     assert_each_matches(trainer.parameters()["p"], CASES[name].expected[0], MANY_UPDATES_FLOAT32)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if CASES[name].expected[1]])
 def test_slots_cross_over(name: str) -> None:
     """A run goes on with the other backend's slots and count of updates, either way round."""
-    optimizer = CASES[name].optimizer()
-    trainers = [trained(backend, optimizer, updates=7) for backend in BACKENDS]
-    whole = [trained(backend, optimizer, updates=27) for backend in BACKENDS]
+    trainers = [CASES[name].trained(backend, updates=7) for backend in BACKENDS]
+    whole = [CASES[name].trained(backend, updates=27) for backend in BACKENDS]
     snapshots = [trainer.snapshot() for trainer in trainers]
     for trainer, other, expected in zip(trainers, reversed(snapshots), whole, strict=True):
         trainer.restore(other)

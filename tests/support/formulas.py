@@ -122,3 +122,16 @@ def lion(p, gradients, rate: Rate, beta1=0.9, beta2=0.99, weight_decay=0.0) -> R
         m = beta2 * m + (1 - beta2) * g
         p = p - rate(index) * (d + weight_decay * p)
     return p, {"exp_avg": m}
+
+
+def muon(p, gradients, rate: Rate, shape, momentum=0.95, nesterov=True, weight_decay=0.01) -> Result:
+    p, b = p.reshape(shape), np.zeros(shape)
+    for index, g in enumerate(gradients):
+        b = momentum * b + g.reshape(shape)
+        x = g.reshape(shape) + momentum * b if nesterov else b
+        x = x / np.sqrt((x**2).sum())
+        for _ in range(5):
+            a = x @ x.T
+            x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        p = p - rate(index) * (0.2 * np.sqrt(max(shape)) * x + weight_decay * p)
+    return p, {"momentum_buffer": b}

@@ -32,6 +32,7 @@ class Case:
     spec: Callable[..., optimizers.Optimizer]
     formula: Callable[..., formulas.Result]
     options: dict[str, Any]
+    shape: tuple[int, ...] = (SIZE,)
 
     def optimizer(self, **more: Any) -> optimizers.Optimizer:
         return self.spec(learning_rate=SCHEDULE, **self.options, **more)
@@ -39,7 +40,12 @@ class Case:
     @functools.cached_property
     def expected(self) -> formulas.Result:
         """The parameters and the slots after 200 updates."""
-        return self.formula(START, GRADIENTS, SCHEDULE, **self.options)
+        extra = {} if len(self.shape) == 1 else {"shape": self.shape}
+        return self.formula(START, GRADIENTS, SCHEDULE, **self.options, **extra)
+
+    def trained(self, backend: str, precision: str = "float64", updates: int = UPDATES) -> mb.Trainer:
+        """A trainer after `updates` updates from `START`."""
+        return trained(backend, self.optimizer(), precision, updates, self.shape)
 
 
 def case(spec: Callable[..., optimizers.Optimizer], formula: Callable[..., formulas.Result], **options: Any) -> Case:
@@ -82,33 +88,42 @@ CASES = {
     "Adadelta, decay": case(optimizers.Adadelta, formulas.adadelta, rho=0.95, eps=1e-4, weight_decay=0.03),
     "Lion": case(optimizers.Lion, formulas.lion),
     "Lion, decay": case(optimizers.Lion, formulas.lion, beta1=0.8, beta2=0.95, weight_decay=0.1),
+    "Muon, wide matrix": Case(optimizers.Muon, formulas.muon, {}, (40, 50)),
+    "Muon, tall matrix": Case(
+        optimizers.Muon, formulas.muon, {"momentum": 0.8, "nesterov": False, "weight_decay": 0.1}, (80, 25)
+    ),
 }
 
 
-class TorchVector(torch.nn.Module):
-    def __init__(self) -> None:
+class TorchArray(torch.nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.p = torch.nn.Parameter(torch.zeros(SIZE))
+        self.p = torch.nn.Parameter(torch.zeros(shape))
 
 
-class FlaxVector(nnx.Module):
-    def __init__(self) -> None:
-        self.p = nnx.Param(jax.numpy.zeros(SIZE))
+class FlaxArray(nnx.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.p = nnx.Param(jax.numpy.zeros(shape))
 
 
-MODEL = mb.Model(
-    torch=TorchVector,
-    jax=FlaxVector,
-    call={"torch": lambda model, batch, train: model.p[None], "jax": lambda model, batch, train: model.p[...][None]},
-)
+def one_array(shape: tuple[int, ...]) -> mb.Model:
+    """A model of one parameter p, which it returns, flat: [1, size]."""
+    return mb.Model(
+        torch=functools.partial(TorchArray, shape),
+        jax=functools.partial(FlaxArray, shape),
+        call={
+            "torch": lambda model, batch, train: model.p.reshape(1, -1),
+            "jax": lambda model, batch, train: model.p[...].reshape(1, -1),
+        },
+    )
 
 
 def experiment(
-    optimizer: optimizers.Optimizer, precision: str = "float64", model: mb.Model = MODEL, **options: Any
+    optimizer: optimizers.Optimizer, precision: str = "float64", shape: tuple[int, ...] = (SIZE,), **options: Any
 ) -> mb.Experiment:
     """The gradient of sum(p * g) is g, whatever p is."""
     return mb.Experiment(
-        model=model,
+        model=one_array(shape),
         loss=lambda xp, outputs, batch: xp.sum(outputs * batch["g"], axis=-1),
         optimizer=optimizer,
         train_data={"g": GRADIENTS},
@@ -120,11 +135,15 @@ def experiment(
 
 
 def trained(
-    backend: str, optimizer: optimizers.Optimizer, precision: str = "float64", updates: int = UPDATES
+    backend: str,
+    optimizer: optimizers.Optimizer,
+    precision: str = "float64",
+    updates: int = UPDATES,
+    shape: tuple[int, ...] = (SIZE,),
 ) -> mb.Trainer:
     """A trainer after `updates` updates from `START`."""
-    trainer = mb.Trainer(experiment(optimizer, precision), backend)
-    trainer.load_parameters({"p": START})
+    trainer = mb.Trainer(experiment(optimizer, precision, shape), backend)
+    trainer.load_parameters({"p": START.reshape(shape)})
     trainer.fit(updates=updates)
     return trainer
 
