@@ -18,6 +18,7 @@ from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
+from multibackend.rematerialization import Rematerialize, check_rule
 from multibackend.validation import Problems, closest, is_integer
 
 __all__ = ["PRECISIONS", "Experiment", "Model"]
@@ -121,8 +122,9 @@ class Experiment:
             of the update index (0 for the first), or `EffectiveBatch(examples)`.
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
         precision: "float32" or "float64". Floating-point inputs are cast to it.
-        rematerialize: recompute activations in the backward pass instead of keeping them; False is all that there is
-            in this version.
+        rematerialize: recompute activations in the backward pass instead of keeping them, which changes memory and
+            time, never values: False, True for every block, a pattern or several on the paths of modules
+            ("blocks.*"), or a function `(path) -> bool`. What a block is: `rematerialization.choose_modules`.
         on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
             whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
@@ -147,7 +149,7 @@ class Experiment:
     gradient_accumulation_steps: AccumulationSteps = 1
     max_grad_norm: float | None = None
     precision: str = "float32"
-    rematerialize: bool = False
+    rematerialize: Rematerialize = False
     on_nonfinite: str = "raise"
     normalize: str = "window"
     shuffle: bool = True
@@ -206,8 +208,7 @@ class Experiment:
         problems.choice("precision", self.precision, PRECISIONS)
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
-        if problems.boolean("rematerialize", self.rematerialize) and self.rematerialize:
-            problems.add("rematerialize=True is not available in this version; use a smaller micro_batch_size")
+        check_rule(self.rematerialize, problems)
         problems.boolean("shuffle", self.shuffle)
         problems.boolean("drop_last", self.drop_last)
         problems.integer("seed", self.seed, minimum=0)

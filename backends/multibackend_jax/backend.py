@@ -16,6 +16,7 @@ from multibackend.validation import Problems
 from multibackend_jax.models import Stamp, build_model
 from multibackend_jax.precision import Precision
 from multibackend_jax.program import JaxProgram
+from multibackend_jax.rematerialize import compiler_options
 from multibackend_jax.strategies import STRATEGIES
 from multibackend_jax.window import WindowFunctions
 from multibackend_jax.workload import Workload, choose_strategy, choose_windows_per_dispatch, measure_workload
@@ -48,12 +49,13 @@ class JaxBackend:
         precision, chosen = Precision(experiment.precision), self._device(device)
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
-            model = build_model(experiment.model, precision, int(experiment.seed), batch)
+            model = build_model(experiment.model, precision, int(experiment.seed), batch, experiment.rematerialize)
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
             check_batch(experiment.loss_spec, example, output_shape)  # before the loss meets outputs that do not fit
             dynamic = experiment.loss_spec.weight_sums(example, 0) is None
-            functions = WindowFunctions(experiment, model, dynamic)
+            options = compiler_options(experiment.rematerialize, chosen.platform)
+            functions = WindowFunctions(experiment, model, dynamic, options)
             workload = _workload(functions, batch)
         steps = experiment.accumulation.steps(0)
         window_bytes = steps * sum(array.nbytes for array in batch.values())

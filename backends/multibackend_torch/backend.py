@@ -13,6 +13,7 @@ from multibackend.validation import Problems
 from multibackend_torch.models import build_model, caller
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
+from multibackend_torch.rematerialize import rematerialize
 
 __all__ = ["TorchBackend"]
 
@@ -44,6 +45,7 @@ class TorchBackend:
         if chosen.type == "cpu":
             _keep_freed_memory()
         module = build_model(experiment.model, precision, int(experiment.seed), chosen)
+        module = rematerialize(module, experiment.rematerialize)
         call = caller(experiment.model, module)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
         module.eval()
