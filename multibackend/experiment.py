@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
+from multibackend.bytesize import check_bytes
 from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
@@ -21,8 +22,9 @@ from multibackend.optimizers import Optimizer
 from multibackend.rematerialization import Rematerialize, check_rule
 from multibackend.validation import Problems, closest, is_integer
 
-__all__ = ["PRECISIONS", "Experiment", "Model"]
+__all__ = ["AUTO", "PRECISIONS", "Experiment", "Model"]
 
+AUTO = "auto"  # as micro_batch_size: the largest that fits
 PRECISIONS = ("float32", "float64")
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
@@ -115,7 +117,8 @@ class Experiment:
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`.
         optimizer: one from `multibackend.optimizers`.
         train_data: a dict of arrays of one length, or a map-style dataset.
-        micro_batch_size: examples that go through the model at once.
+        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in memory, with
+            `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a divisor. `Trainer` decides.
         name: of the run, in logs.
         eval_data: like `train_data`; what `Trainer.evaluate` uses.
         gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
@@ -134,6 +137,9 @@ class Experiment:
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
+        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what the device has
+            unless given, which a CPU does not say. It stands here, not with the device in `Trainer`, because it is
+            half of "auto": so `compare`, `check_accumulation` and the command line need nothing more.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -143,7 +149,7 @@ class Experiment:
     loss: Loss | Callable[..., Any]
     optimizer: Optimizer
     train_data: Any = field(repr=False)
-    micro_batch_size: int
+    micro_batch_size: int | str
     name: str = "experiment"
     eval_data: Any = field(default=None, repr=False)
     gradient_accumulation_steps: AccumulationSteps = 1
@@ -157,6 +163,7 @@ class Experiment:
     seed: int = 0
     metrics: Sequence[Metric] = ()
     eval_batch_size: int | None = None
+    memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -180,8 +187,19 @@ class Experiment:
 
     @property
     def accumulation(self) -> Accumulation:
-        """`gradient_accumulation_steps` in its parsed form."""
+        """`gradient_accumulation_steps` in its parsed form; an error while the micro-batch size is "auto"."""
+        if self.micro_batch_size == AUTO:
+            raise ConfigurationError(
+                "Experiment", ["micro_batch_size='auto' is decided by Trainer; read trainer.experiment instead"]
+            )
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
+
+    @property
+    def effective_examples(self) -> int:
+        """Examples of the first full window."""
+        if isinstance(self.gradient_accumulation_steps, EffectiveBatch):
+            return int(self.gradient_accumulation_steps.examples)
+        return self.accumulation.steps(0) * int(self.micro_batch_size)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -220,8 +238,19 @@ class Experiment:
     def _check_sizes(self, problems: Problems) -> None:
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
-        size_known = problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
-        steps = self.gradient_accumulation_steps
+        steps, auto = self.gradient_accumulation_steps, self.micro_batch_size == AUTO
+        if auto and not isinstance(steps, EffectiveBatch):
+            problems.add(
+                "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the examples of an "
+                f"update, which it then keeps; got {steps!r}"
+            )
+        if self.memory_budget is not None:
+            check_bytes("memory_budget", self.memory_budget, problems)
+            if not auto:
+                problems.add(
+                    f"memory_budget is for micro_batch_size='auto' only, got {self.micro_batch_size!r} with it"
+                )
+        size_known = not auto and problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
         if not isinstance(steps, int | Mapping | EffectiveBatch) and not callable(steps) and not is_integer(steps):
             problems.integer("gradient_accumulation_steps", steps, minimum=1)
             return
@@ -244,9 +273,9 @@ class Experiment:
                 continue
             self._set(name, source)
             self.check_fields(name, source, problems, evaluated=name == "eval_data")
-        if not problems.found and self.drop_last and self._first_window() > len(self.train_data):
+        if not problems.found and self.drop_last and self.effective_examples > len(self.train_data):
             problems.add(
-                f"drop_last=True leaves no window: one window has {self._first_window()} examples, the data "
+                f"drop_last=True leaves no window: one window has {self.effective_examples} examples, the data "
                 f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
             )
 
@@ -268,6 +297,3 @@ class Experiment:
                     f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"
                     + closest(wanted, source.fields)
                 )
-
-    def _first_window(self) -> int:
-        return self.accumulation.steps(0) * int(self.micro_batch_size)

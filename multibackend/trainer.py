@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
+from multibackend.autobatch import memory_errors, resolve
 from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, DataError, NonFiniteError
 from multibackend.experiment import Experiment
@@ -59,6 +60,9 @@ class Trainer:
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
 
+    `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
+    `trainer.experiment` has the number.
+
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
         ConfigurationError, DataError: an argument is wrong, or the data do not fit the model and the loss.
@@ -80,22 +84,25 @@ class Trainer:
         windows_per_dispatch: int | None = None,
     ) -> None:
         _check_arguments(experiment, callbacks, device, windows_per_dispatch)
-        native = load_backend(backend)
+        native = self._native = load_backend(backend)
+        how: dict[str, Any] = {
+            "device": device,
+            "strategy": strategy,
+            "windows_per_dispatch": None if windows_per_dispatch is None else int(windows_per_dispatch),
+        }
+        experiment, self.micro_batch = resolve(experiment, native, **how)
         self.experiment, self.backend = experiment, backend
         self.device = native.devices()[0] if device is None else device
         self._feed = Feed(experiment)
-        self.program: Program = native.compile(
-            experiment,
-            example=self._feed.example(),
-            device=device,
-            strategy=strategy,
-            windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
-        )
-        check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
-        self._state = self.program.init()
+        with memory_errors(native, experiment):
+            self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
+            check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
+            self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        if self.micro_batch is not None:
+            self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
     def fit(self, *, updates: int | None = None, epochs: int | None = None) -> FitResult:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
@@ -103,6 +110,7 @@ class Trainer:
         Raises:
             NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays usable, in the state
                 before that window.
+            OutOfMemoryError: the device has no memory left; the message lists the ways out. The run has ended.
             DataError: a label is out of range, or no window of a whole epoch made an update.
         """
         goal = _check_goal(updates, epochs)
@@ -111,10 +119,11 @@ class Trainer:
         where = {"device": self.device, "strategy": self.program.strategy}
         self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
         try:
-            while not self._reached(updates, epochs):
-                self._run_next(updates)
-                ledger.read_if_due()
-            ledger.read_all()
+            with memory_errors(self._native, self.experiment):
+                while not self._reached(updates, epochs):
+                    self._run_next(updates)
+                    ledger.read_if_due()
+                ledger.read_all()
         except NonFiniteError as error:
             self._go_back(error)
             raise
@@ -134,8 +143,10 @@ class Trainer:
         for start in range(0, len(source), size):
             batch = source.take(np.arange(start, min(start + size, len(source))))
             check_batch(self.experiment.loss_spec, batch, self.program.output_shape)
-            sums.append(self.program.evaluate(self._state, batch))
-        total = self.program.read_sums(sums)
+            with memory_errors(self._native, self.experiment, size):
+                sums.append(self.program.evaluate(self._state, batch))
+        with memory_errors(self._native, self.experiment, size):
+            total = self.program.read_sums(sums)
         means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
         for metric in self.experiment.metrics:
             means[metric.name] = metric.finish(means[metric.name])

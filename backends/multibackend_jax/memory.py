@@ -40,13 +40,15 @@ def program_bytes(program: JaxProgram, example: Mapping[str, np.ndarray], steps:
     """The most that is held at once while windows run: state, windows on the device, and temporaries.
 
     For each compiled program: arguments + outputs - what is shared by both + temporary memory, as XLA's
-    `memory_analysis` has them, and what stays on the device meanwhile without being an argument.
+    `memory_analysis` has them, and what stays on the device meanwhile without being an argument, such as the values
+    that the program started from.
     """
+    initial = _bytes(program._model.parameters) + _bytes(program._model.state)
     totals = []
     for compiled, resident in compiled_programs(program, example, steps):
         analysis = compiled.memory_analysis()
         held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-        totals.append(held + analysis.temp_size_in_bytes + resident)
+        totals.append(held + analysis.temp_size_in_bytes + resident + initial)
     return max(totals)
 
 

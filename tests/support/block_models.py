@@ -1,4 +1,4 @@
-"""Residual blocks with batch statistics and dropout, in torch, nnx and linen: what rematerialisation must leave alone."""
+"""Residual blocks with batch statistics and dropout, in torch, nnx and linen; rematerialisation must change nothing."""
 
 from __future__ import annotations
 
