@@ -61,7 +61,7 @@ class MicroBatchChoice:
     trials: tuple[MemoryTrial, ...]
     known: bool = False
 
-    def as_event(self) -> dict[str, int]:
+    def as_event(self) -> dict[str, Any]:
         """The fields of `events.MicroBatchChosen`."""
         trials = 0 if self.known else len(self.trials)
         size, steps = self.micro_batch_size, self.steps

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from multibackend.errors import CapabilityError
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.strategies import Dispatch, Scan, Steering
 
@@ -47,6 +48,11 @@ def program_bytes(program: JaxProgram, example: Mapping[str, np.ndarray], steps:
     totals = []
     for compiled, resident in compiled_programs(program, example, steps):
         analysis = compiled.memory_analysis()
+        if analysis is None:
+            raise CapabilityError(
+                f"XLA tells nothing of memory on {program._device.platform}, which micro_batch_size='auto' asks; give "
+                "a number, micro_batch_size=32"
+            )
         held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         totals.append(held + analysis.temp_size_in_bytes + resident + initial)
     return max(totals)
