@@ -11,6 +11,7 @@ MultibackendError
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
+├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
 """
 
@@ -29,6 +30,7 @@ __all__ = [
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
+    "OutOfMemoryError",
     "PackageNotInstalledError",
     "ParameterMatchError",
 ]
@@ -95,6 +97,17 @@ class NonFiniteError(MultibackendError, ArithmeticError):
         self.update = update
         self.parameters = tuple(parameters)
         self.epoch, self.offset = epoch, offset
+        super().__init__(message)
+
+
+class OutOfMemoryError(MultibackendError, MemoryError):
+    """The device has no memory left. The run has ended: what it held may be half-way through a window.
+
+    `micro_batch_size` and `precision` are those it ran with; the message lists the ways out.
+    """
+
+    def __init__(self, message: str, *, micro_batch_size: int, precision: str) -> None:
+        self.micro_batch_size, self.precision = micro_batch_size, precision
         super().__init__(message)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "FitFinished",
     "FitStarted",
     "Listener",
+    "MicroBatchChosen",
     "Stop",
     "UpdateFinished",
     "WindowSkipped",
@@ -51,6 +52,18 @@ class FitStarted(Event):
     updates: int
     device: str
     strategy: str
+
+
+@dataclass(frozen=True)
+class MicroBatchChosen(Event):
+    """`micro_batch_size="auto"` became a number: the largest within `limit` bytes, after `trials` trials (0 where the
+    answer was known). `steps` of them make an update.
+    """
+
+    micro_batch_size: int
+    steps: int
+    limit: int
+    trials: int
 
 
 @dataclass(frozen=True)

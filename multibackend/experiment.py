@@ -13,17 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
+from multibackend.bytesize import check_bytes
 from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
 from multibackend.precision import PRECISIONS, NumberFormat
+from multibackend.rematerialization import Rematerialize, check_rule
 from multibackend.schedules import LR_SCALINGS
 from multibackend.validation import Problems, closest, is_integer
 
-__all__ = ["Experiment", "Model"]
+__all__ = ["AUTO", "Experiment", "Model"]
 
+AUTO = "auto"  # as micro_batch_size: the largest that fits
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
 
@@ -116,7 +119,8 @@ class Experiment:
             or several terms {name: loss}, each reduced by its own weights, which are then added.
         optimizer: one from `multibackend.optimizers`.
         train_data: a dict of arrays of one length, or a map-style dataset.
-        micro_batch_size: examples that go through the model at once.
+        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in memory, with
+            `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a divisor. `Trainer` decides.
         name: of the run, in logs.
         eval_data: like `train_data`; what `Trainer.evaluate` uses.
         gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
@@ -124,8 +128,9 @@ class Experiment:
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
         precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16" (with a dynamic
             loss scale, see `multibackend.precision.LossScale`). Floating-point inputs are cast to it.
-        rematerialize: recompute activations in the backward pass instead of keeping them; False is all that there is
-            in this version.
+        rematerialize: recompute activations in the backward pass instead of keeping them, which changes memory and
+            time, never values: False, True for every block, a pattern or several on the paths of modules
+            ("blocks.*"), or a function `(path) -> bool`. What a block is: `rematerialization.choose_modules`.
         on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
             whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
@@ -145,6 +150,9 @@ class Experiment:
             stochastic approximation by averaging"); `Trainer.evaluate(ema=True)` uses it.
         ema_warmup: let the decay of the update with index t (0 for the first) be min(d, (1 + t) / (10 + t)), so that a
             short run forgets its initial parameters (as `tf.train.ExponentialMovingAverage(num_updates=t)`).
+        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what the device has
+            unless given, which a CPU does not say. It stands here, not with the device in `Trainer`, because it is
+            half of "auto": so `compare`, `check_accumulation` and the command line need nothing more.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -154,13 +162,13 @@ class Experiment:
     loss: Loss | Callable[..., Any] | Mapping[str, Any]
     optimizer: Optimizer
     train_data: Any = field(repr=False)
-    micro_batch_size: int
+    micro_batch_size: int | str
     name: str = "experiment"
     eval_data: Any = field(default=None, repr=False)
     gradient_accumulation_steps: AccumulationSteps = 1
     max_grad_norm: float | None = None
     precision: str = "float32"
-    rematerialize: bool = False
+    rematerialize: Rematerialize = False
     on_nonfinite: str = "raise"
     normalize: str = "window"
     shuffle: bool = True
@@ -172,6 +180,7 @@ class Experiment:
     base_batch_size: int | None = None
     ema_decay: float | None = None
     ema_warmup: bool = False
+    memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -200,8 +209,19 @@ class Experiment:
 
     @property
     def accumulation(self) -> Accumulation:
-        """`gradient_accumulation_steps` in its parsed form."""
+        """`gradient_accumulation_steps` in its parsed form; an error while the micro-batch size is "auto"."""
+        if self.micro_batch_size == AUTO:
+            raise ConfigurationError(
+                "Experiment", ["micro_batch_size='auto' is decided by Trainer; read trainer.experiment instead"]
+            )
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
+
+    @property
+    def effective_examples(self) -> int:
+        """Examples of the first full window."""
+        if isinstance(self.gradient_accumulation_steps, EffectiveBatch):
+            return int(self.gradient_accumulation_steps.examples)
+        return self.accumulation.steps(0) * int(self.micro_batch_size)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -243,8 +263,7 @@ class Experiment:
         problems.choice("precision", self.precision, tuple(PRECISIONS))
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
-        if problems.boolean("rematerialize", self.rematerialize) and self.rematerialize:
-            problems.add("rematerialize=True is not available in this version; use a smaller micro_batch_size")
+        check_rule(self.rematerialize, problems)
         problems.boolean("shuffle", self.shuffle)
         problems.boolean("drop_last", self.drop_last)
         problems.integer("seed", self.seed, minimum=0)
@@ -261,8 +280,19 @@ class Experiment:
         _check_scaling(self.lr_scaling, self.base_batch_size, problems)
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
-        size_known = problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
-        steps = self.gradient_accumulation_steps
+        steps, auto = self.gradient_accumulation_steps, self.micro_batch_size == AUTO
+        if auto and not isinstance(steps, EffectiveBatch):
+            problems.add(
+                "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the examples of an "
+                f"update, which it then keeps; got {steps!r}"
+            )
+        if self.memory_budget is not None:
+            check_bytes("memory_budget", self.memory_budget, problems)
+            if not auto:
+                problems.add(
+                    f"memory_budget is for micro_batch_size='auto' only, got {self.micro_batch_size!r} with it"
+                )
+        size_known = not auto and problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
         if not isinstance(steps, int | Mapping | EffectiveBatch) and not callable(steps) and not is_integer(steps):
             problems.integer("gradient_accumulation_steps", steps, minimum=1)
             return
@@ -285,9 +315,9 @@ class Experiment:
                 continue
             self._set(name, source)
             self.check_fields(name, source, problems, evaluated=name == "eval_data")
-        if not problems.found and self.drop_last and self._first_window() > len(self.train_data):
+        if not problems.found and self.drop_last and self.effective_examples > len(self.train_data):
             problems.add(
-                f"drop_last=True leaves no window: one window has {self._first_window()} examples, the data "
+                f"drop_last=True leaves no window: one window has {self.effective_examples} examples, the data "
                 f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
             )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,6 +25,7 @@ __all__ = [
     "Backend",
     "BackendPlugin",
     "EvaluationSums",
+    "MemoryAware",
     "Program",
     "Rates",
     "Snapshot",
@@ -230,4 +231,36 @@ class Backend(Protocol):
         windows_per_dispatch: int | None = None,
     ) -> Program:
         """Build the model and make the experiment executable. `example` is a micro-batch, for shapes."""
+        ...
+
+
+@runtime_checkable
+class MemoryAware(Protocol):
+    """What a backend may offer besides `Backend`: that it knows about memory. `micro_batch_size="auto"` needs it."""
+
+    name: str
+
+    def memory_of(
+        self,
+        experiment: Experiment,
+        *,
+        example: Arrays,
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        """The bytes that training takes at its peak, `example` being a micro-batch of the experiment's size.
+
+        A program of its own, nothing of which is left. It may stop as soon as it has seen that more than `limit` are
+        needed; then, and where the device refuses, it raises `OutOfMemoryError`.
+        """
+        ...
+
+    def device_memory(self, device: str | None = None) -> int | None:
+        """The bytes that a device has for this process; None for a CPU."""
+        ...
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Whether an error is the framework's way to say that a device has no memory left."""
         ...

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
+from multibackend.autobatch import memory_errors, resolve
 from multibackend.errors import CapabilityError, ConfigurationError, NonFiniteError
 from multibackend.evaluation import (
     Evaluation,
@@ -74,6 +75,9 @@ class Trainer:
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
 
+    `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
+    `trainer.experiment` has the number.
+
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
         ConfigurationError, DataError: an argument is wrong, or the data do not fit the model and the loss.
@@ -95,24 +99,27 @@ class Trainer:
         windows_per_dispatch: int | None = None,
     ) -> None:
         _check_arguments(experiment, callbacks, device, windows_per_dispatch)
-        native = load_backend(backend)
+        native = self._native = load_backend(backend)
+        how: dict[str, Any] = {
+            "device": device,
+            "strategy": strategy,
+            "windows_per_dispatch": None if windows_per_dispatch is None else int(windows_per_dispatch),
+        }
+        experiment, self.micro_batch = resolve(experiment, native, **how)
         self.experiment, self.backend = experiment, backend
         self.device = native.devices()[0] if device is None else device
         self._feed = Feed(experiment)
-        self.program: Program = native.compile(
-            experiment,
-            example=self._feed.example(),
-            device=device,
-            strategy=strategy,
-            windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
-        )
-        for loss in experiment.loss_terms.values():
-            check_batch(loss, self._feed.example(), self.program.output_shape)
-        self._state = self.program.init()
+        with memory_errors(native, experiment):
+            self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
+            for loss in experiment.loss_terms.values():
+                check_batch(loss, self._feed.example(), self.program.output_shape)
+            self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        if self.micro_batch is not None:
+            self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
     def fit(
         self,
@@ -139,6 +146,7 @@ class Trainer:
         Raises:
             NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays usable, in the state
                 before that window.
+            OutOfMemoryError: the device has no memory left; the message lists the ways out. The run has ended.
             DataError: a label is out of range, or no window of a whole epoch made an update.
             ConfigurationError: an argument is wrong; every problem is listed.
 
@@ -170,14 +178,8 @@ class Trainer:
             if plan is not None:
                 plan.go_on(ledger.update)
             self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
-            while self._emit.stop is None and not self._reached(updates, epochs):
-                self._run_next(_nearest(updates, plan))
-                ledger.read_if_due()
-                if plan is not None and ledger.expected >= plan.due:
-                    ledger.read_all()  # some of the expected updates may have been skipped
-                    if ledger.update >= plan.due:
-                        self._evaluate(ema=ema, plan=plan)
-            ledger.read_all()
+            with memory_errors(self._native, self.experiment):
+                self._loop(updates, epochs, plan, ema=ema)
             if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
                 self._evaluate(ema=ema, plan=plan)
         except BaseException as error:
@@ -199,6 +201,17 @@ class Trainer:
             stopped,
         )
 
+    def _loop(self, updates: int | None, epochs: int | None, plan: EvaluationPlan | None, *, ema: bool) -> None:
+        ledger = self._ledger
+        while self._emit.stop is None and not self._reached(updates, epochs):
+            self._run_next(_nearest(updates, plan))
+            ledger.read_if_due()
+            if plan is not None and ledger.expected >= plan.due:
+                ledger.read_all()  # some of the expected updates may have been skipped
+                if ledger.update >= plan.due:
+                    self._evaluate(ema=ema, plan=plan)
+        ledger.read_all()
+
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
 
@@ -218,7 +231,8 @@ class Trainer:
         if ema:
             _check_ema(self.experiment)
         self._ledger.read_all()
-        found = evaluate(self.program, self._state, self.experiment, source, size, ema=ema)
+        with memory_errors(self._native, self.experiment, size):
+            found = evaluate(self.program, self._state, self.experiment, source, size, ema=ema)
         update, scheduled = self._ledger.update, plan is not None
         if plan is not None:
             plan.enter(update, found)

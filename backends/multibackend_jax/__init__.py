@@ -11,4 +11,5 @@ plugin = BackendPlugin(
     distributions=("jax", "flax", "optax"),
     install="pip install 'multibackend[jax]'",
     strategies=("scan", "dispatch"),
+    capabilities=frozenset({"memory"}),
 )

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from multibackend.errors import ConfigurationError
+from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.losses import check_batch
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
+from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.models import Stamp, build_model
 from multibackend_jax.precision import Precision
 from multibackend_jax.program import JaxProgram
+from multibackend_jax.rematerialize import compiler_options
 from multibackend_jax.strategies import STRATEGIES
 from multibackend_jax.window import WindowFunctions
 from multibackend_jax.workload import Workload, choose_strategy, choose_windows_per_dispatch, measure_workload
@@ -24,7 +26,7 @@ __all__ = ["JaxBackend"]
 
 
 class JaxBackend:
-    """See `multibackend.protocol.Backend`."""
+    """See `multibackend.protocol.Backend` and `MemoryAware`."""
 
     name = "jax"
 
@@ -48,13 +50,15 @@ class JaxBackend:
         precision, chosen = Precision(experiment.precision), self._device(device)
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
-            model = precision.mixed(build_model(experiment.model, precision, int(experiment.seed), batch))
+            plain = build_model(experiment.model, precision, int(experiment.seed), batch, experiment.rematerialize)
+            model = precision.mixed(plain)
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
             for loss in experiment.loss_terms.values():
                 check_batch(loss, example, output_shape)  # before the loss meets outputs that do not fit
             dynamic = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
-            functions = WindowFunctions(experiment, model, dynamic)
+            options = compiler_options(experiment.rematerialize, chosen.platform)
+            functions = WindowFunctions(experiment, model, dynamic, options)
             workload = _workload(functions, batch)
         steps = experiment.accumulation.steps(0)
         window_bytes = steps * sum(array.nbytes for array in batch.values())
@@ -78,6 +82,32 @@ class JaxBackend:
             windows_per_dispatch=windows_per_dispatch if strategy == "scan" else 1,
             output_shape=output_shape,
         )
+
+    def memory_of(
+        self,
+        experiment: Experiment,
+        *,
+        example: Arrays,
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        how: Any = {"device": device, "strategy": strategy, "windows_per_dispatch": windows_per_dispatch}
+        try:
+            program = self.compile(experiment, example=example, **how)
+            return program_bytes(program, example, experiment.accumulation.steps(0))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            size = int(experiment.micro_batch_size)
+            raise OutOfMemoryError(str(error), micro_batch_size=size, precision=experiment.precision) from error
+
+    def device_memory(self, device: str | None = None) -> int | None:
+        return device_bytes(self._device(device))
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error)
 
     def _device(self, name: str | None) -> Any:
         if name is None:

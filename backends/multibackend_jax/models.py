@@ -20,8 +20,10 @@ from flax import linen, nnx
 
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
+from multibackend.rematerialization import Rematerialize
 from multibackend_jax.names import Layout, canonical_names, layout_of
 from multibackend_jax.precision import Precision
+from multibackend_jax.rematerialize import linen_scope, rematerialize_linen, rematerialize_nnx
 
 __all__ = ["Arrays", "FlaxModel", "Stamp", "build_model"]
 
@@ -56,15 +58,17 @@ class FlaxModel:
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
 
 
-def build_model(model: Model, precision: Precision, seed: int, example: Batch) -> FlaxModel:
+def build_model(
+    model: Model, precision: Precision, seed: int, example: Batch, rematerialize: Rematerialize = False
+) -> FlaxModel:
     """Call the user's builder and wrap what it returns; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
     rngs = {"rngs": nnx.Rngs(seed)} if _takes_rngs(builder) else {}
     module = builder(**rngs)
     if isinstance(module, nnx.Module):
-        return _wrap_nnx(module, model, precision)
+        return _wrap_nnx(rematerialize_nnx(module, rematerialize), model, precision)
     if isinstance(module, linen.Module):
-        return _wrap_linen(module, model, precision, seed, example)
+        return _wrap_linen(module, model, precision, seed, example, rematerialize)
     raise ConfigurationError(
         "Model", [f"the jax builder must return a flax nnx or linen Module, got {type(module).__name__}"]
     )
@@ -133,7 +137,8 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision) -> FlaxMod
     others = _Leaves(other_state, owners, precision)
 
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
-        random = random_state if stamp is None else _stamped(random_state, stamp)
+        # a new state either way: merged modules hold the very variables of a state, and belong to this trace
+        random = jax.tree.map(lambda leaf: leaf, random_state) if stamp is None else _stamped(random_state, stamp)
         live = nnx.merge(graphs[train], parameters.restore(values), random, others.restore(state))
         outputs = call(live, batch, train)
         return outputs, others.flatten(nnx.split(live, nnx.Param, nnx.RngState, ...)[3])
@@ -158,7 +163,9 @@ def _stamped(random_state: nnx.State, stamp: Stamp) -> nnx.State:
     return jax.tree.map(at_stamp, random_state)
 
 
-def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: int, example: Batch) -> FlaxModel:
+def _wrap_linen(
+    module: linen.Module, model: Model, precision: Precision, seed: int, example: Batch, rematerialize: Rematerialize
+) -> FlaxModel:
     call = _caller(model, type(module).__call__)
     base = jax.random.key(seed)
     owners: dict[tuple[str, ...], linen.Module] = {}
@@ -184,17 +191,19 @@ def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: 
     parameters = {name: leaves[path] for name, path in paths.items() if path[0] == "params"}
     others = {name: leaves[path] for name, path in paths.items() if path[0] != "params"}
     mutable = sorted({paths[name][0] for name in others})
+    checkpointed = rematerialize_linen(owners, [paths[name][1:] for name in parameters], rematerialize)
 
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
         tree = _nest({paths[name]: value for name, value in {**values, **state}.items()})
         key = base if stamp is None else stamp.fold_into(base)
-        outputs, changed = module.apply(
-            tree,
-            batch,
-            method=lambda bound, given: call(bound, given, train),
-            rngs={"params": key, "dropout": jax.random.fold_in(key, 1)},
-            mutable=mutable if train else [],
-        )
+        with linen_scope(checkpointed):
+            outputs, changed = module.apply(
+                tree,
+                batch,
+                method=lambda bound, given: call(bound, given, train),
+                rngs={"params": key, "dropout": jax.random.fold_in(key, 1)},
+                mutable=mutable if train else [],
+            )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
     return FlaxModel(parameters, others, layouts, apply)

@@ -143,7 +143,7 @@ class JaxProgram:
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """For each term of the loss, then each metric: its weighted sum and the sum of its weights, in one flat array."""
+        """For each term of the loss, then each metric: its weighted sum and the sum of its weights, in one array."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
         sums = [weighted_sum(loss, outputs, batch) for loss in self._experiment.loss_terms.values()]
         sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]

@@ -131,8 +131,9 @@ class Scan:
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
         self._dtype = np.dtype(functions.dtype)
-        self.one = jax.jit(self._one, donate_argnums=0)
-        self.many = jax.jit(self._many, donate_argnums=0)
+        options = functions.compiler_options
+        self.one = jax.jit(self._one, donate_argnums=0, compiler_options=options)
+        self.many = jax.jit(self._many, donate_argnums=0, compiler_options=options)
 
     def compilations(self) -> int:
         return _compilations(self.one, self.many)
@@ -199,8 +200,9 @@ class Dispatch:
         self._functions = functions
         self._dtype = np.dtype(functions.dtype)
         self.start = jax.jit(self._start)
-        self.micro = jax.jit(self._micro, donate_argnums=0)
-        self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="shape")
+        options = functions.compiler_options
+        self.micro = jax.jit(self._micro, donate_argnums=0, compiler_options=options)
+        self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="shape", compiler_options=options)
         self.finish = jax.jit(self._finish, donate_argnums=0, static_argnames="shape")
 
     def compilations(self) -> int:

@@ -76,11 +76,15 @@ Row = jax.Array
 
 @dataclass(frozen=True)
 class WindowFunctions:
-    """The pure functions of one experiment. `dynamic`: the loss's weights are known only once the model has run."""
+    """The pure functions of one experiment.
+
+    `dynamic`: the loss's weights are known only once the model has run. `compiler_options`: for what differentiates.
+    """
 
     experiment: Experiment
     model: FlaxModel
     dynamic: bool
+    compiler_options: dict[str, Any] | None = None
 
     @cached_property
     def groups(self) -> tuple[GroupedParameters, ...]:

@@ -11,4 +11,5 @@ plugin = BackendPlugin(
     distributions=("torch",),
     install="pip install 'multibackend[torch]'",
     strategies=("eager", "compiled"),
+    capabilities=frozenset({"memory"}),
 )

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import torch
 
-from multibackend.errors import ConfigurationError
+from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
+from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_torch.models import build_model, caller
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
+from multibackend_torch.rematerialize import rematerialize
 
 __all__ = ["TorchBackend"]
 
@@ -20,7 +22,7 @@ STRATEGIES = ("eager", "compiled")
 
 
 class TorchBackend:
-    """See `multibackend.protocol.Backend`."""
+    """See `multibackend.protocol.Backend` and `MemoryAware`."""
 
     name = "torch"
 
@@ -44,6 +46,7 @@ class TorchBackend:
         if chosen.type == "cpu":
             _keep_freed_memory()
         module = build_model(experiment.model, precision, int(experiment.seed), chosen)
+        module = rematerialize(module, experiment.rematerialize)
         call = precision.mixed(caller(experiment.model, module), chosen)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
         module.eval()
@@ -59,6 +62,36 @@ class TorchBackend:
             windows_per_dispatch=windows_per_dispatch,
             output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
         )
+
+    def memory_of(
+        self,
+        experiment: Experiment,
+        *,
+        example: Arrays,
+        device: str | None = None,
+        strategy: str = "auto",
+        windows_per_dispatch: int | None = None,
+        limit: int | None = None,
+    ) -> int:
+        experiment = experiment.replace(on_nonfinite="skip")  # an example that is not finite must not end the trial
+        try:
+            # compiled or not, about the same is kept for the backward pass, and eager needs no minute to compile
+            program = self.compile(experiment, example=example, device=device, windows_per_dispatch=1)
+            return program_bytes(program, experiment, example, limit)
+        except Exception as error:
+            if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+                raise
+            words, size = str(error), int(experiment.micro_batch_size)
+        finally:
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+        raise OutOfMemoryError(words, micro_batch_size=size, precision=experiment.precision)
+
+    def device_memory(self, device: str | None = None) -> int | None:
+        return device_bytes(self._device(device))
+
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return is_out_of_memory(error)
 
     def _device(self, name: str | None) -> torch.device:
         try:

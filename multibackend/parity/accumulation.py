@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.autobatch import resolve
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
+from multibackend.registry import load_backend
 from multibackend.rng import epoch_order
 from multibackend.trainer import Trainer
 
@@ -63,6 +65,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     >>> report.matches, report.reasons                           # doctest: +SKIP
     (False, ("batch statistics: ...",))
     """
+    experiment, _ = resolve(experiment, load_backend(backend))
     size, steps = int(experiment.micro_batch_size), max(2, experiment.accumulation.steps(0))
     order = epoch_order(int(experiment.seed), 0, len(experiment.train_data), shuffle=experiment.shuffle)
     window = _one_window(experiment, experiment.train_data.take(order[: size * steps]))

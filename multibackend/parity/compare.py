@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.autobatch import resolve_together
 from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
 from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.optimizers import Native
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
+from multibackend.registry import load_backend
 from multibackend.trainer import FitResult, Trainer
 from multibackend.validation import Problems
 
@@ -125,6 +127,8 @@ def compare(
     """
     first_name, second_name = _check(backends, updates)
     experiment = experiment if precision is None else experiment.replace(precision=precision)
+    natives = [load_backend(name) for name in (first_name, second_name)]
+    experiment = resolve_together(experiment, natives, devices or {}, strategies or {})
     trainers = [
         Trainer(experiment, name, device=(devices or {}).get(name), strategy=(strategies or {}).get(name, "auto"))
         for name in (first_name, second_name)
