@@ -25,6 +25,7 @@ __all__ = ["PRECISIONS", "Experiment", "Model"]
 PRECISIONS = ("float32", "float64")
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
+DROPOUTS = ("native", "portable")
 
 Builder = Callable[..., Any] | str
 Call = Callable[[Any, Mapping[str, Any], bool], Any]
@@ -86,6 +87,10 @@ class Model:
                 problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
         problems.raise_if_any()
 
+    def renamed(self, names: Mapping[str, str]) -> Model:
+        """This model with more names in `rename`."""
+        return Model(inputs=self.inputs, call=self._call, rename={**self.rename, **names}, **self.builders)
+
     def builder(self, backend: str) -> Callable[..., Any]:
         """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
         if backend not in self.builders:
@@ -132,6 +137,9 @@ class Experiment:
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
+        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw masks that are a pure
+            function of (seed, update, micro-batch, layer name, element index), the same bits on every backend
+            (`multibackend.dropout`). Layers are named by their path, `Model(rename=...)` applied.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -155,6 +163,7 @@ class Experiment:
     seed: int = 0
     metrics: Sequence[Metric] = ()
     eval_batch_size: int | None = None
+    dropout: str = "native"
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -206,6 +215,7 @@ class Experiment:
         problems.choice("precision", self.precision, PRECISIONS)
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
+        problems.choice("dropout", self.dropout, DROPOUTS)
         if problems.boolean("rematerialize", self.rematerialize) and self.rematerialize:
             problems.add("rematerialize=True is not available in this version; use a smaller micro_batch_size")
         problems.boolean("shuffle", self.shuffle)

@@ -48,7 +48,8 @@ class JaxBackend:
         precision, chosen = Precision(experiment.precision), self._device(device)
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
-            model = build_model(experiment.model, precision, int(experiment.seed), batch)
+            portable = experiment.dropout == "portable"
+            model = build_model(experiment.model, precision, int(experiment.seed), batch, portable_dropout=portable)
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
             check_batch(experiment.loss_spec, example, output_shape)  # before the loss meets outputs that do not fit

@@ -8,10 +8,11 @@ and other mutable collections. Random streams are no state: they are a pure func
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from flax import linen, nnx
 
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
+from multibackend_jax.dropout import STREAM, prepare_linen, prepare_nnx, run_key
 from multibackend_jax.names import Layout, canonical_names, layout_of
 from multibackend_jax.precision import Precision
 
@@ -48,23 +50,28 @@ class FlaxModel:
         parameters, state: initial values by canonical name, in native layout.
         layouts: of every parameter and state array.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
+        dropout_layers: their names, portable or not; those of rate 0 aside.
     """
 
     parameters: Arrays
     state: Arrays
     layouts: Mapping[str, Layout]
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
+    dropout_layers: tuple[str, ...] = ()
 
 
-def build_model(model: Model, precision: Precision, seed: int, example: Batch) -> FlaxModel:
+def build_model(
+    model: Model, precision: Precision, seed: int, example: Batch, *, portable_dropout: bool = False
+) -> FlaxModel:
     """Call the user's builder and wrap what it returns; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
     rngs = {"rngs": nnx.Rngs(seed)} if _takes_rngs(builder) else {}
     module = builder(**rngs)
     if isinstance(module, nnx.Module):
-        return _wrap_nnx(module, model, precision)
+        dropout_layers = prepare_nnx(module, seed, portable=portable_dropout, rename=model.rename)
+        return replace(_wrap_nnx(module, model, precision), dropout_layers=dropout_layers)
     if isinstance(module, linen.Module):
-        return _wrap_linen(module, model, precision, seed, example)
+        return _wrap_linen(module, model, precision, seed, example, portable_dropout)
     raise ConfigurationError(
         "Model", [f"the jax builder must return a flax nnx or linen Module, got {type(module).__name__}"]
     )
@@ -158,7 +165,9 @@ def _stamped(random_state: nnx.State, stamp: Stamp) -> nnx.State:
     return jax.tree.map(at_stamp, random_state)
 
 
-def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: int, example: Batch) -> FlaxModel:
+def _wrap_linen(
+    module: linen.Module, model: Model, precision: Precision, seed: int, example: Batch, portable_dropout: bool
+) -> FlaxModel:
     call = _caller(model, type(module).__call__)
     base = jax.random.key(seed)
     owners: dict[tuple[str, ...], linen.Module] = {}
@@ -184,20 +193,26 @@ def _wrap_linen(module: linen.Module, model: Model, precision: Precision, seed: 
     parameters = {name: leaves[path] for name, path in paths.items() if path[0] == "params"}
     others = {name: leaves[path] for name, path in paths.items() if path[0] != "params"}
     mutable = sorted({paths[name][0] for name in others})
+    dropout_layers, portable = prepare_linen(owners, portable=portable_dropout, rename=model.rename)
+    masks = run_key(seed)
 
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
         tree = _nest({paths[name]: value for name, value in {**values, **state}.items()})
         key = base if stamp is None else stamp.fold_into(base)
-        outputs, changed = module.apply(
-            tree,
-            batch,
-            method=lambda bound, given: call(bound, given, train),
-            rngs={"params": key, "dropout": jax.random.fold_in(key, 1)},
-            mutable=mutable if train else [],
-        )
+        streams = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        if portable is not None:
+            streams[STREAM] = masks if stamp is None else stamp.fold_into(masks)
+        with contextlib.nullcontext() if portable is None else linen.intercept_methods(portable):
+            outputs, changed = module.apply(
+                tree,
+                batch,
+                method=lambda bound, given: call(bound, given, train),
+                rngs=streams,
+                mutable=mutable if train else [],
+            )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(parameters, others, layouts, apply)
+    return FlaxModel(parameters, others, layouts, apply, dropout_layers)
 
 
 def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class JaxProgram:
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
+        self.dropout_layers = model.dropout_layers
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)

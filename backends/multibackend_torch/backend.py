@@ -10,6 +10,7 @@ from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
+from multibackend_torch.dropout import prepare_dropout
 from multibackend_torch.models import build_model, caller
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
@@ -44,6 +45,14 @@ class TorchBackend:
         if chosen.type == "cpu":
             _keep_freed_memory()
         module = build_model(experiment.model, precision, int(experiment.seed), chosen)
+        strategy = "eager" if strategy == "auto" else strategy
+        dropout = prepare_dropout(
+            module,
+            int(experiment.seed),
+            portable=experiment.dropout == "portable",
+            rename=experiment.model.rename,
+            compiled=strategy == "compiled",
+        )
         call = caller(experiment.model, module)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
         module.eval()
@@ -53,10 +62,11 @@ class TorchBackend:
             experiment,
             module,
             call,
-            strategy="eager" if strategy == "auto" else strategy,
+            strategy=strategy,
             precision=precision,
             device=chosen,
             windows_per_dispatch=windows_per_dispatch,
+            dropout=dropout,
             output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
         )
 

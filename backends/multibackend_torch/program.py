@@ -14,6 +14,7 @@ from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
+from multibackend_torch.dropout import Draws
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
 from multibackend_torch.names import load_tensors, named_parameters, to_host
@@ -61,6 +62,7 @@ class TorchProgram:
         precision: Precision,
         device: torch.device,
         windows_per_dispatch: int | None,
+        dropout: tuple[tuple[str, ...], Draws | None],
         output_shape: tuple[int, ...] | None,
     ) -> None:
         self.strategy = strategy
@@ -70,7 +72,8 @@ class TorchProgram:
         self._adapt = windows_per_dispatch is None
         self._experiment, self._module, self._call = experiment, module, call
         self._precision, self._device = precision, device
-        self._randomness = Randomness(int(experiment.seed), device)
+        self.dropout_layers, draws = dropout
+        self._randomness = Randomness(int(experiment.seed), device, draws)
         self._forward = torch.compile(self._total) if strategy == "compiled" else self._total
 
     def init(self) -> TrainState:

@@ -59,6 +59,8 @@ def print_comparison(console: Console, report: CompareReport) -> None:
         f"relative. Why: {tolerance.reason}.",
         highlight=False,
     )
+    for note in report.notes:
+        console.print(note, highlight=False, markup=False)
     if report.matches:
         console.print(Text("The runs match.", style="bold green"))
     else:
