@@ -147,7 +147,7 @@ def name_layers(names: Sequence[str], rename: Mapping[str, str]) -> dict[str, in
         word = layer_word(layer_name(name, rename))
         twin = next((other for other in words if words[other] == word), name if name in words else None)
         if twin is not None:
-            problems.append(f"the dropout layers {twin!r} and {name!r} would draw the same masks; give one another name")
+            problems.append(f"the dropout layers {twin!r} and {name!r} would draw the same masks; rename one")
         words[name] = word
     if problems:
         raise ConfigurationError("dropout", problems)
@@ -155,7 +155,7 @@ def name_layers(names: Sequence[str], rename: Mapping[str, str]) -> dict[str, in
 
 
 def pair_layers(reference: Sequence[str], other: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """Pair the dropout layers of two models: {name or path in the other: the reference's layer, as `layer_name` has it}.
+    """Pair the dropout layers of two models: {name or path in the other: `layer_name` of its partner}.
 
     By name, `rename` and style aside; what is left by order of definition, where both sides have as many left.
 
@@ -171,14 +171,12 @@ def pair_layers(reference: Sequence[str], other: Sequence[str], rename: Mapping[
     left = [name for name in wanted if name not in pairs.values()]
     unpaired = [name for name in other if name not in pairs]
     if len(left) != len(unpaired):
-        raise ConfigurationError(
-            "dropout",
-            [
-                f"the dropout layers of the two models do not pair up: {_listed(left)} of the reference and "
-                f"{_listed(unpaired)} of the other are left over; give both models as many dropout layers, or pass "
-                "rename={name: name in the reference} to Model"
-            ],
+        problem = (
+            f"the dropout layers of the two models do not pair up: {_listed(left)} of the reference and "
+            f"{_listed(unpaired)} of the other are left over; give both models as many dropout layers, or pass "
+            "rename={name: name in the reference} to Model"
         )
+        raise ConfigurationError("dropout", [problem])
     return pairs | dict(zip(unpaired, left, strict=True))
 
 

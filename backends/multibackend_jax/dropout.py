@@ -30,7 +30,7 @@ STREAM = "portable_dropout"  # the name of linen's random stream that holds the 
 
 def run_key(seed: int) -> jax.Array:
     """The key of a run, as a typed threefry key."""
-    return jax.random.wrap_key_data(np.array(root_key(seed), np.uint32), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(root_key(seed), jnp.uint32), impl="threefry2x32")
 
 
 def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
@@ -74,6 +74,7 @@ class Dropout(nnx.Dropout):
         problems.number("rate", rate, minimum=0.0, below=1.0)
         problems.raise_if_any()
         super().__init__(float(rate), broadcast_dims=tuple(broadcast_dims))
+        self.name, self.word = name, 0
         _make_portable(self, run_key(0), 0, name)
 
     def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: object = None) -> jax.Array:
@@ -100,7 +101,7 @@ class LinenDropout(linen.Dropout):
 
 
 def _make_portable(layer: Any, key: jax.Array, word: int, name: str | None) -> None:
-    """Let an nnx layer draw by a name: in place, so that every reference to it stays right."""
+    """Let an nnx layer draw by a word: in place, so that every reference to it stays right."""
     layer.__class__ = Dropout
     layer.name, layer.word = name, word
     layer.rngs = nnx.RngStream(key, tag="dropout")

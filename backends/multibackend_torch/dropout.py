@@ -101,7 +101,7 @@ class Draws:
         Activation checkpointing repeats calls in the backward pass, with the state of torch's generator put back: a
         number drawn from it tells a repeated call from a new one.
         """
-        seen = (word, int(torch.empty((), dtype=torch.int64).random_().item()))
+        seen = (word, int(torch.randint(2**62, ()).item()))
         if seen not in self._seen:
             self._seen[seen] = self._calls.get(word, 0)
             self._calls[word] = self._seen[seen] + 1
@@ -113,8 +113,8 @@ def prepare_dropout(
 ) -> tuple[tuple[str, ...], Draws | None]:
     """Name the dropout layers of a module and make them draw portable masks: all of them, or the library's own.
 
-    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and where the portable ones look up the micro-batch;
-    None where there are none.
+    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and where the portable ones look
+    up the micro-batch; None where there are none.
 
     Raises:
         ConfigurationError: `portable`, and a module drops in a way that cannot be replaced.

@@ -108,9 +108,7 @@ def _differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarra
     return {name: float(np.abs(first[name] - second[name]).max(initial=0.0)) / largest for name in first}
 
 
-def _reasons(
-    small: Experiment, large: Experiment, trainer: Trainer, start: Any, whole: _Window
-) -> tuple[str, ...]:
+def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Any, whole: _Window) -> tuple[str, ...]:
     """Test one suspect after the other."""
     reasons, backend, probe = [], trainer.backend, trainer.program.output_shape is not None
     other_seed = _run(large.replace(seed=int(large.seed) + 1), backend, start)

@@ -80,6 +80,6 @@ def test_layers_pair_by_name_then_by_order() -> None:
 
 def test_two_layers_of_one_name_are_an_error() -> None:
     """Layers that would draw the same masks are named."""
-    with pytest.raises(ConfigurationError, match="'drop_0' and 'Drop.0' would draw the same masks"):
+    with pytest.raises(ConfigurationError, match=r"'drop_0' and 'Drop\.0' would draw the same masks"):
         dropout.name_layers(["drop_0", "other", "Drop.0"], {})
     assert len(set(dropout.name_layers(["a", "b"], {}).values())) == 2
