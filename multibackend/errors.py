@@ -11,6 +11,8 @@ MultibackendError
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 └── MatchError                  (AssertionError)   two things that should match do not
+
+BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 __all__ = [
     "BackendNotFoundError",
     "BackendNotInstalledError",
+    "BatchStatisticsWarning",
     "CapabilityError",
     "ConfigurationError",
     "ConfigurationTypeError",
@@ -94,3 +97,7 @@ class NonFiniteError(MultibackendError, ArithmeticError):
 
 class MatchError(MultibackendError, AssertionError):
     """Two things that were asserted to match do not."""
+
+
+class BatchStatisticsWarning(UserWarning):
+    """A model takes batch statistics from micro-batches that are small; given once per run, at its first `fit`."""

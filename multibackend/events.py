@@ -21,6 +21,7 @@ __all__ = [
     "FitFinished",
     "FitStarted",
     "Listener",
+    "SmallMicroBatch",
     "UpdateFinished",
     "WindowSkipped",
 ]
@@ -42,6 +43,15 @@ class FitStarted(Event):
     updates: int
     device: str
     strategy: str
+
+
+@dataclass(frozen=True)
+class SmallMicroBatch(Event):
+    """At the first `fit`: BatchNorm layers take their statistics from micro-batches that are small."""
+
+    layers: tuple[str, ...]
+    micro_batch_size: int
+    message: str
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from multibackend import batch_statistics
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.data.sources import Source, as_source
 from multibackend.errors import ConfigurationError, DataError
@@ -140,6 +141,10 @@ class Experiment:
         dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw masks that are a pure
             function of (seed, update, micro-batch, layer name, element index), the same bits on every backend
             (`multibackend.dropout`). Layers are named by their path, `Model(rename=...)` applied.
+        batch_statistics: what BatchNorm layers do in training (`multibackend.batch_statistics`). "microbatch": each
+            micro-batch is normalised by its own statistics, and the running statistics move after each; "window": the
+            momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them as far as one large
+            batch would; "frozen": layers normalise by their running statistics, which stay.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -164,6 +169,7 @@ class Experiment:
     metrics: Sequence[Metric] = ()
     eval_batch_size: int | None = None
     dropout: str = "native"
+    batch_statistics: str = "microbatch"
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -216,6 +222,7 @@ class Experiment:
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
         problems.choice("dropout", self.dropout, DROPOUTS)
+        problems.choice("batch_statistics", self.batch_statistics, batch_statistics.MODES)
         if problems.boolean("rematerialize", self.rematerialize) and self.rematerialize:
             problems.add("rematerialize=True is not available in this version; use a smaller micro_batch_size")
         problems.boolean("shuffle", self.shuffle)

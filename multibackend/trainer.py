@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
+from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
 from multibackend.data.sources import Source, as_source
-from multibackend.errors import ConfigurationError, DataError, NonFiniteError
+from multibackend.errors import BatchStatisticsWarning, ConfigurationError, DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
@@ -20,6 +22,7 @@ from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
 from multibackend.protocol import Program, Rates, Snapshot
+from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
 from multibackend.validation import Problems
@@ -96,6 +99,7 @@ class Trainer:
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        self._warned = False
 
     def fit(self, *, updates: int | None = None, epochs: int | None = None) -> FitResult:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
@@ -110,6 +114,7 @@ class Trainer:
         planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
         where = {"device": self.device, "strategy": self.program.strategy}
         self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+        self._warn_of_small_micro_batches()
         try:
             while not self._reached(updates, epochs):
                 self._run_next(updates)
@@ -158,6 +163,23 @@ class Trainer:
         own = self.snapshot()
         pairs = match_names(shapes_of(arrays), shapes_of(own.parameters), self.experiment.model.rename)
         self.restore(replace(own, parameters={name: arrays[partner] for name, partner in pairs.items()}))
+
+    def recompute_statistics(self, data: Any = None) -> None:
+        """Replace BatchNorm's running statistics by their mean over `data`, the training data unless given.
+
+        The model sees the data in order, in training mode, in micro-batches; each statistic becomes the mean over them,
+        weighted by examples, of what the layer would add to its running value. Parameters stay.
+
+        Raises:
+            ConfigurationError: the model has no layers with batch statistics, or they are frozen.
+            CapabilityError: the backend cannot do this.
+
+        Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
+        """
+        source = check_recomputable(self.experiment, self.backend, self.program, data)
+        self._ledger.read_all()
+        batches = cut(source, int(self.experiment.micro_batch_size))
+        self._state = self.program.recompute_statistics(self._state, batches)  # type: ignore[attr-defined]
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
@@ -210,6 +232,15 @@ class Trainer:
             return False
         possible = range(ledger.update, ledger.expected + 1)
         return len({accumulation.steps(update) for update in possible}) > 1
+
+    def _warn_of_small_micro_batches(self) -> None:
+        """Once per run, where a model takes batch statistics from small micro-batches."""
+        size, layers = int(self.experiment.micro_batch_size), batch_norm_layers(self.program)
+        if self._warned or not layers or size >= SMALL_MICRO_BATCH or self.experiment.batch_statistics == "frozen":
+            return
+        self._warned, message = True, small_micro_batch_message(layers, size)
+        self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
+        warnings.warn(message, BatchStatisticsWarning, stacklevel=3)
 
     def _go_back(self, error: NonFiniteError) -> None:
         """Stand where the failed window begins, with a state that is not frozen any more."""

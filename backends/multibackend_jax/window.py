@@ -7,6 +7,7 @@ the accumulator of `MultiSteps` stays there. Here every window starts from new z
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import optax
 from multibackend.experiment import Experiment
 from multibackend_jax.losses import weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
+from multibackend_jax.norm import moved, window_share
 from multibackend_jax.optimizers import build_optimizer
 
 __all__ = ["Carry", "Row", "TrainState", "WindowFunctions"]
@@ -77,10 +79,14 @@ class WindowFunctions:
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factor: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `factor * sum(w * l)` to the accumulator."""
+        rescaled = self.experiment.batch_statistics == "window"
         by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
 
         def objective(parameters: Arrays) -> tuple[jax.Array, tuple[Arrays, jax.Array]]:
             outputs, model_state = self.model.apply(parameters, carry.model_state, batch, stamp, True)
+            if rescaled:
+                share = functools.partial(window_share, steps=stamp.size)
+                model_state = moved(carry.model_state, model_state, self.model.statistics, share)
             total, weight = weighted_sum(self.experiment.loss_spec, outputs, batch)
             if by_micro_batch:
                 total = total / jnp.where(weight > 0, weight, 1)

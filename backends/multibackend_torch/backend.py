@@ -12,6 +12,7 @@ from multibackend.protocol import Arrays
 from multibackend.validation import Problems
 from multibackend_torch.dropout import prepare_dropout
 from multibackend_torch.models import build_model, caller
+from multibackend_torch.norm import prepare_statistics
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
 
@@ -53,6 +54,7 @@ class TorchBackend:
             rename=experiment.model.rename,
             compiled=strategy == "compiled",
         )
+        statistics = prepare_statistics(module, experiment.batch_statistics)
         call = caller(experiment.model, module)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
         module.eval()
@@ -67,6 +69,7 @@ class TorchBackend:
             device=chosen,
             windows_per_dispatch=windows_per_dispatch,
             dropout=dropout,
+            statistics=statistics,
             output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,7 +80,7 @@ class Draws:
         self._calls: dict[int, int] = {}
         self._seen: dict[tuple[int, int], int] = {}
         # the compiler must not burn the numbers of one micro-batch into its graph
-        self.keep = torch.compiler.disable(self._keep) if compiled else self._keep
+        self.keep: Any = torch.compiler.disable(self._keep) if compiled else self._keep
 
     def __deepcopy__(self, memo: object) -> Draws:
         return self
