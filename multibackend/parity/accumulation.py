@@ -120,7 +120,7 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Any,
         reasons.append(
             f"batch statistics: training changes {shown}, so a layer such as BatchNorm normalises each micro-batch of "
             f"{small.micro_batch_size} by its own statistics. Use LayerNorm or GroupNorm, larger micro-batches, or "
-            "freeze the statistics"
+            'batch_statistics="frozen"'
         )
     if probe and not reasons:
         plain = [_run(e.replace(loss=Custom(_sum_of_squares)), backend, start) for e in (small, large)]
