@@ -15,6 +15,7 @@ import multibackend as mb
 from multibackend import dropout
 from multibackend.errors import ConfigurationError
 from multibackend.testing import assert_arrays_match, assert_bit_identical
+from multibackend.testing.tolerances import FORMULA, MANY_UPDATES, ONE_WINDOW, tolerance_for
 
 RANDOM = np.random.default_rng(0)
 ROWS = {"x": RANDOM.normal(size=(29, 3)), "y": RANDOM.normal(size=(29, 2))}
@@ -84,8 +85,8 @@ def test_gradient_is_mask_over_keep() -> None:
     leaf = torch.tensor(x, requires_grad=True)
     outputs = layer(leaf)
     outputs.sum().backward()
-    assert_arrays_match(outputs.detach().numpy(), x * expected, relative=1e-15)
-    assert_arrays_match(leaf.grad.numpy(), expected, relative=1e-15)
+    assert_arrays_match(outputs.detach().numpy(), x * expected, relative=FORMULA)
+    assert_arrays_match(leaf.grad.numpy(), expected, relative=FORMULA)
     assert torch.equal(layer.eval()(leaf), leaf)
     with jax.enable_x64(True):
         flax_layer = jax_dropout.Dropout(rate, name="drop")
@@ -93,8 +94,8 @@ def test_gradient_is_mask_over_keep() -> None:
         flax_layer.rngs.key[...] = jax.random.fold_in(jax.random.fold_in(flax_layer.rngs.key[...], 4), 1)
         graph, state = nnx.split(flax_layer)
         gradient = jax.grad(lambda x: nnx.merge(graph, jax.tree.map(jnp.copy, state))(x).sum())(jnp.asarray(x))
-        assert_arrays_match(np.asarray(flax_layer(jnp.asarray(x))), x * expected, relative=1e-15)
-        assert_arrays_match(np.asarray(gradient), expected, relative=1e-15)
+        assert_arrays_match(np.asarray(flax_layer(jnp.asarray(x))), x * expected, relative=FORMULA)
+        assert_arrays_match(np.asarray(gradient), expected, relative=FORMULA)
         flax_layer.eval()
         assert np.array_equal(flax_layer(jnp.asarray(x)), x)
 
@@ -125,7 +126,7 @@ def test_compare_matches_over_100_updates(network: str, flax: str) -> None:
     }
     report = mb.compare(experiment(*builders[network, flax]), updates=100)
     assert report.matches, report.first_divergence
-    assert report.max_relative_difference < 1e-9
+    assert report.max_relative_difference < tolerance_for("float64").parameters
     assert "portable masks in 2 layers" in report.notes[0]
     paired_by_order = (network, flax) == ("mlp", "linen")
     assert len(report.notes) == 1 + paired_by_order
@@ -137,7 +138,7 @@ def test_compare_matches_over_100_updates(network: str, flax: str) -> None:
 def test_strategies_draw_the_same_masks(strategy: str) -> None:
     """Scan, dispatch and torch make the same run; with another seed, or natively, they do not."""
     given = experiment(models.TorchMlp, models.NnxMlp, dropout="portable")
-    assert mb.compare(given, updates=12, strategies={"jax": strategy}).max_relative_difference < 1e-11
+    assert mb.compare(given, updates=12, strategies={"jax": strategy}).max_relative_difference < ONE_WINDOW
     native = [mb.Trainer(given.replace(dropout="native"), backend) for backend in ("torch", "jax")]
     native[1].load_parameters(native[0].parameters())
     losses = [trainer.fit(updates=3).history["loss"] for trainer in native]
@@ -213,7 +214,7 @@ def test_library_layers_are_portable_without_the_switch(flax: object) -> None:
     trainers = [mb.Trainer(given, backend) for backend in ("torch", "jax")]
     trainers[1].load_parameters(trainers[0].parameters())
     losses = [trainer.fit(updates=10).history["loss"] for trainer in trainers]
-    assert_arrays_match(losses[0], losses[1], relative=1e-12, what="loss")
+    assert_arrays_match(losses[0], losses[1], relative=ONE_WINDOW, what="loss")
 
 
 class TorchChannels(torch.nn.Module):
@@ -239,7 +240,7 @@ def test_whole_channels() -> None:
     """Dropout2d on [N, C, H, W] and broadcast_dims=(1, 2) on [N, H, W, C] drop the same channels."""
     data = {"x": RANDOM.normal(size=(29, 6, 6, 2)), "y": ROWS["y"]}
     report = mb.compare(experiment(TorchChannels, NnxChannels, data), updates=10)
-    assert report.max_relative_difference < 1e-10, report.first_divergence
+    assert report.max_relative_difference < MANY_UPDATES, report.first_divergence
 
 
 @pytest.mark.parametrize(
@@ -295,7 +296,7 @@ class Recomputed(models.TorchBlock):
 def test_activation_checkpointing_keeps_the_masks() -> None:
     """A torch model that recomputes in the backward pass, a layer called twice included, matches as if it did not."""
     report = mb.compare(experiment(Recomputed, models.NnxBlock, SEQUENCES), updates=10)
-    assert report.max_relative_difference < 1e-9, report.first_divergence
+    assert report.max_relative_difference < tolerance_for("float64").parameters, report.first_divergence
 
 
 def test_check_accumulation_explains_portable_dropout() -> None:
