@@ -13,6 +13,8 @@ MultibackendError
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
+
+BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 __all__ = [
     "BackendNotFoundError",
     "BackendNotInstalledError",
+    "BatchStatisticsWarning",
     "CapabilityError",
     "ConfigurationError",
     "ConfigurationTypeError",
@@ -113,3 +116,7 @@ class OutOfMemoryError(MultibackendError, MemoryError):
 
 class MatchError(MultibackendError, AssertionError):
     """Two things that were asserted to match do not."""
+
+
+class BatchStatisticsWarning(UserWarning):
+    """A model takes batch statistics from micro-batches that are small; given once per run, at its first `fit`."""

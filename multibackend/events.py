@@ -30,6 +30,7 @@ __all__ = [
     "FitStarted",
     "Listener",
     "MicroBatchChosen",
+    "SmallMicroBatch",
     "Stop",
     "UpdateFinished",
     "WindowSkipped",
@@ -64,6 +65,15 @@ class MicroBatchChosen(Event):
     steps: int
     limit: int
     trials: int
+
+
+@dataclass(frozen=True)
+class SmallMicroBatch(Event):
+    """At the first `fit`: BatchNorm layers take their statistics from micro-batches that are small."""
+
+    layers: tuple[str, ...]
+    micro_batch_size: int
+    message: str
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from multibackend import batch_statistics
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.bytesize import check_bytes
 from multibackend.data.sources import Source, as_source
@@ -29,6 +30,7 @@ __all__ = ["AUTO", "Experiment", "Model"]
 AUTO = "auto"  # as micro_batch_size: the largest that fits
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
+DROPOUTS = ("native", "portable")
 
 Builder = Callable[..., Any] | str
 Call = Callable[[Any, Mapping[str, Any], bool], Any]
@@ -89,6 +91,10 @@ class Model:
             if call is not None and not callable(call):
                 problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
         problems.raise_if_any()
+
+    def renamed(self, names: Mapping[str, str]) -> Model:
+        """This model with more names in `rename`."""
+        return Model(inputs=self.inputs, call=self._call, rename={**self.rename, **names}, **self.builders)
 
     def builder(self, backend: str) -> Callable[..., Any]:
         """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
@@ -153,6 +159,13 @@ class Experiment:
         memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what the device has
             unless given, which a CPU does not say. It stands here, not with the device in `Trainer`, because it is
             half of "auto": so `compare`, `check_accumulation` and the command line need nothing more.
+        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw masks that are a pure
+            function of (seed, update, micro-batch, layer name, element index), the same bits on every backend
+            (`multibackend.dropout`). Layers are named by their path, `Model(rename=...)` applied.
+        batch_statistics: what BatchNorm layers do in training (`multibackend.batch_statistics`). "microbatch": each
+            micro-batch is normalised by its own statistics, and the running statistics move after each; "window": the
+            momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them as far as one large
+            batch would; "frozen": layers normalise by their running statistics, which stay.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -181,6 +194,8 @@ class Experiment:
     ema_decay: float | None = None
     ema_warmup: bool = False
     memory_budget: int | str | None = None
+    dropout: str = "native"
+    batch_statistics: str = "microbatch"
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -264,6 +279,8 @@ class Experiment:
         problems.choice("on_nonfinite", self.on_nonfinite, ON_NONFINITE)
         problems.choice("normalize", self.normalize, NORMALIZATIONS)
         check_rule(self.rematerialize, problems)
+        problems.choice("dropout", self.dropout, DROPOUTS)
+        problems.choice("batch_statistics", self.batch_statistics, batch_statistics.MODES)
         problems.boolean("shuffle", self.shuffle)
         problems.boolean("drop_last", self.drop_last)
         problems.integer("seed", self.seed, minimum=0)

@@ -22,6 +22,7 @@ __all__ = [
     "match_names",
     "normalised",
     "pair_state",
+    "renamed",
     "shapes_of",
 ]
 
@@ -66,9 +67,9 @@ def match_names(reference: Shapes, other: Shapes, rename: Mapping[str, str] | No
     {'layer.weight': '0.weight'}
     """
     pairs: dict[str, str] = {}
-    renamed = {name: _rename(name, rename or {}) for name in other}
+    new_names = {name: renamed(name, rename or {}) for name in other}
     by_style = {normalised(name): name for name in reference}
-    for name, wanted in renamed.items():
+    for name, wanted in new_names.items():
         partner = wanted if wanted in reference else by_style.get(normalised(wanted))
         if partner is not None:
             pairs[name] = partner
@@ -80,7 +81,7 @@ def match_names(reference: Shapes, other: Shapes, rename: Mapping[str, str] | No
 def pair_state(reference: Shapes, other: Shapes, rename: Mapping[str, str] | None = None) -> dict[str, str]:
     """Pair model state by name and shape: {other: reference}. What one side alone keeps (a counter) stays unpaired."""
     by_style = {normalised(name): name for name in reference}
-    pairs = {name: by_style.get(normalised(_rename(name, rename or {}))) for name in other}
+    pairs = {name: by_style.get(normalised(renamed(name, rename or {}))) for name in other}
     return {name: p for name, p in pairs.items() if p is not None and tuple(reference[p]) == tuple(other[name])}
 
 
@@ -105,7 +106,12 @@ def check_same_slots(wanted: Iterable[str], given: Iterable[str]) -> None:
         )
 
 
-def _rename(name: str, rename: Mapping[str, str]) -> str:
+def renamed(name: str, rename: Mapping[str, str]) -> str:
+    """A name after `rename`: of the whole name, else of the longest module that it lies in.
+
+    >>> renamed("encoder.0.weight", {"encoder": "blocks"})
+    'blocks.0.weight'
+    """
     if name in rename:
         return rename[name]
     prefixes = [prefix for prefix in rename if name.startswith(prefix + ".")]

@@ -165,6 +165,11 @@ class Program(Protocol):
         windows_per_dispatch: how many windows `run` takes best at once.
         parameter_names: canonical.
         output_shape: of the model's outputs for the example micro-batch; None unless they are one array.
+
+    A program may also have `dropout_layers`: the names of the model's dropout layers whose rate is not 0, as a tuple in
+    order of definition. `compare` needs them to give both models the same masks. And `batch_norm_layers`: the names of
+    its layers with running statistics, with `recompute_statistics(state, batches)`, the state with those statistics
+    replaced by their mean over batches (field arrays on the host) weighted by size.
     """
 
     strategy: str

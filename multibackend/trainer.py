@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 
 from multibackend import events
 from multibackend.autobatch import memory_errors, resolve
-from multibackend.errors import CapabilityError, ConfigurationError, NonFiniteError
+from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
+from multibackend.errors import BatchStatisticsWarning, CapabilityError, ConfigurationError, NonFiniteError
 from multibackend.evaluation import (
     Evaluation,
     EvaluationPlan,
@@ -29,6 +31,7 @@ from multibackend.ledger import MOST_UNREAD, Ledger
 from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
 from multibackend.protocol import Program, Rates, Snapshot
+from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
 from multibackend.stopping import BestValue, EarlyStopping
@@ -118,6 +121,7 @@ class Trainer:
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        self._warned = False
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
@@ -178,6 +182,7 @@ class Trainer:
             if plan is not None:
                 plan.go_on(ledger.update)
             self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+            self._warn_of_small_micro_batches()
             with memory_errors(self._native, self.experiment):
                 self._loop(updates, epochs, plan, ema=ema)
             if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
@@ -269,6 +274,23 @@ class Trainer:
         pairs = match_names(shapes_of(arrays), shapes_of(own.parameters), self.experiment.model.rename)
         self.restore(replace(own, ema={}, parameters={name: arrays[partner] for name, partner in pairs.items()}))
 
+    def recompute_statistics(self, data: Any = None) -> None:
+        """Replace BatchNorm's running statistics by their mean over `data`, the training data unless given.
+
+        The model sees the data in order, in training mode, in micro-batches; each statistic becomes the mean over them,
+        weighted by examples, of what the layer would add to its running value. Parameters stay.
+
+        Raises:
+            ConfigurationError: the model has no layers with batch statistics, or they are frozen.
+            CapabilityError: the backend cannot do this.
+
+        Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
+        """
+        source = check_recomputable(self.experiment, self.backend, self.program, data)
+        self._ledger.read_all()
+        batches = cut(source, int(self.experiment.micro_batch_size))
+        self._state = self.program.recompute_statistics(self._state, batches)  # type: ignore[attr-defined]
+
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
         self._ledger.read_all()
@@ -330,6 +352,15 @@ class Trainer:
                 return self._ledger.read_all()
             except Exception as another:
                 error = another
+
+    def _warn_of_small_micro_batches(self) -> None:
+        """Once per run, where a model takes batch statistics from small micro-batches."""
+        size, layers = int(self.experiment.micro_batch_size), batch_norm_layers(self.program)
+        if self._warned or not layers or size >= SMALL_MICRO_BATCH or self.experiment.batch_statistics == "frozen":
+            return
+        self._warned, message = True, small_micro_batch_message(layers, size)
+        self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
+        warnings.warn(message, BatchStatisticsWarning, stacklevel=3)
 
     def _go_back(self, error: NonFiniteError) -> None:
         """Stand where the failed window begins, with a state that is not frozen any more."""

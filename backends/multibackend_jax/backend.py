@@ -50,7 +50,15 @@ class JaxBackend:
         precision, chosen = Precision(experiment.precision), self._device(device)
         with precision.scope(), jax.default_device(chosen):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
-            plain = build_model(experiment.model, precision, int(experiment.seed), batch, experiment.rematerialize)
+            plain = build_model(
+                experiment.model,
+                precision,
+                int(experiment.seed),
+                batch,
+                portable_dropout=experiment.dropout == "portable",
+                frozen=experiment.batch_statistics == "frozen",
+                rematerialize=experiment.rematerialize,
+            )
             model = precision.mixed(plain)
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
@@ -124,7 +132,7 @@ class JaxBackend:
 def _workload(functions: WindowFunctions, batch: dict[str, jax.Array]) -> Workload:
     """The workload of a micro-batch; nothing is compiled or run."""
     state = jax.eval_shape(functions.init)
-    stamp = (jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32))
+    stamp = (jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), jnp.ones([], jnp.int32))
 
     def micro_batch(parameters: dict[str, jax.Array], batch: dict[str, jax.Array]) -> object:
         carry = functions.start(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))

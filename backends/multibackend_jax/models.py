@@ -8,10 +8,11 @@ and other mutable collections. Random streams are no state: they are a pure func
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -21,7 +22,9 @@ from flax import linen, nnx
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
 from multibackend.rematerialization import Rematerialize
+from multibackend_jax.dropout import STREAM, prepare_linen, prepare_nnx, run_key
 from multibackend_jax.names import Layout, canonical_names, layout_of
+from multibackend_jax.norm import decays_of, freeze_linen, freeze_nnx
 from multibackend_jax.precision import Precision
 from multibackend_jax.rematerialize import linen_scope, rematerialize_linen, rematerialize_nnx
 
@@ -33,10 +36,14 @@ Batch = Mapping[str, jax.Array]
 
 @dataclass(frozen=True)
 class Stamp:
-    """When a micro-batch runs: two integers that, with the seed, decide every random number in it."""
+    """When a micro-batch runs: two integers that, with the seed, decide every random number in it; and k.
+
+    `size` is the number of micro-batches in the window.
+    """
 
     update: jax.Array
     micro_batch: jax.Array
+    size: jax.Array
 
     def fold_into(self, key: jax.Array) -> jax.Array:
         return jax.random.fold_in(jax.random.fold_in(key, self.update), self.micro_batch)
@@ -50,25 +57,38 @@ class FlaxModel:
         parameters, state: initial values by canonical name, in native layout.
         layouts: of every parameter and state array.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
+        dropout_layers: their names, portable or not; those of rate 0 aside.
+        statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
     """
 
     parameters: Arrays
     state: Arrays
     layouts: Mapping[str, Layout]
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
+    dropout_layers: tuple[str, ...] = ()
+    statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def build_model(
-    model: Model, precision: Precision, seed: int, example: Batch, rematerialize: Rematerialize = False
+    model: Model,
+    precision: Precision,
+    seed: int,
+    example: Batch,
+    *,
+    portable_dropout: bool = False,
+    frozen: bool = False,
+    rematerialize: Rematerialize = False,
 ) -> FlaxModel:
     """Call the user's builder and wrap what it returns; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
     rngs = {"rngs": nnx.Rngs(seed)} if _takes_rngs(builder) else {}
     module = builder(**rngs)
     if isinstance(module, nnx.Module):
-        return _wrap_nnx(rematerialize_nnx(module, rematerialize), model, precision)
+        dropout_layers = prepare_nnx(module, seed, portable=portable_dropout, rename=model.rename)
+        module = rematerialize_nnx(module, rematerialize)
+        return replace(_wrap_nnx(module, model, precision, frozen), dropout_layers=dropout_layers)
     if isinstance(module, linen.Module):
-        return _wrap_linen(module, model, precision, seed, example, rematerialize)
+        return _wrap_linen(module, model, precision, seed, example, portable_dropout, frozen, rematerialize)
     raise ConfigurationError(
         "Model", [f"the jax builder must return a flax nnx or linen Module, got {type(module).__name__}"]
     )
@@ -125,13 +145,14 @@ class _Leaves:
         return dict(zip(self.names, jax.tree.leaves(state), strict=True))
 
 
-def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision) -> FlaxModel:
+def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bool) -> FlaxModel:
     owners = {tuple(path): owner for path, owner in nnx.iter_modules(module)}
     _free_embeddings(owners.values())
     call = _caller(model, type(module).__call__) if callable(module) else _caller(model, lambda: None)
     graphs = {}
     for train in (False, True):
         module.train() if train else module.eval()
+        freeze_nnx(owners.values() if train and frozen else ())
         graphs[train], parameter_state, random_state, other_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
     parameters = _Leaves(parameter_state, owners, precision)
     others = _Leaves(other_state, owners, precision)
@@ -143,7 +164,9 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision) -> FlaxMod
         outputs = call(live, batch, train)
         return outputs, others.flatten(nnx.split(live, nnx.Param, nnx.RngState, ...)[3])
 
-    return FlaxModel(parameters.arrays, others.arrays, {**parameters.layouts, **others.layouts}, apply)
+    layers = {".".join(map(str, path)): owner for path, owner in owners.items()}
+    layouts = {**parameters.layouts, **others.layouts}
+    return FlaxModel(parameters.arrays, others.arrays, layouts, apply, statistics=decays_of(layers, others.arrays))
 
 
 def _free_embeddings(owners: Iterable[object]) -> None:
@@ -164,7 +187,14 @@ def _stamped(random_state: nnx.State, stamp: Stamp) -> nnx.State:
 
 
 def _wrap_linen(
-    module: linen.Module, model: Model, precision: Precision, seed: int, example: Batch, rematerialize: Rematerialize
+    module: linen.Module,
+    model: Model,
+    precision: Precision,
+    seed: int,
+    example: Batch,
+    portable_dropout: bool,
+    frozen: bool,
+    rematerialize: Rematerialize,
 ) -> FlaxModel:
     call = _caller(model, type(module).__call__)
     base = jax.random.key(seed)
@@ -192,21 +222,31 @@ def _wrap_linen(
     others = {name: leaves[path] for name, path in paths.items() if path[0] != "params"}
     mutable = sorted({paths[name][0] for name in others})
     checkpointed = rematerialize_linen(owners, [paths[name][1:] for name in parameters], rematerialize)
+    dropout_layers, portable = prepare_linen(owners, portable=portable_dropout, rename=model.rename)
+    masks = run_key(seed)
+    interceptors = [*((portable,) if portable is not None else ()), *((freeze_linen,) if frozen else ())]
+    layers = {".".join(path): layer for path, layer in owners.items()}
 
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
         tree = _nest({paths[name]: value for name, value in {**values, **state}.items()})
         key = base if stamp is None else stamp.fold_into(base)
-        with linen_scope(checkpointed):
+        streams = {"params": key, "dropout": jax.random.fold_in(key, 1)}
+        if portable is not None:
+            streams[STREAM] = masks if stamp is None else stamp.fold_into(masks)
+        with contextlib.ExitStack() as interceptions:
+            interceptions.enter_context(linen_scope(checkpointed))
+            for interceptor in interceptors if train else ():
+                interceptions.enter_context(linen.intercept_methods(interceptor))
             outputs, changed = module.apply(
                 tree,
                 batch,
                 method=lambda bound, given: call(bound, given, train),
-                rngs={"params": key, "dropout": jax.random.fold_in(key, 1)},
+                rngs=streams,
                 mutable=mutable if train else [],
             )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(parameters, others, layouts, apply)
+    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others))
 
 
 def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

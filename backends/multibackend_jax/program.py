@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
-from multibackend_jax.models import Arrays, FlaxModel
+from multibackend_jax.models import Arrays, FlaxModel, Stamp
+from multibackend_jax.norm import moved
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
@@ -45,10 +46,12 @@ class JaxProgram:
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
+        self.dropout_layers, self.batch_norm_layers = model.dropout_layers, tuple(model.statistics)
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)
+        self._average = jax.jit(self._averaged)
 
     def init(self) -> TrainState:
         with self._precision.scope():
@@ -78,6 +81,17 @@ class JaxProgram:
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> jax.Array:
         with self._precision.scope():
             return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
+
+    def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
+        seen, model_state = 0, state.model_state
+        with self._precision.scope():
+            for index, batch in enumerate(batches):
+                size = len(next(iter(batch.values())))
+                seen += size
+                place = (state.optimizer.gradient_step, np.int32(index), np.int32(1))
+                share = np.asarray(size / seen, self._precision.dtype)
+                model_state = self._average(state.parameters, model_state, self._put(batch), place, share)
+        return state._replace(model_state=model_state)
 
     def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
         total = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
@@ -141,6 +155,15 @@ class JaxProgram:
             return {name: jnp.asarray(array) for name, array in arrays.items()}
         native = {name: self._model.layouts[name].from_canonical(np.asarray(a)) for name, a in arrays.items()}
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
+
+    def _averaged(
+        self, parameters: Arrays, model_state: Arrays, batch: Arrays, place: tuple[Any, Any, Any], share: jax.Array
+    ) -> Arrays:
+        """Running statistics moved by `share` towards those of a batch; all other state as it was."""
+        _, new = self._model.apply(parameters, model_state, batch, Stamp(*place), True)
+        result = moved(model_state, new, self._model.statistics, lambda decay: share)
+        changed = {name for names in self._model.statistics.values() for name in names}
+        return {name: result[name] if name in changed else array for name, array in model_state.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
         """For each term of the loss, then each metric: its weighted sum and the sum of its weights, in one array."""

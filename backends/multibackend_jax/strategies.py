@@ -165,16 +165,17 @@ class Scan:
         shape = FactorShape(next(iter(fields.values())).shape[1], functions.terms)
         window = jnp.asarray(window, jnp.int32)
         count, update = steering.steps_of(window), state.optimizer.gradient_step
+        size = count + (ragged is not None)
 
         def body(step: jax.Array, carry: Carry) -> Carry:
             batch = {name: _at(array, window, step) for name, array in fields.items()}
             factors = steering.factors(window, step, shape)
-            return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step))
+            return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step, size))
 
         carry = lax.fori_loop(0, count, body, functions.start(state))
         if ragged is not None:
             factors = steering.ragged_factors(shape)
-            carry = functions.accumulate(state.parameters, carry, ragged, factors, Stamp(update, count))
+            carry = functions.accumulate(state.parameters, carry, ragged, factors, Stamp(update, count, size))
         return functions.finish(state, carry, steering.rates(shape), steering.first)
 
     def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
@@ -215,11 +216,12 @@ class Dispatch:
         for window, count in enumerate(stack.counts):
             update = state.optimizer.gradient_step
             carry = self.start(state)
+            size = count + (placed.ragged is not None and window == len(stack) - 1)
             for step in range(count):
-                place = np.array([window, step], np.int32)
+                place = np.array([window, step, size], np.int32)
                 carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
             if placed.ragged is not None and window == len(stack) - 1:
-                stamp = (update, np.int32(count))
+                stamp = (update, np.int32(count), np.int32(size))
                 carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, shape=shape)
             state, measured = self.finish(state, carry, steering, shape=shape)
             results.append((measured, 1))
@@ -233,11 +235,11 @@ class Dispatch:
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array
     ) -> Carry:
-        window, step = place
+        window, step, size = place
         batch = {name: _at(array, window, step) for name, array in fields.items()}
         shape = FactorShape(next(iter(fields.values())).shape[1], self._functions.terms)
         factors = steering.factors(window, step, shape)
-        return self._functions.accumulate(parameters, carry, batch, factors, Stamp(update, step))
+        return self._functions.accumulate(parameters, carry, batch, factors, Stamp(update, step, size))
 
     def _ragged(
         self,
@@ -245,7 +247,7 @@ class Dispatch:
         parameters: Arrays,
         ragged: Arrays,
         steering: Steering,
-        stamp: tuple[jax.Array, jax.Array],
+        stamp: tuple[jax.Array, jax.Array, jax.Array],
         shape: FactorShape,
     ) -> Carry:
         return self._functions.accumulate(parameters, carry, ragged, steering.ragged_factors(shape), Stamp(*stamp))

@@ -7,8 +7,8 @@ the accumulator of `MultiSteps` stays there. Here every window starts from new z
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from multibackend.optimizers.groups import GroupedParameters, frozen_names, reso
 from multibackend.precision import LossScale
 from multibackend_jax.losses import weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
+from multibackend_jax.norm import moved, window_share
 from multibackend_jax.optimizers import build_grouped
 
 __all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions"]
@@ -86,13 +87,13 @@ class WindowFunctions:
     dynamic: bool
     compiler_options: dict[str, Any] | None = None
 
-    @cached_property
+    @functools.cached_property
     def groups(self) -> tuple[GroupedParameters, ...]:
         """The parameters that are trained alike."""
         shapes = {name: self.model.layouts[name].canonical for name in self.model.parameters}
         return resolve_groups(self.experiment.optimizer, shapes)
 
-    @cached_property
+    @functools.cached_property
     def frozen(self) -> frozenset[str]:
         """The parameters that stay as they are: neither differentiated nor handed to the optimizer."""
         return frozen_names(self.groups)
@@ -140,11 +141,15 @@ class WindowFunctions:
 
     def accumulate(self, parameters: Arrays, carry: Carry, batch: Arrays, factors: jax.Array, stamp: Stamp) -> Carry:
         """Add the gradient of one micro-batch's `sum over terms of factor * sum(w * l)` to the accumulator."""
+        rescaled = self.experiment.batch_statistics == "window"
         by_micro_batch = self.dynamic and self.experiment.normalize == "microbatch"
 
         def objective(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
             whole = {**parameters, **trained} if self.frozen else trained
             outputs, model_state = self.model.apply(whole, carry.model_state, batch, stamp, True)
+            if rescaled:
+                share = functools.partial(window_share, steps=stamp.size)
+                model_state = moved(carry.model_state, model_state, self.model.statistics, share)
             sums = [weighted_sum(loss, outputs, batch) for loss in self.experiment.loss_terms.values()]
             total, weight = (
                 jnp.stack([part.astype(self.dtype) for part in parts]) for parts in zip(*sums, strict=True)

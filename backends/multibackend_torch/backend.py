@@ -10,8 +10,10 @@ from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
+from multibackend_torch.dropout import prepare_dropout
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_torch.models import build_model, caller
+from multibackend_torch.norm import prepare_statistics
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
 from multibackend_torch.rematerialize import rematerialize
@@ -46,6 +48,15 @@ class TorchBackend:
         if chosen.type == "cpu":
             _keep_freed_memory()
         module = build_model(experiment.model, precision, int(experiment.seed), chosen)
+        strategy = "eager" if strategy == "auto" else strategy
+        dropout = prepare_dropout(
+            module,
+            int(experiment.seed),
+            portable=experiment.dropout == "portable",
+            rename=experiment.model.rename,
+            compiled=strategy == "compiled",
+        )
+        statistics = prepare_statistics(module, experiment.batch_statistics)
         module = rematerialize(module, experiment.rematerialize)
         call = precision.mixed(caller(experiment.model, module), chosen)
         batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
@@ -56,10 +67,12 @@ class TorchBackend:
             experiment,
             module,
             call,
-            strategy="eager" if strategy == "auto" else strategy,
+            strategy=strategy,
             precision=precision,
             device=chosen,
             windows_per_dispatch=windows_per_dispatch,
+            dropout=dropout,
+            statistics=statistics,
             output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +17,11 @@ from multibackend.optimizers.groups import frozen_names, resolve_groups, with_ze
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
+from multibackend_torch.dropout import Draws
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
 from multibackend_torch.names import exchanged, load_tensors, named_parameters, to_host, unchanged
+from multibackend_torch.norm import Momentum, averaging
 from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
@@ -38,6 +40,10 @@ class PlacedWindows:
     stack: WindowStack
     fields: Batch
     ragged: Batch | None
+
+    def size(self, window: int) -> int:
+        """How many micro-batches a window has, the ragged one included."""
+        return int(self.stack.counts[window]) + (self.ragged is not None and window == len(self.stack) - 1)
 
     def micro_batches(self) -> Iterator[Iterator[MicroBatch]]:
         """For each window its micro-batches with their factors, the ragged one last. Views, cut in one call."""
@@ -64,6 +70,8 @@ class TorchProgram:
         precision: Precision,
         device: torch.device,
         windows_per_dispatch: int | None,
+        dropout: tuple[tuple[str, ...], Draws | None],
+        statistics: tuple[tuple[str, ...], Momentum | None],
         output_shape: tuple[int, ...] | None,
     ) -> None:
         self.strategy = strategy
@@ -77,7 +85,9 @@ class TorchProgram:
         self._adapt = windows_per_dispatch is None
         self._experiment, self._module, self._call = experiment, module, call
         self._precision, self._device = precision, device
-        self._randomness = Randomness(int(experiment.seed), device)
+        self.dropout_layers, draws = dropout
+        self.batch_norm_layers, self._momentum = statistics
+        self._randomness = Randomness(int(experiment.seed), device, draws)
         self._losses = tuple(experiment.loss_terms.values())
         self._forward = torch.compile(self._total) if strategy == "compiled" else self._total
 
@@ -95,6 +105,8 @@ class TorchProgram:
             for micro_batches, weights in zip(placed.micro_batches(), placed.stack.weights.tolist(), strict=True):
                 if state.failed:
                     break
+                if self._momentum is not None:
+                    self._momentum.steps = placed.size(len(rows))
                 rate = float(rates.values[state.update - rates.first])
                 rows.append(
                     run_window(
@@ -141,6 +153,16 @@ class TorchProgram:
                 sums.append((total, torch.zeros_like(total) if weight is None else weight))
             sums += [metric_sum(metric, outputs, tensors) for metric in self._experiment.metrics]
         return [part for pair in sums for part in pair], known
+
+    @torch.no_grad()
+    def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
+        state.module.train()
+        with self._precision.scope(self._device), self._randomness.scope(), averaging(state.module) as weigh:
+            for index, batch in enumerate(batches):
+                weigh(len(next(iter(batch.values()))))
+                self._randomness.stamp(state.update, index)
+                self._call(state.module, self._put(batch), True)
+        return state
 
     def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
         flat = [torch.cat([part.reshape(-1).double() for part in tensors]) for tensors, _ in sums]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from multibackend.rng import stream_seed
+from multibackend_torch.dropout import Draws
 
 __all__ = ["Randomness", "seeded"]
 
@@ -37,8 +38,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Randomness:
     """Seeds the generator for each micro-batch, and puts the process's state back after each run of windows."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self._seed, self._device = seed, device
+    def __init__(self, seed: int, device: torch.device, draws: Draws | None = None) -> None:
+        self._seed, self._device, self._draws = seed, device, draws
         self._generator = _generator(device)
         self._window = (-1, 0)  # (update, its seed), kept because mixing costs more than seeding
 
@@ -50,3 +51,5 @@ class Randomness:
         if self._window[0] != update:
             self._window = (update, stream_seed(self._seed, update))
         self._generator.manual_seed(self._window[1] ^ (micro_batch * 0x9E3779B1))
+        if self._draws is not None:
+            self._draws.at(update, micro_batch)

@@ -12,6 +12,7 @@ from multibackend.autobatch import resolve
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
+from multibackend.parity.dropout import dropout_layers
 from multibackend.registry import load_backend
 from multibackend.rng import epoch_order
 from multibackend.trainer import Trainer
@@ -77,7 +78,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     differences = _differences(whole.gradient, parts.gradient)
     reasons: tuple[str, ...] = ()
     if max(differences.values()) > _TOLERANCE:
-        reasons = _reasons(small, large, backend, start, whole, trainer.program.output_shape is not None)
+        reasons = _reasons(small, large, trainer, start, whole)
     return AccumulationReport(backend, size, steps, differences, _TOLERANCE, reasons)
 
 
@@ -112,24 +113,19 @@ def _differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarra
     return {name: float(np.abs(first[name] - second[name]).max(initial=0.0)) / largest for name in first}
 
 
-def _reasons(
-    small: Experiment, large: Experiment, backend: str, start: Any, whole: _Window, probe: bool
-) -> tuple[str, ...]:
+def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Any, whole: _Window) -> tuple[str, ...]:
     """Test one suspect after the other."""
-    reasons = []
+    reasons, backend, probe = [], trainer.backend, trainer.program.output_shape is not None
     other_seed = _run(large.replace(seed=int(large.seed) + 1), backend, start)
     random = max(_differences(whole.gradient, other_seed.gradient).values()) > _TOLERANCE
     if random:
-        reasons.append(
-            "dropout or other randomness: the gradient depends on the seed, and k micro-batches draw other numbers "
-            "than one batch; equal in expectation only"
-        )
+        reasons.append(_dropout_reason(small, dropout_layers(trainer)))
     if whole.changed_state:
         shown = ", ".join(whole.changed_state[:3]) + (", ..." if len(whole.changed_state) > 3 else "")
         reasons.append(
             f"batch statistics: training changes {shown}, so a layer such as BatchNorm normalises each micro-batch of "
             f"{small.micro_batch_size} by its own statistics. Use LayerNorm or GroupNorm, larger micro-batches, or "
-            "freeze the statistics"
+            'batch_statistics="frozen"'
         )
     if probe and not reasons:
         plain = [_run(e.replace(loss=Custom(_sum_of_squares)), backend, start) for e in (small, large)]
@@ -140,6 +136,19 @@ def _reasons(
         else:
             reasons.append("the loss: its value for an example depends on the others in its micro-batch")
     return tuple(reasons)
+
+
+def _dropout_reason(experiment: Experiment, layers: tuple[str, ...]) -> str:
+    listed = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
+    if experiment.dropout == "portable" and layers:
+        return (
+            f"portable dropout in {listed}: a mask is a function of (seed, update, micro-batch, layer, element), so k "
+            "micro-batches have other masks than one batch, the same on every backend; equal in expectation only"
+        )
+    return (
+        f"dropout or other randomness{f' ({listed})' if layers else ''}: the gradient depends on the seed, and k "
+        "micro-batches draw other numbers than one batch; equal in expectation only"
+    )
 
 
 def _sum_of_squares(xp: Any, outputs: Any, batch: Batch) -> Any:

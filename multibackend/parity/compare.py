@@ -13,6 +13,7 @@ from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
 from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.optimizers import Native
+from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.registry import load_backend
@@ -63,7 +64,7 @@ class CompareReport:
         evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
         seconds: of training, for each backend, compilation included.
         strategies: how each backend executed its windows.
-        notes: why a match is not promised.
+        notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
     """
 
     experiment: str
@@ -110,6 +111,9 @@ def compare(
 ) -> CompareReport:
     """Train on both backends and hold the runs against each other.
 
+    Where both models have dropout layers, both draw portable masks, because native ones can never match; the layers
+    pair up by name, `Model(rename=...)` applied, and what is left by order of definition. The report says so.
+
     Args:
         experiment: what to train; both runs see the same examples in the same order.
         backends: two names; the first one's initial parameters are moved to the other through canonical names.
@@ -120,6 +124,7 @@ def compare(
 
     Raises:
         ParameterMatchError: the parameters of the two models do not pair up.
+        ConfigurationError: an argument is wrong, or the dropout layers of the two models do not pair up.
 
     >>> report = compare(experiment, updates=20, precision="float64")   # doctest: +SKIP
     >>> report.matches, report.max_relative_difference < 1e-9           # doctest: +SKIP
@@ -129,10 +134,13 @@ def compare(
     experiment = experiment if precision is None else experiment.replace(precision=precision)
     natives = [load_backend(name) for name in (first_name, second_name)]
     experiment = resolve_together(experiment, natives, devices or {}, strategies or {})
-    trainers = [
-        Trainer(experiment, name, device=(devices or {}).get(name), strategy=(strategies or {}).get(name, "auto"))
-        for name in (first_name, second_name)
-    ]
+
+    def build(experiment: Experiment, name: str) -> Trainer:
+        return Trainer(
+            experiment, name, device=(devices or {}).get(name), strategy=(strategies or {}).get(name, "auto")
+        )
+
+    trainers, notes = with_same_dropout([build(experiment, name) for name in (first_name, second_name)], build)
     pairs = start_alike(*trainers, rename=experiment.model.rename)
     seconds = _train_side_by_side(trainers, int(updates), progress)
     first, second = trainers
@@ -163,7 +171,7 @@ def compare(
         evaluations=(evaluations[0], evaluations[1]),
         seconds=seconds,
         strategies=(first.program.strategy, second.program.strategy),
-        notes=(_NATIVE,) if isinstance(experiment.optimizer, Native) else (),
+        notes=(*notes, *((_NATIVE,) if isinstance(experiment.optimizer, Native) else ())),
     )
 
 

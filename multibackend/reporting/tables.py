@@ -63,7 +63,7 @@ def print_comparison(console: Console, report: CompareReport) -> None:
         highlight=False,
     )
     for note in report.notes:
-        console.print(f"Note: {note}.", highlight=False)
+        console.print(f"Note: {note}.", highlight=False, markup=False)
     if report.matches:
         console.print(Text("The runs match.", style="bold green"))
     else:

@@ -1,0 +1,41 @@
+"""The data over which `Trainer.recompute_statistics` averages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from multibackend.data.sources import Source, as_source
+from multibackend.errors import CapabilityError, ConfigurationError
+from multibackend.experiment import Experiment
+from multibackend.protocol import Program
+
+__all__ = ["batch_norm_layers", "check_recomputable", "cut"]
+
+
+def batch_norm_layers(program: Program) -> tuple[str, ...]:
+    """The names of a model's layers with running statistics; none where the backend does not tell."""
+    return tuple(getattr(program, "batch_norm_layers", ()))
+
+
+def check_recomputable(experiment: Experiment, backend: str, program: Program, data: Any) -> Source:
+    """The data to average over; `ConfigurationError` or `CapabilityError` where there is nothing to recompute."""
+    if not hasattr(program, "recompute_statistics"):
+        raise CapabilityError(f"the backend {backend!r} cannot recompute batch statistics")
+    if not batch_norm_layers(program):
+        raise ConfigurationError("recompute_statistics", ["the model has no layers with running statistics"])
+    if experiment.batch_statistics == "frozen":
+        problem = "batch_statistics='frozen' keeps the statistics as they are; use 'microbatch' or 'window'"
+        raise ConfigurationError("recompute_statistics", [problem])
+    return experiment.train_data if data is None else as_source(data)
+
+
+def cut(source: Source, size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """All of the data in order, in batches of a size; a last single example joins the batch before it."""
+    starts = list(range(0, len(source), size))
+    if len(starts) > 1 and len(source) - starts[-1] == 1:
+        starts.pop()  # one example has no variance
+    for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
+        yield source.take(np.arange(start, end))
