@@ -14,6 +14,7 @@ from support.variants import SCAN, STUB, TORCH
 import multibackend as mb
 from multibackend import events
 from multibackend.errors import ConfigurationError, MultibackendError, NonFiniteError, PackageNotInstalledError
+from multibackend.reporting import scalars
 from multibackend.reporting.mlflow_log import MlflowLog
 from multibackend.reporting.scalars import ScalarLog
 from multibackend.reporting.tensorboard_log import TensorBoardLog
@@ -25,6 +26,12 @@ from multibackend.testing.tolerances import FEW_UPDATES_FLOAT32
 
 DATA = regression(36)
 Written = dict[str, dict[int, float]]  # by name, then by update
+
+
+@pytest.fixture(autouse=True)
+def _speed_at_the_end_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, examples per second are told once for each fit."""
+    monkeypatch.setattr(scalars, "_SECONDS_PER_SPEED", float("inf"))
 
 
 def run(variant: Variant, listener: ScalarLog, **options: Any) -> mb.FitResult:
