@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
-from multibackend.data.sources import Source, as_source
+from multibackend.data import Source, Stream, as_source
+from multibackend.data.fields import nested
+from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
@@ -29,6 +31,7 @@ NORMALIZATIONS = ("window", "microbatch")
 Builder = Callable[..., Any] | str
 Call = Callable[[Any, Mapping[str, Any], bool], Any]
 
+_INPUTS = "the model's inputs"
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -37,6 +40,8 @@ class Model:
 
     Args:
         inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
+            Parts of nested examples have dotted names, "image.left"; the name of a whole part, "image", gives the
+            dict or tuple below it.
         call: how to call the model where `model(batch[inputs])` does not do: a function
             `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
         rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
@@ -100,6 +105,10 @@ class Model:
         except (ImportError, AttributeError) as error:
             raise ConfigurationError("Model", [f"{backend}={builder!r} cannot be imported: {error}"]) from error
 
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the model is called with: of each input the field, or the dict or tuple of the fields below it."""
+        return tuple([batch[name] if name in batch else nested(batch, name) for name in self.inputs])
+
     def call(self, backend: str) -> Call | None:
         """The user's way to call the model on a backend; None for `model(*inputs)`."""
         return self._call.get(backend) if isinstance(self._call, Mapping) else self._call
@@ -113,7 +122,9 @@ class Experiment:
         model: the network.
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, or a map-style dataset.
+        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's, HuggingFace's), or an
+            iterable of examples in an order of its own (a generator function, a loader, see
+            `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once.
         name: of the run, in logs.
         eval_data: like `train_data`; what `Trainer.evaluate` uses.
@@ -128,6 +139,7 @@ class Experiment:
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
             large batch exactly; "microbatch" is the mean of micro-batch means.
         shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number of examples) only.
+            An iterable keeps its own.
         drop_last: drop the last window of an epoch where it is not full.
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
@@ -180,6 +192,11 @@ class Experiment:
     def accumulation(self) -> Accumulation:
         """`gradient_accumulation_steps` in its parsed form."""
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
+
+    @property
+    def examples(self) -> int | None:
+        """Examples in an epoch of the training data; None where only reading to its end would tell."""
+        return None if is_stream(self.train_data) else len(self.train_data)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -243,17 +260,17 @@ class Experiment:
                 continue
             self._set(name, source)
             self.check_fields(name, source, problems, evaluated=name == "eval_data")
-        if not problems.found and self.drop_last and self._first_window() > len(self.train_data):
+        if not problems.found and self.drop_last and self.examples and self._first_window() > self.examples:
             problems.add(
                 f"drop_last=True leaves no window: one window has {self._first_window()} examples, the data "
-                f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
+                f"{self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
-    def check_fields(self, name: str, source: Source, problems: Problems, *, evaluated: bool) -> None:
+    def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
         """Add a problem for each field that the model, the loss or (where `evaluated`) a metric needs and lacks."""
         needed: dict[str, str] = {}
         if isinstance(self.model, Model) and self.model.call("") is None:
-            needed.update(dict.fromkeys(self.model.inputs, "the model's inputs"))
+            needed.update(dict.fromkeys(self.model.inputs, _INPUTS))
         if isinstance(self.loss, Loss):
             needed.update(dict.fromkeys(self.loss.fields, "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
@@ -261,7 +278,8 @@ class Experiment:
                 if isinstance(metric, Metric):
                     needed.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))
         for wanted, reader in needed.items():
-            if wanted not in source.fields:
+            part = reader == _INPUTS and any(field.startswith(f"{wanted}.") for field in source.fields)
+            if wanted not in source.fields and not part:
                 listed = ", ".join(map(repr, source.fields))
                 problems.add(
                     f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"

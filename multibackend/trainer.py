@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
-from multibackend.data.sources import Source, as_source
+from multibackend.data import Source, Stream, as_source
 from multibackend.errors import ConfigurationError, DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
-from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
+from multibackend.order import batches
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
@@ -58,6 +58,10 @@ class Trainer:
         callbacks: functions that are called with each event of `multibackend.events`.
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
+        read_ahead: read the next windows in another thread while the device is busy with these; the results are the
+            same bits. None does where it can pay, see `multibackend.feed.Feed`; pass False for data that may be read
+            by one thread only, or that draw from the framework's own random numbers. Only where every window has the
+            same number of micro-batches.
 
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
@@ -78,12 +82,13 @@ class Trainer:
         callbacks: Sequence[events.Listener] = (),
         strategy: str = "auto",
         windows_per_dispatch: int | None = None,
+        read_ahead: bool | None = None,
     ) -> None:
-        _check_arguments(experiment, callbacks, device, windows_per_dispatch)
+        _check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         native = load_backend(backend)
         self.experiment, self.backend = experiment, backend
         self.device = native.devices()[0] if device is None else device
-        self._feed = Feed(experiment)
+        self._feed = Feed(experiment, read_ahead=read_ahead)
         self.program: Program = native.compile(
             experiment,
             example=self._feed.example(),
@@ -91,7 +96,7 @@ class Trainer:
             strategy=strategy,
             windows_per_dispatch=None if windows_per_dispatch is None else int(windows_per_dispatch),
         )
-        check_batch(experiment.loss_spec, self._feed.example(), self.program.output_shape)
+        self._feed.check(self._feed.example(), self.program.output_shape)
         self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
@@ -107,17 +112,20 @@ class Trainer:
         """
         goal = _check_goal(updates, epochs)
         started, ledger = time.perf_counter(), self._ledger
-        planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
+        per_epoch = self._feed.windows_per_epoch()
+        planned = goal if epochs is None else None if per_epoch is None else goal * per_epoch
         where = {"device": self.device, "strategy": self.program.strategy}
         self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
         try:
             while not self._reached(updates, epochs):
-                self._run_next(updates)
+                self._run_next(updates, epochs)
                 ledger.read_if_due()
             ledger.read_all()
         except NonFiniteError as error:
             self._go_back(error)
             raise
+        finally:
+            self._feed.rest()
         seconds = time.perf_counter() - started
         self._emit(events.FitFinished, update=ledger.update, seconds=seconds)
         epoch = self._feed.settled(ledger.update).epoch
@@ -131,9 +139,8 @@ class Trainer:
         source, size = _evaluation_source(data, self.experiment), _evaluation_size(batch_size, self.experiment)
         self._ledger.read_all()
         sums = []
-        for start in range(0, len(source), size):
-            batch = source.take(np.arange(start, min(start + size, len(source))))
-            check_batch(self.experiment.loss_spec, batch, self.program.output_shape)
+        for batch in batches(source, size):
+            self._feed.check(batch, self.program.output_shape, source)
             sums.append(self.program.evaluate(self._state, batch))
         total = self.program.read_sums(sums)
         means = {name: _mean(value, total.weights[name]) for name, value in total.values.items()}
@@ -187,18 +194,18 @@ class Trainer:
             ledger.read_all()  # some of the expected updates may have been skipped
         return ledger.update >= updates
 
-    def _run_next(self, updates: int | None) -> None:
+    def _run_next(self, updates: int | None, epochs: int | None) -> None:
         """Hand the next windows to the device."""
         ledger, room = self._ledger, self.program.windows_per_dispatch
         if self._size_is_open():
             ledger.read_all()
         first = ledger.expected
-        windows = room if updates is None else min(room, updates - first)
-        stack = self._feed.next(first, windows, room, self.program.output_shape)
+        left = None if updates is None else updates - first
+        stack = self._feed.next(first, room, self.program.output_shape, left=left, epochs=epochs)
         placed = self.program.place(stack)
         # the rates of all updates that these windows may turn out to make, in a table of constant length
         rates = ledger.rates.between(ledger.update, first + len(stack))
-        table = np.full(2 * room + MOST_UNREAD, rates[-1])
+        table = np.full(max(2 * room + MOST_UNREAD, len(rates)), rates[-1])
         table[: len(rates)] = rates
         self._state, results = self.program.run(self._state, placed, Rates(ledger.update, table))
         ledger.add(stack, results)
@@ -217,7 +224,7 @@ class Trainer:
         self._feed.position = Position(error.epoch, error.offset)
 
 
-def _evaluation_source(data: Any, experiment: Experiment) -> Source:
+def _evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
     if data is not None:
         source, problems = as_source(data), Problems("evaluate")
         experiment.check_fields("the data", source, problems, evaluated=True)
@@ -243,7 +250,9 @@ def _mean(total: float, weight: float) -> float:
     return float(total / weight) if weight > 0 else float("nan")
 
 
-def _check_arguments(experiment: object, callbacks: object, device: object, windows_per_dispatch: object) -> None:
+def _check_arguments(
+    experiment: object, callbacks: object, device: object, windows_per_dispatch: object, read_ahead: object
+) -> None:
     problems = Problems("Trainer")
     if not isinstance(experiment, Experiment):
         problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
@@ -253,6 +262,8 @@ def _check_arguments(experiment: object, callbacks: object, device: object, wind
         problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
     if windows_per_dispatch is not None:
         problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
+    if read_ahead is not None:
+        problems.boolean("read_ahead", read_ahead)
     problems.raise_if_any()
 
 

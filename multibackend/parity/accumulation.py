@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
-from multibackend.rng import epoch_order
+from multibackend.order import order_of
 from multibackend.trainer import Trainer
 
 __all__ = ["AccumulationReport", "check_accumulation"]
@@ -64,8 +64,8 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     (False, ("batch statistics: ...",))
     """
     size, steps = int(experiment.micro_batch_size), max(2, experiment.accumulation.steps(0))
-    order = epoch_order(int(experiment.seed), 0, len(experiment.train_data), shuffle=experiment.shuffle)
-    window = _one_window(experiment, experiment.train_data.take(order[: size * steps]))
+    order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
+    window = _one_window(experiment, order.take(0, 0, order.available(0, 0, size * steps)))
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)
     trainer = Trainer(large, backend)

@@ -30,7 +30,8 @@ class ProgressBar:
             console=self._console,
         )
         self._task: TaskID | None = None
-        self._started, self._examples, self._shown, self._total = 0.0, 0, 0.0, 0
+        self._started, self._examples, self._shown = 0.0, 0, 0.0
+        self._total: int | None = 0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -53,13 +54,14 @@ class ProgressBar:
             self._bar.start()
         else:
             where = f"{event.backend} ({event.device}, {event.strategy})"
-            self._console.print(f"{event.experiment} on {where}, {event.updates} updates")
+            length = "data of unknown length" if event.updates is None else f"{event.updates} updates"
+            self._console.print(f"{event.experiment} on {where}, {length}")
 
     def _show(self, record: UpdateRecord) -> None:
         self._examples += record.examples
         now = time.perf_counter()
         interval = 0.1 if self._live else _SECONDS_BETWEEN_LINES
-        if now - self._shown < interval and record.update < self._total:
+        if now - self._shown < interval and (self._total is None or record.update < self._total):
             return
         self._shown = now
         speed = self._examples / max(now - self._started, 1e-9)
@@ -67,7 +69,8 @@ class ProgressBar:
         if self._task is not None:
             self._bar.update(self._task, completed=record.update, numbers=numbers)
         else:
-            self._console.print(f"update {record.update}/{self._total}  {numbers}")
+            total = "" if self._total is None else f"/{self._total}"
+            self._console.print(f"update {record.update}{total}  {numbers}")
 
     def _end(self, event: FitFinished) -> None:
         if self._task is not None:
