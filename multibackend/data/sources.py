@@ -156,7 +156,7 @@ class TableSource:
     def _columns(self, indices: np.ndarray) -> Mapping[str, Any]:
         batch = self._table[[int(index) for index in indices]]
         if hasattr(batch, "column_names"):  # an arrow table: to_numpy keeps the types of numbers
-            batch = {name: _arrow_column(batch.column(name)) for name in batch.column_names}
+            batch = {name: _arrow_column(name, batch.column(name)) for name in batch.column_names}
         return named(batch, None, what="a batch of the table")
 
 
@@ -191,7 +191,9 @@ def _column(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def _arrow_column(column: Any) -> Any:
+def _arrow_column(name: str, column: Any) -> Any:
+    if column.null_count:
+        raise DataError(f"column {name!r} has missing values; fill them in or drop those rows: dataset.filter(...)")
     kind = str(column.type)
     if kind.startswith("struct"):
         return dict(flat_items({key: [row[key] for row in column.to_pylist()] for key in column.to_pylist()[0]}))
