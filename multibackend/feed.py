@@ -95,7 +95,7 @@ class Feed:
 
     def check(self, batch: Mapping[str, Any], output_shape: Shape, source: Any = None) -> None:
         """Let the loss check a host batch; of padded sequences the outputs are as long as the batch's target."""
-        target = getattr(self._loss, "target", None)
+        target = getattr(self._loss, "target", "")
         if output_shape and target in getattr(source or self._source, "padded", ()):
             length = np.shape(self.example()[target])[1:2]
             if output_shape[1:2] == length:

@@ -31,7 +31,7 @@ def as_source(data: Any) -> Source | Stream:
         except NotImplementedError:  # torch's IterableDataset inherits a __getitem__ that it does not have
             return IterableSource(data)
     if hasattr(data, "__iter__") or callable(data):
-        return IterableSource(data)
+        return IterableSource(data)  # pyright: ignore[reportArgumentType] - what it returns shows when it is called
     raise DataError(
         "data must be a dict of arrays, a map-style dataset (len and []), an iterable of examples or a function that "
         f"returns one, got {type(data).__name__}: {data!r:.80}"

@@ -76,7 +76,7 @@ class IterableSource:
 
     def __init__(
         self,
-        data: Iterable[Any] | Callable[..., Iterator[Any]],
+        data: Iterable[Any] | Callable[..., Iterable[Any]],
         fields: Sequence[str] | None = None,
         *,
         batched: bool | None = None,
@@ -117,8 +117,8 @@ class IterableSource:
 
     def _open(self, epoch: int, seed: int) -> Iterator[Any]:
         data: Any = self._data
-        sampler = getattr(data, "sampler", None)
-        for owner in (data, sampler):
+        owners: tuple[Any, ...] = (data, getattr(data, "sampler", None))
+        for owner in owners:
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(epoch)
             if hasattr(getattr(owner, "generator", None), "manual_seed"):
