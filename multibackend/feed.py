@@ -32,6 +32,7 @@ class Feed:
 
     def __init__(self, experiment: Experiment, *, read_ahead: bool | None = None) -> None:
         self._source, self._loss = experiment.train_data, experiment.loss_spec
+        self._is_stream = is_stream(self._source)
         self._reader = EpochReader(
             self._source,
             self._loss,
@@ -130,12 +131,13 @@ class Feed:
         self.check({n: a.reshape(-1, *a.shape[3:]) for n, a in stack.fields.items()}, output_shape)
         if stack.ragged is not None:
             self.check(stack.ragged, output_shape)
-        self.settle(stack.stop, update)  # look one window ahead here, so that nobody waits to know whether more follows
+        if self._is_stream:
+            self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
 
     def _first_examples(self) -> dict[str, np.ndarray]:
         order, size = self._reader.order, self._reader.micro_batch_size
-        if is_stream(self._source):
+        if self._is_stream:
             return order.take(0, 0, order.available(0, 0, size))
         return self._source.take(np.arange(min(size, len(self._source))))
 
@@ -143,7 +145,7 @@ class Feed:
         """Whether reading ahead can pay and changes nothing."""
         if getattr(self._source, "in_memory", False) or not getattr(self._source, "read_ahead", True):
             return False
-        return is_stream(self._source) or _same(self.example(), self._first_examples())
+        return self._is_stream or _same(self.example(), self._first_examples())
 
 
 def _same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:

@@ -96,9 +96,7 @@ def nested(batch: Mapping[str, Any], name: str) -> Any:
 
 
 def concatenate(parts: Sequence[Fields]) -> Fields:
-    """Rows of several chunks one below the other, each field in memory that a device can adopt."""
-    if len(parts) == 1:
-        return parts[0]
+    """Rows of several chunks one below the other, each field in new memory that a device can adopt."""
     return {name: _concatenate(name, [part[name] for part in parts]) for name in parts[0]}
 
 

@@ -136,8 +136,8 @@ class TableSource:
     def __init__(self, table: Any) -> None:
         if len(table) == 0:
             raise DataError("the dataset is empty: its length is 0")
-        custom = (getattr(table, "format", None) or {}).get("type") is not None
-        self._table = table if custom else table.with_format("arrow")
+        own = getattr(table, "format", None) or {}
+        self._table = table if own.get("type") else table.with_format("arrow", columns=own.get("columns"))
         self.fields = tuple(self._columns(np.arange(1)))
         self.take(np.arange(1))  # refuses text at once
 
@@ -204,7 +204,8 @@ def _arrow_column(name: str, column: Any) -> Any:
 def _whole_column(name: str, values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray) and values.dtype.kind == "O" and isinstance(values.flat[0], np.ndarray):
         return concatenate([{name: as_array(name, value)[None]} for value in values])[name]
-    return as_array(name, values)
+    array = as_array(name, values)
+    return array if array.flags.writeable else array.copy()  # an arrow column's memory is read-only
 
 
 def _stack(name: str, values: list[Any]) -> np.ndarray:

@@ -56,7 +56,8 @@ class IterableSource:
       and the epoch's number.
     - A generator object can be read once: one epoch of one trainer.
 
-    A run that goes on in the middle of an epoch reads what comes before and throws it away.
+    A run that goes on in the middle of an epoch reads what comes before and throws it away. An endless iterable has no
+    epochs: end such a run with `fit(updates=...)`. The iterable is opened once more, at construction, to see its fields.
 
     Args:
         data: the iterable or function: torch's `DataLoader` and `IterableDataset`, grain's `IterDataset` (worker
@@ -151,7 +152,8 @@ class IterableSource:
                 f"{'a batch' if self._batched else 'an example'} has the fields {tuple(values)}, the first one had "
                 f"{self.fields}; every one needs the same"
             )
-        arrays = {name: as_array(name, values[name]) for name in self.fields}
+        # copied, because an iterator may fill the same memory again for what comes next
+        arrays = {name: np.array(as_array(name, values[name])) for name in self.fields}
         if not self._batched:
             return {name: array[None] for name, array in arrays.items()}
         lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}

@@ -1,5 +1,6 @@
 """Every kind of source gives the examples that it was made of, in its order; what is no data is one typed error."""
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from support.examples import examples, experiment, in_batches
 
 import multibackend as mb
@@ -15,7 +17,9 @@ from multibackend.data.fields import nested
 from multibackend.errors import ConfigurationError, DataError, MultibackendError
 from multibackend.losses import MeanSquaredError
 from multibackend.order import batches
+from multibackend.reporting.progress import ProgressBar
 from multibackend.testing import assert_arrays_match, assert_bit_identical, assert_raises
+from multibackend.testing.conformance.problems import regression
 from multibackend.testing.reference import cut
 from multibackend.windows import EpochReader, Position, WindowStack
 
@@ -140,6 +144,39 @@ def test_a_generator_is_one_epoch() -> None:
     spent = iter(once)
     function = mb.Trainer(experiment(lambda: spent), "stub")  # a function that returns the same iterator
     assert_raises(DataError, lambda: function.fit(epochs=3), "is empty", "fresh iterator")
+
+
+def test_progress_of_unknown_length() -> None:
+    """The progress listener needs no total."""
+    told = io.StringIO()
+    listener = ProgressBar(Console(file=told, width=200))
+    listener._shown = -1e9
+    mb.Trainer(experiment(lambda: iter(examples(29))), "stub", callbacks=[listener]).fit(epochs=2)
+    assert "data of unknown length" in told.getvalue()
+    assert "update 1  loss" in told.getvalue()
+    assert "20 updates in" in told.getvalue()
+
+
+def test_memory_that_is_used_again() -> None:
+    """An iterator may hand out the same array each time, filled anew; and arrays that must not be written to."""
+    data = regression(29)
+
+    def reusing() -> Iterator[dict[str, np.ndarray]]:
+        held = {name: np.zeros((5, *array.shape[1:])) for name, array in data.items()}
+        for start in range(0, 29, 5):
+            rows = min(5, 29 - start)
+            for name, array in data.items():
+                held[name][:rows] = array[start : start + rows]
+            yield {name: array[:rows] for name, array in held.items()}
+
+    wanted = mb.Trainer(experiment(data), "stub").fit(epochs=2).history["loss"]
+    for read_ahead in (False, True):
+        trainer = mb.Trainer(experiment(IterableSource(reusing, batched=True)), "stub", read_ahead=read_ahead)
+        assert_bit_identical(trainer.fit(epochs=2).history["loss"], wanted)
+    frozen = np.zeros(3)
+    frozen.flags.writeable = False
+    for source in (as_source([{"x": frozen}] * 2), as_source(lambda: iter([{"x": frozen}] * 2))):
+        assert next(iter(batches(source, 1)))["x"].flags.writeable
 
 
 def test_skipped_windows_do_not_run_for_ever() -> None:

@@ -188,6 +188,8 @@ def test_datasets_keep_their_numbers() -> None:
     batch = mb.data.as_source(nested).take(np.array([4, 2]))
     assert batch["x"].dtype == np.float64
     assert batch["small"].dtype == np.int8
+    assert batch["small"].flags.writeable  # arrow's memory is not, and torch warns of that
+    assert mb.data.as_source(nested.with_format(None, columns=["small"])).fields == ("small",)
     assert_bit_identical(batch["x"], regression(COUNT)["x"][[4, 2]])
     assert_bit_identical(batch["grid"], np.arange(COUNT * 6.0).reshape(COUNT, 2, 3)[[4, 2]])
     assert batch["place.row"].tolist() == [4, 2]
@@ -198,6 +200,19 @@ def test_datasets_keep_their_numbers() -> None:
     ):
         made = datasets.Dataset.from_dict(columns)
         assert_raises(mb.errors.DataError, lambda made=made: mb.data.as_source(made).take(np.arange(2)), *mentions)
+
+
+@BACKENDS
+@pytest.mark.parametrize("kind", ["torch loader", "torch dataset"])
+def test_reading_ahead_leaves_dropout_alone(kind: str, variant: Variant) -> None:
+    """torch's loaders draw from the generator that dropout draws from; the masks are the same bits all the same."""
+    runs = []
+    for read_ahead in (True, False):
+        source = {**RANDOM_ACCESS, **STREAMS}[kind]()
+        made = variant.experiment(source, model="dropout", gradient_accumulation_steps=2, precision="float32")
+        trainer = variant.trainer(made, read_ahead=read_ahead)
+        runs.append({"loss": trainer.fit(epochs=15).history["loss"], **trainer.parameters()})
+    assert_bit_identical(runs[0], runs[1])
 
 
 @pytest.mark.slow
