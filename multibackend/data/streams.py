@@ -57,8 +57,8 @@ class IterableSource:
     - A generator object can be read once: one epoch of one trainer.
 
     A run that goes on in the middle of an epoch reads what comes before and throws it away. An endless iterable has no
-    epochs: end such a run with `fit(updates=...)`. At construction the
-    iterable is opened once more, to see its fields.
+    epochs: end such a run with `fit(updates=...)`. At construction the iterable is opened once more, to see its
+    fields.
 
     Args:
         data: the iterable or function: torch's `DataLoader` and `IterableDataset`, grain's `IterDataset` (worker

@@ -103,6 +103,19 @@ def test_reading_overlaps_running(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data.threads == ["MainThread"] * 6 + ["read ahead"] * 18
 
 
+def test_epochs_are_opened_by_the_trainer() -> None:
+    """Iterators begin in the trainer's thread, where a loader may draw random numbers and fork; then they are read."""
+    opened, read = [], []
+
+    def items(epoch: int) -> Iterator[dict[str, Any]]:
+        opened.append((epoch, threading.current_thread().name))
+        return ((read.append(threading.current_thread().name), item)[1] for item in examples(9))
+
+    trainer(items).fit(epochs=4)
+    assert opened == [(epoch, "MainThread") for epoch in (0, 0, 1, 2, 3)]
+    assert read.count("read ahead") == 4 * 9 - 7  # but for the first stack and the example that follows it
+
+
 @pytest.mark.parametrize("read_ahead", [False, True])
 def test_errors_keep_their_type(read_ahead: bool) -> None:
     """What a dataset raises is raised by `fit`, after the updates of everything before it; the thread has ended."""
