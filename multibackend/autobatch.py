@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from multibackend.accumulation import EffectiveBatch
 from multibackend.bytesize import format_bytes, parse_bytes
 from multibackend.errors import CapabilityError, ConfigurationError, MultibackendError, OutOfMemoryError
 from multibackend.experiment import AUTO, PRECISIONS, Experiment
+from multibackend.order import order_of
 from multibackend.protocol import Backend, MemoryAware
 
 __all__ = [
@@ -103,10 +102,12 @@ def resolve(
     limit = _limit(experiment, backend, device)
     key = _key(experiment, backend.name, (device, strategy, windows_per_dispatch, limit))
     if key not in _known:
-        candidates = [size for size in divisors(examples) if size <= len(experiment.train_data)]
+        order = order_of(experiment.train_data, seed=0, shuffle=False)
+        most = order.available(0, 0, examples)
+        candidates = [size for size in divisors(examples) if size <= most]
 
         def measure(size: int) -> int:
-            example = experiment.train_data.take(np.arange(size))
+            example = order.take(0, 0, size)
             return backend.memory_of(
                 _with_size(experiment, size),
                 example=example,
@@ -245,9 +246,10 @@ def _with_size(experiment: Experiment, size: int) -> Experiment:
 
 def _key(experiment: Experiment, backend: str, where: tuple[Any, ...]) -> tuple[Any, ...]:
     """All that memory depends on: backend, device, model, shapes, and the options that change what is kept."""
-    shapes = [(name, a.shape[1:], a.dtype.str) for name, a in experiment.train_data.take(np.arange(1)).items()]
+    order = order_of(experiment.train_data, seed=0, shuffle=False)
+    shapes = [(name, a.shape[1:], a.dtype.str) for name, a in order.take(0, 0, 1).items()]
     options = (dict(experiment.loss_terms), experiment.optimizer, experiment.rematerialize, experiment.precision)
-    data = min(len(experiment.train_data), experiment.effective_examples)
+    data = order.available(0, 0, experiment.effective_examples)
     model = (id(experiment.model), int(experiment.seed))
     return backend, *where, *model, repr(options), repr(shapes), experiment.effective_examples, data
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.data.sources import Source, as_source
+from multibackend.data import Source, Stream, as_source
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.experiment import Experiment
 from multibackend.history import term_name
-from multibackend.losses import check_batch
+from multibackend.order import batches
 from multibackend.protocol import EvaluationSums, Program
 from multibackend.stopping import BestValue, EarlyStopping, improves
 from multibackend.validation import Problems, closest
@@ -32,16 +32,24 @@ class Evaluation:
 
 
 def evaluate(
-    program: Program, state: Any, experiment: Experiment, source: Source, size: int, *, ema: bool
+    program: Program,
+    state: Any,
+    experiment: Experiment,
+    source: Source | Stream,
+    size: int,
+    *,
+    check: Callable[..., None],
+    ema: bool,
 ) -> dict[str, Any]:
-    """Loss and metrics over a source in batches of `size`, each from its sums over all batches."""
+    """Loss and metrics over a source in batches of `size`, each from its sums over all batches.
+
+    `check(batch, output_shape, source)` raises `DataError` for a batch that does not fit.
+    """
     floats = 2 * len(experiment.loss_terms) + sum(math.prod(metric.shape) + 1 for metric in experiment.metrics)
     room, unread, total = max(1, _MOST_UNREAD_FLOATS // floats), [], None
     options = {"ema": True} if ema else {}
-    for start in range(0, len(source), size):
-        batch = source.take(np.arange(start, min(start + size, len(source))))
-        for loss in experiment.loss_terms.values():
-            check_batch(loss, batch, program.output_shape)
+    for batch in batches(source, size):
+        check(batch, program.output_shape, source)
         unread.append(program.evaluate(state, batch, **options))
         if len(unread) == room:
             total, unread = _added(total, program.read_sums(unread)), []
@@ -70,7 +78,7 @@ def _added(total: EvaluationSums | None, sums: EvaluationSums) -> EvaluationSums
     return sums if total is None else total + sums
 
 
-def evaluation_source(data: Any, experiment: Experiment) -> Source:
+def evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
     """`data` as a source that has every field, or the experiment's own; raises `DataError`, `ConfigurationError`."""
     if data is not None:
         source, problems = as_source(data), Problems("evaluate")

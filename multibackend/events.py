@@ -47,10 +47,13 @@ class Event:
 
 @dataclass(frozen=True)
 class FitStarted(Event):
-    """`fit` begins at update number `update`; it ends at `updates`, an estimate where epochs decide."""
+    """`fit` begins at update number `update`; it ends at `updates`, an estimate where epochs decide.
+
+    `updates` is None where epochs decide and the data do not tell how many examples they have.
+    """
 
     update: int
-    updates: int
+    updates: int | None
     device: str
     strategy: str
 

@@ -15,7 +15,9 @@ from typing import Any, cast
 from multibackend import batch_statistics
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.bytesize import check_bytes
-from multibackend.data.sources import Source, as_source
+from multibackend.data import Source, Stream, as_source
+from multibackend.data.fields import nested
+from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
@@ -35,6 +37,7 @@ DROPOUTS = ("native", "portable")
 Builder = Callable[..., Any] | str
 Call = Callable[[Any, Mapping[str, Any], bool], Any]
 
+_INPUTS = "the model's inputs"
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -43,6 +46,8 @@ class Model:
 
     Args:
         inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
+            Parts of nested examples have dotted names, "image.left"; the name of a whole part, "image", gives the
+            dict or tuple below it.
         call: how to call the model where `model(batch[inputs])` does not do: a function
             `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
         rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
@@ -110,6 +115,10 @@ class Model:
         except (ImportError, AttributeError) as error:
             raise ConfigurationError("Model", [f"{backend}={builder!r} cannot be imported: {error}"]) from error
 
+    def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What the model is called with: of each input the field, or the dict or tuple of the fields below it."""
+        return tuple([batch[name] if name in batch else nested(batch, name) for name in self.inputs])
+
     def call(self, backend: str) -> Call | None:
         """The user's way to call the model on a backend; None for `model(*inputs)`."""
         return self._call.get(backend) if isinstance(self._call, Mapping) else self._call
@@ -124,7 +133,9 @@ class Experiment:
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`;
             or several terms {name: loss}, each reduced by its own weights, which are then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, or a map-style dataset.
+        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's, HuggingFace's), or an
+            iterable of examples in an order of its own (a generator function, a loader, see
+            `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once; "auto" for as many as fit in memory, with
             `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a divisor. `Trainer` decides.
         name: of the run, in logs.
@@ -142,6 +153,7 @@ class Experiment:
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
             large batch exactly; "microbatch" is the mean of micro-batch means.
         shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number of examples) only.
+            An iterable keeps its own.
         drop_last: drop the last window of an epoch where it is not full.
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
@@ -238,6 +250,11 @@ class Experiment:
             return int(self.gradient_accumulation_steps.examples)
         return self.accumulation.steps(0) * int(self.micro_batch_size)
 
+    @property
+    def examples(self) -> int | None:
+        """Examples in an epoch of the training data; None where only reading to its end would tell."""
+        return None if is_stream(self.train_data) else len(self.train_data)
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
@@ -332,17 +349,17 @@ class Experiment:
                 continue
             self._set(name, source)
             self.check_fields(name, source, problems, evaluated=name == "eval_data")
-        if not problems.found and self.drop_last and self.effective_examples > len(self.train_data):
+        if not problems.found and self.drop_last and self.examples and self.effective_examples > self.examples:
             problems.add(
                 f"drop_last=True leaves no window: one window has {self.effective_examples} examples, the data "
-                f"{len(self.train_data)}; use fewer accumulation steps or drop_last=False"
+                f"{self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
-    def check_fields(self, name: str, source: Source, problems: Problems, *, evaluated: bool) -> None:
+    def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
         """Add a problem for each field that the model, the loss or (where `evaluated`) a metric needs and lacks."""
         needed: dict[str, str] = {}
         if isinstance(self.model, Model) and self.model.call("") is None:
-            needed.update(dict.fromkeys(self.model.inputs, "the model's inputs"))
+            needed.update(dict.fromkeys(self.model.inputs, _INPUTS))
         for term in self.loss_terms.values():
             needed.update(dict.fromkeys(term.fields if isinstance(term, Loss) else (), "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
@@ -350,7 +367,8 @@ class Experiment:
                 if isinstance(metric, Metric):
                     needed.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))
         for wanted, reader in needed.items():
-            if wanted not in source.fields:
+            part = reader == _INPUTS and any(field.startswith(f"{wanted}.") for field in source.fields)
+            if wanted not in source.fields and not part:
                 listed = ", ".join(map(repr, source.fields))
                 problems.add(
                     f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"

@@ -159,7 +159,8 @@ class Ledger:
         # each overflow halves the loss scale, so some of them are progress too
         progress = results.applied.any() or results.overflowed.any()
         self._idle_examples = 0 if progress else self._idle_examples + int(stack.examples.sum())
-        if self._idle_examples >= self._feed.examples:
+        epoch = self._feed.examples  # of a stream unknown until its end
+        if epoch is not None and self._idle_examples >= epoch:
             raise DataError(
                 f"no window of a whole epoch made an update, so the run would never end; the last {len(self.skipped)} "
                 f"windows were skipped, the last because it was {self.skipped[-1].reason} (nonfinite: its gradient is "

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.data.sources import Source, as_source
+from multibackend.data import Source, Stream, as_source
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
+from multibackend.order import order_of
 from multibackend.protocol import Program
 
 __all__ = ["batch_norm_layers", "check_recomputable", "cut"]
@@ -20,7 +21,7 @@ def batch_norm_layers(program: Program) -> tuple[str, ...]:
     return tuple(getattr(program, "batch_norm_layers", ()))
 
 
-def check_recomputable(experiment: Experiment, backend: str, program: Program, data: Any) -> Source:
+def check_recomputable(experiment: Experiment, backend: str, program: Program, data: Any) -> Source | Stream:
     """The data to average over; `ConfigurationError` or `CapabilityError` where there is nothing to recompute."""
     if not hasattr(program, "recompute_statistics"):
         raise CapabilityError(f"the backend {backend!r} cannot recompute batch statistics")
@@ -32,10 +33,10 @@ def check_recomputable(experiment: Experiment, backend: str, program: Program, d
     return experiment.train_data if data is None else as_source(data)
 
 
-def cut(source: Source, size: int) -> Iterator[Mapping[str, np.ndarray]]:
+def cut(source: Source | Stream, size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """All of the data in order, in batches of a size; a last single example joins the batch before it."""
-    starts = list(range(0, len(source), size))
-    if len(starts) > 1 and len(source) - starts[-1] == 1:
-        starts.pop()  # one example has no variance
-    for start, end in zip(starts, [*starts[1:], len(source)], strict=True):
-        yield source.take(np.arange(start, end))
+    order, offset = order_of(source, seed=0, shuffle=False), 0
+    while count := order.available(0, offset, size + 2):
+        count = count if count == size + 1 else min(count, size)  # one example has no variance
+        yield order.take(0, offset, count)
+        offset += count

@@ -28,7 +28,6 @@ from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
-from multibackend.losses import check_batch
 from multibackend.names import match_names, shapes_of
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.recompute import batch_norm_layers, check_recomputable, cut
@@ -77,6 +76,10 @@ class Trainer:
         callbacks: functions that are called with each event of `multibackend.events`; each may end the run.
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
+        read_ahead: read the next windows in another thread while the device is busy with these; the results are the
+            same bits. None does where it can pay, see `multibackend.feed.Feed`; pass False for data that may be read
+            by one thread only, or that draw from the framework's own random numbers. Only where every window has the
+            same number of micro-batches.
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
     `trainer.experiment` has the number.
@@ -100,8 +103,9 @@ class Trainer:
         callbacks: Sequence[events.Listener] = (),
         strategy: str = "auto",
         windows_per_dispatch: int | None = None,
+        read_ahead: bool | None = None,
     ) -> None:
-        _check_arguments(experiment, callbacks, device, windows_per_dispatch)
+        _check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         native = self._native = load_backend(backend)
         how: dict[str, Any] = {
             "device": device,
@@ -111,11 +115,10 @@ class Trainer:
         experiment, self.micro_batch = resolve(experiment, native, **how)
         self.experiment, self.backend = experiment, backend
         self.device = native.devices()[0] if device is None else device
-        self._feed = Feed(experiment)
+        self._feed = Feed(experiment, read_ahead=read_ahead)
         with memory_errors(native, experiment):
             self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
-            for loss in experiment.loss_terms.values():
-                check_batch(loss, self._feed.example(), self.program.output_shape)
+            self._feed.check(self._feed.example(), self.program.output_shape)
             self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
@@ -167,12 +170,13 @@ class Trainer:
             ema=evaluate_ema,
             parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
         )
-        planned = goal if epochs is None else goal * self._feed.windows_per_epoch()
+        per_epoch = self._feed.windows_per_epoch()
+        planned = goal if epochs is None else None if per_epoch is None else goal * per_epoch
         with self._emit.joined_by(early_stopping):
             return self._fit(updates, epochs, planned, plan, ema=evaluate_ema)
 
     def _fit(
-        self, updates: int | None, epochs: int | None, planned: int, plan: EvaluationPlan | None, *, ema: bool
+        self, updates: int | None, epochs: int | None, planned: int | None, plan: EvaluationPlan | None, *, ema: bool
     ) -> FitResult:
         """The loop, and what is told of it."""
         started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
@@ -192,6 +196,8 @@ class Trainer:
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            self._feed.rest()
         seconds, stop = time.perf_counter() - started, self._emit.stop
         stopped = None if stop is None else stop.reason
         self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
@@ -209,7 +215,7 @@ class Trainer:
     def _loop(self, updates: int | None, epochs: int | None, plan: EvaluationPlan | None, *, ema: bool) -> None:
         ledger = self._ledger
         while self._emit.stop is None and not self._reached(updates, epochs):
-            self._run_next(_nearest(updates, plan))
+            self._run_next(_nearest(updates, plan), epochs)
             ledger.read_if_due()
             if plan is not None and ledger.expected >= plan.due:
                 ledger.read_all()  # some of the expected updates may have been skipped
@@ -237,7 +243,7 @@ class Trainer:
             _check_ema(self.experiment)
         self._ledger.read_all()
         with memory_errors(self._native, self.experiment, size):
-            found = evaluate(self.program, self._state, self.experiment, source, size, ema=ema)
+            found = evaluate(self.program, self._state, self.experiment, source, size, check=self._feed.check, ema=ema)
         update, scheduled = self._ledger.update, plan is not None
         if plan is not None:
             plan.enter(update, found)
@@ -319,18 +325,18 @@ class Trainer:
             ledger.read_all()  # some of the expected updates may have been skipped
         return ledger.update >= updates
 
-    def _run_next(self, updates: int | None) -> None:
+    def _run_next(self, updates: int | None, epochs: int | None) -> None:
         """Hand the next windows to the device."""
         ledger, room = self._ledger, self.program.windows_per_dispatch
         if self._size_is_open():
             ledger.read_all()
         first = ledger.expected
-        windows = room if updates is None else min(room, updates - first)
-        stack = self._feed.next(first, windows, room, self.program.output_shape)
+        left = None if updates is None else updates - first
+        stack = self._feed.next(first, room, self.program.output_shape, left=left, epochs=epochs)
         placed = self.program.place(stack)
         # the rates of all updates that these windows may turn out to make, in a table of constant length
         rates = ledger.rates.between(ledger.update, first + len(stack))
-        table = np.full(2 * room + MOST_UNREAD, rates[-1])
+        table = np.full(max(2 * room + MOST_UNREAD, len(rates)), rates[-1])
         table[: len(rates)] = rates
         self._state, results = self.program.run(self._state, placed, Rates(ledger.update, table))
         ledger.add(stack, results)
@@ -368,7 +374,9 @@ class Trainer:
         self._feed.position = Position(error.epoch, error.offset)
 
 
-def _check_arguments(experiment: object, callbacks: object, device: object, windows_per_dispatch: object) -> None:
+def _check_arguments(
+    experiment: object, callbacks: object, device: object, windows_per_dispatch: object, read_ahead: object
+) -> None:
     problems = Problems("Trainer")
     if not isinstance(experiment, Experiment):
         problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
@@ -378,6 +386,8 @@ def _check_arguments(experiment: object, callbacks: object, device: object, wind
         problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
     if windows_per_dispatch is not None:
         problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
+    if read_ahead is not None:
+        problems.boolean("read_ahead", read_ahead)
     problems.raise_if_any()
 
 

@@ -17,8 +17,10 @@ import numpy as np
 
 from multibackend.data.memory import aligned_empty
 from multibackend.data.sources import Source
+from multibackend.data.streams import Stream
+from multibackend.errors import DataError
 from multibackend.losses import Loss
-from multibackend.rng import epoch_order
+from multibackend.order import order_of
 
 __all__ = ["EpochReader", "Position", "WindowStack"]
 
@@ -79,7 +81,7 @@ class EpochReader:
     """Reads windows from a source, epoch after epoch, from any position.
 
     Args:
-        source: the examples.
+        source: the examples, with random access or as a stream.
         losses: the terms of the loss, which weigh the elements.
         micro_batch_size: examples per micro-batch.
         seed, shuffle: decide the order of each epoch.
@@ -89,7 +91,7 @@ class EpochReader:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Stream,
         losses: Sequence[Loss],
         *,
         micro_batch_size: int,
@@ -98,13 +100,10 @@ class EpochReader:
         drop_last: bool = False,
         normalize: str = "window",
     ) -> None:
-        self.source = source
-        self.length = len(source)
         self.micro_batch_size = micro_batch_size
+        self.order = order_of(source, seed=seed, shuffle=shuffle)
         self._losses = tuple(losses)
-        self._seed, self._shuffle = seed, shuffle
         self._drop_last, self._normalize = drop_last, normalize
-        self._order: tuple[int, np.ndarray] | None = None  # (epoch, order): one epoch is kept
 
     def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
         """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
@@ -112,9 +111,9 @@ class EpochReader:
         The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room` windows, at least
         `len(steps)`. At least one window must be left in the epoch: see `settle`.
         """
-        bounds = self._bounds(position.offset, steps)
-        start, stop = bounds[0], bounds[-1]
-        rows = self.source.take(self._epoch_order(position.epoch)[start:stop])
+        bounds = self._bounds(position, steps)
+        start, stop = int(bounds[0]), int(bounds[-1])
+        rows = self.order.take(position.epoch, start, stop - start)
         sizes = np.diff(bounds)
         counts = (sizes // self.micro_batch_size).astype(np.int32)
         ragged_size = int(sizes[-1] % self.micro_batch_size)
@@ -137,19 +136,21 @@ class EpochReader:
     def settle(self, position: Position, steps: int) -> Position:
         """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left."""
         needed = steps * self.micro_batch_size if self._drop_last else 1
-        return position if self.length - position.offset >= needed else Position(position.epoch + 1, 0)
+        enough = self.order.available(position.epoch, position.offset, needed) >= needed
+        return position if enough else Position(position.epoch + 1, 0)
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._seed, epoch, self.length, shuffle=self._shuffle))
-        return self._order[1]
-
-    def _bounds(self, offset: int, steps: Sequence[int]) -> np.ndarray:
+    def _bounds(self, position: Position, steps: Sequence[int]) -> np.ndarray:
         """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
-        ends = offset + np.cumsum(steps) * self.micro_batch_size
-        bounds = np.append(offset, ends[ends <= self.length])
-        short = len(bounds) <= len(steps) and bounds[-1] < self.length and not self._drop_last
-        return np.append(bounds, self.length) if short else bounds
+        offset, ends = position.offset, np.cumsum(steps) * self.micro_batch_size
+        found = self.order.available(position.epoch, offset, int(ends[-1]))
+        bounds = offset + np.append(0, ends[ends <= found])
+        short = len(bounds) <= len(steps) and bounds[-1] < offset + found and not self._drop_last
+        if len(bounds) == 1 and not short:
+            raise DataError(
+                f"drop_last=True leaves no window in epoch {position.epoch}: one window has {ends[0]} examples, the "
+                f"epoch {offset + found}; use fewer accumulation steps or drop_last=False"
+            )
+        return np.append(bounds, offset + found) if short else bounds
 
     def _arrange(self, array: np.ndarray, counts: np.ndarray, capacity: int, room: int) -> np.ndarray:
         """Rows of consecutive windows → [room, capacity, micro-batch, ...]."""

@@ -78,7 +78,7 @@ class JaxBackend:
                 workload,
                 steps=steps,
                 window_bytes=window_bytes,
-                windows_per_epoch=-(-len(experiment.train_data) // (steps * int(experiment.micro_batch_size))),
+                windows_per_epoch=_windows_per_epoch(experiment, steps),
             )
         return JaxProgram(
             experiment,
@@ -127,6 +127,12 @@ class JaxBackend:
         except (RuntimeError, IndexError, ValueError) as error:
             listed = ", ".join(map(repr, self.devices()))
             raise ConfigurationError("Trainer", [f"device {name!r} is not here; jax sees {listed}"]) from error
+
+
+def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:
+    """None for data of unknown length."""
+    examples = experiment.examples
+    return None if examples is None else -(-examples // (steps * int(experiment.micro_batch_size)))
 
 
 def _workload(functions: WindowFunctions, batch: dict[str, jax.Array]) -> Workload:

@@ -119,7 +119,7 @@ def _caller(model: Model, forward: Callable[..., Any]) -> Callable[[Any, Batch, 
     asked = {name: mode for name, mode in modes.items() if name in accepted}
 
     def call(module: Any, batch: Batch, train: bool) -> Any:
-        return module(*(batch[name] for name in model.inputs), **{name: mode(train) for name, mode in asked.items()})
+        return module(*model.arguments(batch), **{name: mode(train) for name, mode in asked.items()})
 
     return call
 

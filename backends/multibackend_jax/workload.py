@@ -17,6 +17,7 @@ __all__ = ["Workload", "choose_strategy", "choose_windows_per_dispatch", "measur
 _WORK_PER_DISPATCH = {"cpu": 1e11, "gpu": 1e12, "tpu": 1e12}
 _MOST_WINDOWS = 1024
 _MOST_BYTES = 8 * 2**20
+_WINDOWS_OF_A_STREAM = 32  # whose epochs may end anywhere
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def choose_strategy(platform: str, workload: Workload) -> str:
 
 
 def choose_windows_per_dispatch(
-    platform: str, workload: Workload, *, steps: int, window_bytes: int, windows_per_epoch: int
+    platform: str, workload: Workload, *, steps: int, window_bytes: int, windows_per_epoch: int | None
 ) -> int:
     """As many windows as keep the device busy for a while, within an epoch and a bound on memory.
 
@@ -58,6 +59,8 @@ def choose_windows_per_dispatch(
     budget = _WORK_PER_DISPATCH.get(platform, _WORK_PER_DISPATCH["gpu"])
     by_work = budget // max(workload.operations * steps, 1.0)
     by_memory = _MOST_BYTES // max(window_bytes, 1)
+    if windows_per_epoch is None:
+        return int(max(1, min(by_work, by_memory, _WINDOWS_OF_A_STREAM)))
     most = max(1, min(by_work, by_memory, windows_per_epoch, _MOST_WINDOWS))
     return math.ceil(windows_per_epoch / math.ceil(windows_per_epoch / most))
 

@@ -36,10 +36,10 @@ def caller(model: Model, module: torch.nn.Module) -> Call:
     custom = model.call("torch")
     if custom is not None:
         return custom
-    names, asks = model.inputs, "train" in inspect.signature(module.forward).parameters
+    asks = "train" in inspect.signature(module.forward).parameters
 
     def call(module: torch.nn.Module, batch: Batch, train: bool) -> Any:
-        inputs = [batch[name] for name in names]
+        inputs = model.arguments(batch)
         return module(*inputs, train=train) if asks else module(*inputs)
 
     return call

@@ -1,24 +1,31 @@
-"""Sources of examples with random access: a dict of arrays, or a map-style dataset.
+"""Sources of examples with random access: a dict of arrays, a map-style dataset, a table with columns.
 
 A source answers `take(indices)` with a dict of numpy arrays whose first axis is the batch. The trainer decides which
-examples go together and in which order, so both backends see the same ones.
+examples go together and in which order, so both backends see the same ones. What has no random access is a `Stream`
+(`multibackend.data.streams`), whose own order is the order.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from multibackend.data.fields import Fields, as_array, check_numbers, concatenate, flat_items, named
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
-__all__ = ["ArraySource", "MapSource", "Source", "as_source"]
+__all__ = ["ArraySource", "MapSource", "Source", "TableSource", "rows_of"]
 
 
 class Source(Protocol):
-    """Examples with random access."""
+    """Examples with random access.
+
+    Optional: `in_memory = True` where `take` only copies memory, so that there is nothing to gain from reading ahead;
+    `rows(indices)`, the examples one by one, each field an array [1, ...], where their shapes may differ.
+    """
 
     fields: tuple[str, ...]
 
@@ -30,14 +37,16 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """A dict of arrays of one length.
+    """A dict of arrays of one length; nested dicts have dotted names.
 
     >>> ArraySource({"x": [[1.0], [2.0]], "y": [0, 1]}).take(np.array([1]))["x"]
     array([[2.]])
     """
 
+    in_memory = True
+
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._arrays = {name: _as_array(name, values) for name, values in arrays.items()}
+        self._arrays = {name: _column(name, values) for name, values in _flat_columns(arrays)}
         self.fields = tuple(self._arrays)
         lengths = {name: len(array) for name, array in self._arrays.items()}
         if not lengths:
@@ -62,53 +71,100 @@ class ArraySource:
 class MapSource:
     """A map-style dataset: `len(dataset)` and `dataset[i]`, each example a mapping from fields to arrays or numbers.
 
-    `dataset.__getitems__(list of indices)`, where it exists, is used to fetch a batch in one call. Examples that are
-    tuples need `fields`, their names in order.
+    So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy arrays or tensors
+    of any library that converts to numpy; nested dicts and tuples have dotted names. Examples that are tuples need
+    `fields`, their names in order. `dataset.__getitems__(list of indices)`, where it exists, is used to fetch a batch
+    in one call.
+
+    >>> MapSource([(0.5, 1), (0.25, 0)], fields=("x", "label")).take(np.array([1, 0]))["label"].tolist()
+    [0, 1]
     """
 
     def __init__(self, dataset: Any, fields: Sequence[str] | None = None) -> None:
-        if len(dataset) == 0:
+        length = len(dataset)
+        if length == 0:
             raise DataError("the dataset is empty: its length is 0")
-        self._dataset = dataset
+        if length == sys.maxsize:
+            raise DataError(f"the dataset repeats without end (its length is {length}); leave .repeat() to the trainer")
+        self._dataset, self._length = dataset, length
         self._names = None if fields is None else tuple(fields)
         self.fields = tuple(self._named(dataset[0]))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The examples at `indices` [n], each field an array [n, ...]."""
+        examples = self._examples(indices)
+        return {name: _stack(name, [example[name] for example in examples]) for name in self.fields}
+
+    def rows(self, indices: np.ndarray) -> list[Fields]:
+        """The examples one by one, each field an array [1, ...]; shapes may differ between them."""
+        return [
+            {name: as_array(name, example[name])[None] for name in self.fields} for example in self._examples(indices)
+        ]
+
+    def _examples(self, indices: np.ndarray) -> list[Mapping[str, Any]]:
         chosen = [int(index) for index in indices]
         fetch = getattr(self._dataset, "__getitems__", None)
         examples = [self._named(e) for e in (fetch(chosen) if fetch else [self._dataset[i] for i in chosen])]
-        return {name: _stack(name, [example[name] for example in examples]) for name in self.fields}
+        for index, example in zip(chosen, examples, strict=True):
+            if not example.keys() >= set(self.fields):
+                raise DataError(f"example {index} has the fields {tuple(example)}, the first one had {self.fields}")
+        return examples
 
     def _named(self, example: Any) -> Mapping[str, Any]:
-        if self._names is not None and isinstance(example, tuple | list):
-            if len(example) != len(self._names):
-                raise DataError(f"an example has {len(example)} parts, but the fields are {self._names}")
-            return dict(zip(self._names, example, strict=True))
-        if not isinstance(example, Mapping):
+        if example is None:
             raise DataError(
-                f"an example must be a mapping from fields to values, got {type(example).__name__}; for examples "
-                "that are tuples name their parts: mb.data.MapSource(dataset, fields=('image', 'label'))"
+                "an example is None, so the dataset was filtered and has no random access any more; of a grain "
+                "MapDataset give the iterable: dataset.to_iter_dataset()"
             )
-        return example
+        repair = "for examples that are tuples name their parts: mb.data.MapSource(dataset, fields=('image', 'label'))"
+        return named(example, self._names, repair=repair)
 
 
-def as_source(data: Any) -> Source:
-    """The source for what a user gave as `train_data` or `eval_data`; raises `DataError`."""
-    if isinstance(data, ArraySource | MapSource):
-        return data
-    if isinstance(data, Mapping):
-        return ArraySource(data)
-    if hasattr(data, "take") and hasattr(data, "fields") and hasattr(data, "__len__"):
-        return data
-    if hasattr(data, "__len__") and hasattr(data, "__getitem__"):
-        return MapSource(data)
-    raise DataError(
-        f"data must be a dict of arrays or a map-style dataset (len and []), got {type(data).__name__}: {data!r:.80}"
-    )
+class TableSource:
+    """A table with columns and random access by batches, so a HuggingFace `datasets.Dataset`: columns are fields.
+
+    A batch is one call, `table[indices]`. Where the table has no format of its own, numbers keep the type that the
+    column has; a format set with `with_format("numpy")` or `with_format("torch")` or `set_transform` is respected.
+
+    Raises:
+        DataError: a column holds text, or rows of unequal length (see `multibackend.data.pad_to_buckets`).
+    """
+
+    def __init__(self, table: Any) -> None:
+        if len(table) == 0:
+            raise DataError("the dataset is empty: its length is 0")
+        own = getattr(table, "format", None) or {}
+        self._table = table if own.get("type") else table.with_format("arrow", columns=own.get("columns"))
+        self.fields = tuple(self._columns(np.arange(1)))
+        self.take(np.arange(1))  # refuses text at once
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The examples at `indices` [n], each field an array [n, ...]."""
+        return {name: _whole_column(name, values) for name, values in self._columns(indices).items()}
+
+    def rows(self, indices: np.ndarray) -> list[Fields]:
+        """The examples one by one, each field an array [1, ...]; lengths may differ between them."""
+        columns = self._columns(indices)
+        return [{n: as_array(n, values[row])[None] for n, values in columns.items()} for row in range(len(indices))]
+
+    def _columns(self, indices: np.ndarray) -> Mapping[str, Any]:
+        batch = self._table[[int(index) for index in indices]]
+        if hasattr(batch, "column_names"):  # an arrow table: to_numpy keeps the types of numbers
+            batch = {name: _arrow_column(name, batch.column(name)) for name in batch.column_names}
+        return named(batch, None, what="a batch of the table")
+
+
+def rows_of(source: Any, indices: np.ndarray) -> list[Fields]:
+    """The examples at `indices` one by one, each field an array [1, ...]."""
+    if hasattr(source, "rows"):
+        return source.rows(indices)
+    return [source.take(indices[row : row + 1]) for row in range(len(indices))]
 
 
 def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -117,20 +173,47 @@ def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.take(array, indices, axis=0, out=rows, mode="clip")
 
 
-def _as_array(name: str, values: Any) -> np.ndarray:
-    array = np.asarray(values)
+def _flat_columns(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Columns with dotted names; a tuple is a column here, its items the examples."""
+    items: list[tuple[str, Any]] = []
+    for name, values in arrays.items():
+        if isinstance(values, Mapping):
+            items += [(f"{name}.{inner}", value) for inner, value in _flat_columns(values)]
+        else:
+            items.append((name, values))
+    return items
+
+
+def _column(name: str, values: Any) -> np.ndarray:
+    array = as_array(name, values)
     if array.ndim == 0:
         raise DataError(f"field {name!r} must be an array with one entry per example, got the scalar {values!r}")
-    if array.dtype.kind not in "biuf":
-        raise DataError(
-            f"field {name!r} must hold numbers, got dtype {array.dtype}; a ragged list needs padding and weights"
-        )
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def _arrow_column(name: str, column: Any) -> Any:
+    if column.null_count:
+        raise DataError(f"column {name!r} has missing values; fill them in or drop those rows: dataset.filter(...)")
+    kind = str(column.type)
+    if kind.startswith("struct"):
+        return dict(flat_items({key: [row[key] for row in column.to_pylist()] for key in column.to_pylist()[0]}))
+    # nested lists and extension types would come as arrays of objects within objects
+    return column.to_pylist() if kind.count("list") > 1 or kind.startswith("extension") else column.to_numpy()
+
+
+def _whole_column(name: str, values: Any) -> np.ndarray:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O" and isinstance(values.flat[0], np.ndarray):
+        return concatenate([{name: as_array(name, value)[None]} for value in values])[name]
+    array = as_array(name, values)
+    return array if array.flags.writeable else array.copy()  # an arrow column's memory is read-only
 
 
 def _stack(name: str, values: list[Any]) -> np.ndarray:
-    arrays = [np.asarray(value) for value in values]
+    arrays = [as_array(name, value) for value in values]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
-        raise DataError(f"examples of field {name!r} have different shapes: {sorted(shapes)}; pad them to one shape")
-    return _as_array(name, np.stack(arrays))
+        raise DataError(
+            f"examples of field {name!r} have different shapes: {sorted(shapes)}; pad them to one shape, or sequences "
+            "of unequal length to a few: mb.data.pad_to_buckets"
+        )
+    return check_numbers(name, np.stack(arrays))

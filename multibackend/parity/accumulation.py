@@ -12,9 +12,9 @@ from multibackend.autobatch import resolve
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
+from multibackend.order import order_of
 from multibackend.parity.dropout import dropout_layers
 from multibackend.registry import load_backend
-from multibackend.rng import epoch_order
 from multibackend.trainer import Trainer
 
 __all__ = ["AccumulationReport", "check_accumulation"]
@@ -68,8 +68,8 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     """
     experiment, _ = resolve(experiment, load_backend(backend))
     size, steps = int(experiment.micro_batch_size), max(2, experiment.accumulation.steps(0))
-    order = epoch_order(int(experiment.seed), 0, len(experiment.train_data), shuffle=experiment.shuffle)
-    window = _one_window(experiment, experiment.train_data.take(order[: size * steps]))
+    order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
+    window = _one_window(experiment, order.take(0, 0, order.available(0, 0, size * steps)))
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)
     trainer = Trainer(large, backend)

@@ -44,7 +44,8 @@ class ProgressBar:
         )
         self._task: TaskID | None = None
         self._started, self._shown, self._examples = 0.0, 0.0, 0
-        self._first, self._total = 0, 0
+        self._first = 0
+        self._total: int | None = 0
         self._unshown: UpdateRecord | None = None
 
     def __call__(self, event: Event) -> None:
@@ -76,11 +77,12 @@ class ProgressBar:
         self._started, self._shown, self._examples = time.perf_counter(), 0.0, 0
         self._first, self._total, self._unshown = event.update, event.updates, None
         if self._live:
-            total = max(event.updates, event.update)
+            total = None if event.updates is None else max(event.updates, event.update)
             self._task = self._bar.add_task(self._name(event), total=total, completed=event.update, numbers="")
             self._bar.start()
         else:
-            self._print(f"{self._name(event)} ({event.device}, {event.strategy}), {event.updates} updates")
+            length = "data of unknown length" if event.updates is None else f"{event.updates} updates"
+            self._print(f"{self._name(event)} ({event.device}, {event.strategy}), {length}")
 
     def _show(self, record: UpdateRecord) -> None:
         """A frame of the bar, or a line."""
@@ -89,12 +91,16 @@ class ProgressBar:
         seconds = max(now - self._started, 1e-9)
         speed = self._examples / seconds
         numbers = f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {speed:,.0f} examples/s"
-        self._total = max(self._total, record.update)  # an estimate, where epochs decide
+        if self._total is not None:
+            self._total = max(self._total, record.update)  # an estimate, where epochs decide
         if self._task is not None:
             self._bar.update(self._task, completed=record.update, total=self._total, numbers=numbers)
         else:
-            left = seconds * (self._total - record.update) / max(record.update - self._first, 1)
-            self._print(f"update {record.update}/{self._total}  {numbers}  {_clock(left)} left")
+            total, left = "", ""
+            if self._total is not None:
+                remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
+                total, left = f"/{self._total}", f"  {_clock(remaining)} left"
+            self._print(f"update {record.update}{total}  {numbers}{left}")
 
     def _end(self) -> None:
         """Show the last update, and give the terminal back."""

@@ -37,9 +37,7 @@ class Variant:
         parts = (self.backend, self.strategy, self.windows_per_dispatch, self.label)
         return ":".join(str(part) for part in parts if part not in ("", None))
 
-    def experiment(
-        self, data: Mapping[str, np.ndarray], *, model: str = "linear", inputs: Any = "x", **options: Any
-    ) -> Experiment:
+    def experiment(self, data: Any, *, model: str = "linear", inputs: Any = "x", **options: Any) -> Experiment:
         """An experiment in float64 on one of the models: squared error against "y" and plain SGD unless told else."""
         defaults: dict[str, Any] = {
             "loss": MeanSquaredError(target="y"),
@@ -50,7 +48,8 @@ class Variant:
         }
         builders: dict[str, Any] = {self.backend: self.models[model]}
         network = Model(inputs=inputs, **builders)
-        return Experiment(model=network, train_data=dict(data), **{**defaults, **options})
+        data = dict(data) if isinstance(data, Mapping) else data
+        return Experiment(model=network, train_data=data, **{**defaults, **options})
 
     def trainer(
         self,

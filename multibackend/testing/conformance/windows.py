@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from multibackend.losses import MeanSquaredError
 from multibackend.optimizers import SGD
 from multibackend.rng import epoch_order
-from multibackend.testing.assertions import assert_arrays_match
+from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical
 from multibackend.testing.conformance.problems import START, assert_matches_reference, regression
 from multibackend.testing.reference import cut, train
 from multibackend.testing.variant import Variant
@@ -71,6 +73,28 @@ class WindowConformance:
         result = trainer.fit(epochs=2)
         windows = cut(range(29), 3, [4, 4, 4], drop_last=True)
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
+
+    def test_data_of_unknown_length(self, variant: Variant) -> None:
+        """An iterable's epochs end where it ends: the windows of arrays, bit for bit, with and without reading ahead.
+
+        Going on after a stop, and with drop_last, too.
+        """
+        data = regression(29)
+        rows = [{name: array[i] for name, array in data.items()} for i in range(29)]
+        for drop_last in (False, True):
+            options: dict[str, Any] = {"gradient_accumulation_steps": 4, "drop_last": drop_last}
+            runs = []
+            for source, read_ahead in ((data, False), (rows.__iter__, False), (rows.__iter__, True)):
+                trainer = variant.trainer(
+                    variant.experiment(source, **options), START, windows_per_dispatch=2, read_ahead=read_ahead
+                )
+                trainer.fit(updates=1)
+                result = trainer.fit(epochs=3)
+                runs.append({**trainer.parameters(), **{n: result.history[n] for n in ("loss", "examples", "epoch")}})
+            windows = cut(range(29), 3, [4, 4, 4], drop_last=drop_last) * 3
+            assert_matches_reference(trainer, result, train(START, data, windows))
+            for run in runs[1:]:
+                assert_bit_identical(run, runs[0])
 
     def test_clipping(self, variant: Variant) -> None:
         """A gradient longer than max_grad_norm is scaled by max_grad_norm / norm, a shorter one not at all.

@@ -1,0 +1,180 @@
+"""Examples without random access, in an order of their own: generators, loaders, iterable datasets.
+
+How many there are shows at the end of an epoch only. The trainer cuts them into micro-batches and windows as it does
+any data, whatever batches they come in, and never holds more than two dispatches of them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from multibackend.data.fields import Fields, as_array, concatenate, named
+from multibackend.errors import DataError
+
+__all__ = ["IterableSource", "Stream", "is_stream"]
+
+_FRESH = (
+    "pass a function that returns a fresh iterator instead, for example train_data=lambda: read_examples(path), or an "
+    "object whose __iter__ begins anew"
+)
+
+
+class Stream(Protocol):
+    """Examples in an order of their own.
+
+    Optional: `read_ahead = False` where reading in another thread is no gain.
+    """
+
+    fields: tuple[str, ...]
+
+    def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
+        """The examples of an epoch, a few at a time: each field an array [n, ...] with any n.
+
+        Must give the same examples whenever it is asked for the same epoch and seed.
+        """
+        ...
+
+    def join(self, chunks: Sequence[Fields]) -> Fields:
+        """Chunks one below the other."""
+        ...
+
+
+class IterableSource:
+    """Any iterable of examples or batches, or a function that returns an iterator; each iteration is one epoch.
+
+    Its own order is the order, `Experiment(shuffle=...)` has no say. To be repeatable, which comparing two backends
+    and going on after a stop need, it must give the same examples for the same epoch:
+
+    - A function may take the epoch's number, `lambda epoch: read(shuffle_seed=epoch)`. `set_epoch(epoch)` of a
+      dataset, or of a loader's sampler, is called.
+    - A torch `DataLoader` that shuffles needs a generator, which is seeded for each epoch from the experiment's seed
+      and the epoch's number.
+    - A generator object can be read once: one epoch of one trainer.
+
+    A run that goes on in the middle of an epoch reads what comes before and throws it away. An endless iterable has no
+    epochs: end such a run with `fit(updates=...)`. At construction the iterable is opened once more, to see its
+    fields.
+
+    Args:
+        data: the iterable or function: torch's `DataLoader` and `IterableDataset`, grain's `IterDataset` (worker
+            processes by `mp_prefetch`) and `DataLoader`, HuggingFace's `IterableDataset`, a generator.
+        fields: the names of the parts, where examples or batches are tuples.
+        batched: whether it gives batches, arrays [n, ...] with any n, rather than single examples. None for what a
+            torch `DataLoader` says, and single examples of everything else. Batches are cut anew into micro-batches.
+
+    Raises:
+        DataError: it is empty, or what it gives is no example; later where a batch has other fields than the first
+            one or fields of unequal lengths, and where an epoch cannot be read again.
+
+    >>> source = IterableSource(lambda: ({"x": [float(i)]} for i in range(3)))
+    >>> [chunk["x"].tolist() for chunk in source.chunks(0, 0)]
+    [[[0.0]], [[1.0]], [[2.0]]]
+    """
+
+    def __init__(
+        self,
+        data: Iterable[Any] | Callable[..., Iterable[Any]],
+        fields: Sequence[str] | None = None,
+        *,
+        batched: bool | None = None,
+    ) -> None:
+        loader = hasattr(data, "dataset") and hasattr(data, "batch_sampler")
+        if batched is None:
+            batched = loader and data.batch_sampler is not None  # type: ignore[union-attr]
+        self._data, self._batched = data, batched
+        self._names = None if fields is None else tuple(fields)
+        self._check_shuffling()
+        self.read_ahead = not loader  # it has worker processes for that; in this process it may share random numbers
+        self._once = data if isinstance(data, Iterator) else None
+        first = next(self._once or self._open(0, 0), None)
+        if first is None:
+            raise DataError(f"the data are empty: iterating over {type(data).__name__} gives nothing")
+        if self._once is not None:
+            self._once = itertools.chain([first], self._once)
+        self.fields = tuple(self._named(first))
+        self._chunk(first)
+
+    def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
+        """The examples of an epoch, each field an array [n, ...]."""
+        iterator = self._open(epoch, seed) if not isinstance(self._data, Iterator) else self._take_once()
+        return map(self._chunk, iterator)
+
+    def join(self, chunks: Sequence[Fields]) -> Fields:
+        """Chunks one below the other."""
+        return concatenate(chunks)
+
+    def _take_once(self) -> Iterator[Any]:
+        if self._once is None:
+            raise DataError(
+                f"a {type(self._data).__name__} can be read once only, and a second pass (the next epoch, another "
+                f"trainer, or going back in the data) needs to begin anew; {_FRESH}"
+            )
+        once, self._once = self._once, None
+        return once
+
+    def _open(self, epoch: int, seed: int) -> Iterator[Any]:
+        data: Any = self._data
+        owners: tuple[Any, ...] = (data, getattr(data, "sampler", None))
+        for owner in owners:
+            if hasattr(owner, "set_epoch"):
+                owner.set_epoch(epoch)
+            if hasattr(getattr(owner, "generator", None), "manual_seed"):
+                owner.generator.manual_seed(seed)
+        if not hasattr(data, "__iter__"):
+            data = data(epoch) if _wants_epoch(data) else data()
+            if data is None or not hasattr(data, "__iter__"):
+                raise DataError(f"the function given as data must return an iterator, got {type(data).__name__}")
+        return iter(data)
+
+    def _check_shuffling(self) -> None:
+        sampler = getattr(self._data, "sampler", None)
+        if type(sampler).__name__ == "RandomSampler" and getattr(sampler, "generator", None) is None:
+            raise DataError(
+                "the DataLoader shuffles by the process's random numbers, so neither two backends nor a second run "
+                "would see one order; pass it generator=torch.Generator(), which is seeded for each epoch from the "
+                "experiment's seed, or give its dataset, which the trainer shuffles itself"
+            )
+
+    def _named(self, item: Any) -> Any:
+        what = "a batch" if self._batched else "an example"
+        repair = "name the parts of tuples: mb.data.IterableSource(data, fields=('image', 'label'))"
+        return named(item, self._names, what=what, repair=repair)
+
+    def _chunk(self, item: Any) -> Fields:
+        """One item of the iterable, each field an array [n, ...]."""
+        values = self._named(item)
+        if values.keys() != set(self.fields):
+            raise DataError(
+                f"{'a batch' if self._batched else 'an example'} has the fields {tuple(values)}, the first one had "
+                f"{self.fields}; every one needs the same"
+            )
+        # copied, because an iterator may fill the same memory again for what comes next
+        arrays = {name: np.array(as_array(name, values[name])) for name in self.fields}
+        if not self._batched:
+            return {name: array[None] for name, array in arrays.items()}
+        lengths = {name: len(array) if array.ndim else None for name, array in arrays.items()}
+        if len(set(lengths.values())) > 1 or None in lengths.values():
+            listed = ", ".join(f"{name}: {np.shape(array)}" for name, array in arrays.items())
+            raise DataError(
+                f"the fields of a batch have unequal lengths (shapes {listed}); each needs one entry per example. "
+                "If it is a single example, pass batched=False to mb.data.IterableSource"
+            )
+        return arrays
+
+
+def is_stream(source: Any) -> bool:
+    """Whether a source is read in its own order, with no known length."""
+    return hasattr(source, "chunks") and hasattr(source, "join")
+
+
+def _wants_epoch(function: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
