@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.accumulation import Accumulation
 from multibackend.data.streams import is_stream
 from multibackend.experiment import Experiment
-from multibackend.losses import Loss, check_batch
+from multibackend.losses import check_batch
 from multibackend.readahead import ReadAhead
 from multibackend.windows import EpochReader, Position, WindowStack
 
@@ -97,15 +97,12 @@ class Feed:
     def check(self, batch: Mapping[str, Any], output_shape: Shape, source: Any = None) -> None:
         """Let the loss check a host batch; of padded sequences the outputs are as long as the batch's target."""
         for loss in self._losses:
-            self._check_term(loss, batch, output_shape, source)
-
-    def _check_term(self, loss: Loss, batch: Mapping[str, Any], output_shape: Shape, source: Any) -> None:
-        target = getattr(loss, "target", "")
-        if output_shape and target in getattr(source or self._source, "padded", ()):
-            length = np.shape(self.example()[target])[1:2]
-            if output_shape[1:2] == length:
-                output_shape = (output_shape[0], np.shape(batch[target])[1], *output_shape[2:])
-        check_batch(loss, batch, output_shape)
+            target, shape = getattr(loss, "target", ""), output_shape
+            if shape and target in getattr(source or self._source, "padded", ()):
+                length = np.shape(self.example()[target])[1:2]
+                if shape[1:2] == length:
+                    shape = (shape[0], np.shape(batch[target])[1], *shape[2:])
+            check_batch(loss, batch, shape)
 
     def _begin_next(self, update: int, room: int, output_shape: Shape, *, left: int | None, epochs: int | None) -> None:
         """Begin to read what the next call of `next` will ask for, if there will be one."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from multibackend import events
+from multibackend.arguments import check_arguments, check_ema, check_goal
 from multibackend.autobatch import memory_errors, resolve
 from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
-from multibackend.errors import BatchStatisticsWarning, CapabilityError, ConfigurationError, NonFiniteError
+from multibackend.errors import BatchStatisticsWarning, CapabilityError, NonFiniteError
 from multibackend.evaluation import (
     Evaluation,
     EvaluationPlan,
@@ -34,7 +35,6 @@ from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
 from multibackend.stopping import BestValue, EarlyStopping
-from multibackend.validation import Problems
 from multibackend.windows import Position
 
 __all__ = ["FitResult", "Trainer"]
@@ -105,7 +105,7 @@ class Trainer:
         windows_per_dispatch: int | None = None,
         read_ahead: bool | None = None,
     ) -> None:
-        _check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
+        check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         native = self._native = load_backend(backend)
         how: dict[str, Any] = {
             "device": device,
@@ -161,7 +161,7 @@ class Trainer:
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
         (350, 0.0712)
         """
-        goal = _check_goal(updates, epochs, evaluate_ema, keep_best, early_stopping)
+        goal = check_goal(updates, epochs, evaluate_ema, keep_best, early_stopping)
         plan = plan_evaluations(
             self.experiment,
             evaluate_every,
@@ -240,7 +240,7 @@ class Trainer:
     ) -> dict[str, Any]:
         source, size = evaluation_source(data, self.experiment), evaluation_size(batch_size, self.experiment)
         if ema:
-            _check_ema(self.experiment)
+            check_ema(self.experiment)
         self._ledger.read_all()
         with memory_errors(self._native, self.experiment, size):
             found = evaluate(self.program, self._state, self.experiment, source, size, check=self._feed.check, ema=ema)
@@ -261,7 +261,7 @@ class Trainer:
             ConfigurationError: the experiment keeps none.
             CapabilityError: the backend keeps none.
         """
-        _check_ema(self.experiment)
+        check_ema(self.experiment)
         averaged = dict(self.snapshot().ema)
         if not averaged:
             raise CapabilityError(f"the backend {self.backend!r} keeps no moving average of the parameters")
@@ -374,47 +374,8 @@ class Trainer:
         self._feed.position = Position(error.epoch, error.offset)
 
 
-def _check_arguments(
-    experiment: object, callbacks: object, device: object, windows_per_dispatch: object, read_ahead: object
-) -> None:
-    problems = Problems("Trainer")
-    if not isinstance(experiment, Experiment):
-        problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        problems.add(f"callbacks must be a sequence of functions, got {callbacks!r}", wrong_type=True)
-    if device is not None and not isinstance(device, str):
-        problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
-    if windows_per_dispatch is not None:
-        problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
-    if read_ahead is not None:
-        problems.boolean("read_ahead", read_ahead)
-    problems.raise_if_any()
-
-
 def _nearest(updates: int | None, plan: EvaluationPlan | None) -> int | None:
     """The update up to which windows may be handed to the device."""
     if plan is None:
         return updates
     return plan.due if updates is None else min(updates, plan.due)
-
-
-def _check_ema(experiment: Experiment) -> None:
-    if experiment.ema_decay is None:
-        raise ConfigurationError(
-            "Trainer", ["there is no moving average; pass ema_decay= to the Experiment, for example ema_decay=0.999"]
-        )
-
-
-def _check_goal(updates: Any, epochs: Any, evaluate_ema: Any, keep_best: Any, early_stopping: Any) -> int:
-    problems = Problems("fit")
-    if (updates is None) == (epochs is None):
-        problems.add(f"give either updates= or epochs=, got updates={updates!r} and epochs={epochs!r}")
-    for name, value in (("updates", updates), ("epochs", epochs)):
-        if value is not None:
-            problems.integer(name, value, minimum=0)
-    problems.boolean("evaluate_ema", evaluate_ema)
-    problems.boolean("keep_best", keep_best)
-    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
-        problems.add(f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}", wrong_type=True)
-    problems.raise_if_any()
-    return int(updates if updates is not None else epochs)

@@ -78,7 +78,7 @@ def compiled_programs(
             yield (execution.one if room == 1 else execution.many).lower(state, fields, steering).compile(), 0
         elif isinstance(execution, Dispatch):
             carry = jax.eval_shape(execution.start, state)
-            place = jax.ShapeDtypeStruct((2,), np.dtype(np.int32))
+            place = jax.ShapeDtypeStruct((3,), np.dtype(np.int32))
             update = state.optimizer.gradient_step
             micro = execution.micro.lower(carry, state.parameters, fields, steering, place, update)
             yield micro.compile(), _bytes(state) - _bytes(state.parameters)

@@ -43,7 +43,7 @@ def test_stream_is_cut_like_arrays(length: int, size: int, steps: int, chunk: in
     """A stream of unknown length gives the windows of `cut` in each epoch, whatever batches it comes in."""
     items = examples(length)
     source = IterableSource(in_batches(items, rows).__iter__ if rows else items.__iter__, batched=rows > 0)
-    reader = EpochReader(source, LOSS, micro_batch_size=size, seed=0, drop_last=drop_last)
+    reader = EpochReader(source, [LOSS], micro_batch_size=size, seed=0, drop_last=drop_last)
     expected = cut(range(length), size, [steps] * length, drop_last=drop_last)
     if not expected:
         position = reader.settle(Position(), steps)
@@ -65,7 +65,7 @@ def test_stream_is_cut_like_arrays(length: int, size: int, steps: int, chunk: in
 def test_stream_from_any_position(length: int, epoch: int, offset: int, wanted: int) -> None:
     """A reader put anywhere, forward or back, reads what lies there: a resumed run sees the same data."""
     items = examples(length)
-    reader = EpochReader(IterableSource(lambda epoch: iter(items[epoch:])), LOSS, micro_batch_size=wanted, seed=0)
+    reader = EpochReader(IterableSource(lambda epoch: iter(items[epoch:])), [LOSS], micro_batch_size=wanted, seed=0)
     for place in (Position(epoch, offset), Position(epoch, offset // 2), Position(0, 0), Position(epoch, offset)):
         if place.offset >= length - place.epoch:
             continue
@@ -84,7 +84,7 @@ def test_a_stream_is_never_held_whole() -> None:
             asked += 1
             yield {"x": np.zeros(3), "y": np.zeros(2), "id": asked - 1}
 
-    reader, position = EpochReader(IterableSource(endless), LOSS, micro_batch_size=4, seed=0), Position()
+    reader, position = EpochReader(IterableSource(endless), [LOSS], micro_batch_size=4, seed=0), Position()
     asked = 0
     for window in range(50):
         position = reader.settle(reader.read(position, [2], capacity=2).stop, 2)
