@@ -3,15 +3,19 @@
 Importing this package imports no framework. See the README for a first experiment.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from multibackend import data, errors, events, losses, metrics, optimizers, schedules
 from multibackend.accumulation import EffectiveBatch
 from multibackend.errors import MultibackendError
 from multibackend.experiment import Experiment, Model
 from multibackend.history import History, UpdateRecord
-from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
 from multibackend.registry import BackendInfo, list_backends
 from multibackend.stopping import EarlyStopping
-from multibackend.trainer import FitResult, Trainer
+
+if TYPE_CHECKING:
+    from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
+    from multibackend.trainer import FitResult, Trainer
 
 __all__ = [
     "AccumulationReport",
@@ -39,10 +43,30 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> str:
-    """`__version__`, looked up when it is asked for: reading the metadata takes a fifth of the import."""
+# what runs an experiment rather than describes it: imported when it is first asked for, a quarter of the import
+_LATER = {
+    "AccumulationReport": "multibackend.parity",
+    "CompareReport": "multibackend.parity",
+    "FitResult": "multibackend.trainer",
+    "Trainer": "multibackend.trainer",
+    "check_accumulation": "multibackend.parity",
+    "compare": "multibackend.parity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is looked up when it is asked for; also `__version__`, because reading the metadata takes its time."""
     if name == "__version__":
         from importlib.metadata import version  # noqa: PLC0415
 
         return version("multibackend")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415
+
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
