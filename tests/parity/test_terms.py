@@ -104,22 +104,6 @@ def test_an_auxiliary_term_keeps_its_size_whatever_k_is(variant: Variant) -> Non
 
 
 @variants
-def test_only_a_window_without_any_weight_is_skipped(variant: Variant) -> None:
-    """A term without weight adds nothing; where all terms have none, nothing changes and the window is counted."""
-    source = data()
-    source["w"][:6] = 0.0  # window 0: "main" has no weight; window 1: both have some
-    source["rare"][:3], source["rare"][3:6] = 0.0, 1.0
-    terms = {"main": MeanSquaredError(target="y", weights="w"), "rare": MeanSquaredError(target="y", weights="rare")}
-    experiment = variant.experiment(source, loss=terms, gradient_accumulation_steps=1, micro_batch_size=SIZE)
-    result = variant.trainer(experiment, START).fit(epochs=1)
-    assert [(skipped.offset, skipped.reason) for skipped in result.skipped] == [(0, "weightless")]
-    assert len(result.history) == 3
-    assert result.history["loss/main"][0] == 0.0
-    assert result.history["weight"][0] == 0.0
-    assert result.history["loss/rare"][0] > 0
-
-
-@variants
 def test_evaluation_reports_each_term(variant: Variant) -> None:
     """The weighted mean over all of the data, whatever the batch size, and their sum."""
     source, terms = data(), {name: TERMS[name] for name in ("main", "rare", "size")}

@@ -24,6 +24,7 @@ from multibackend.testing.conformance.models import (
     RandomConformance,
     StatisticsConformance,
 )
+from multibackend.testing.conformance.options import MemoryConformance, PrecisionConformance, TermConformance
 from multibackend.testing.conformance.schedules import ScheduleConformance
 from multibackend.testing.conformance.skipping import SkipConformance
 from multibackend.testing.conformance.state import StateConformance
@@ -33,11 +34,14 @@ __all__ = [
     "AverageConformance",
     "ClassifierConformance",
     "GroupConformance",
+    "MemoryConformance",
     "PartialUseConformance",
+    "PrecisionConformance",
     "RandomConformance",
     "ScheduleConformance",
     "SkipConformance",
     "StateConformance",
     "StatisticsConformance",
+    "TermConformance",
     "WindowConformance",
 ]

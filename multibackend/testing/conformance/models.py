@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.dropout import keep_mask
 from multibackend.errors import MatchError, ParameterMatchError
 from multibackend.losses import CrossEntropy
 from multibackend.metrics import Accuracy
@@ -27,7 +28,7 @@ from multibackend.testing.conformance.problems import (
     without,
 )
 from multibackend.testing.conformance.skipping import assert_skipped, poisoned
-from multibackend.testing.reference import cut, softmax_gradient, train
+from multibackend.testing.reference import cut, linear_gradient, softmax_gradient, train
 from multibackend.testing.tolerances import FORMULA, ONE_WINDOW, SAME_ARITHMETIC
 from multibackend.testing.variant import Variant
 
@@ -186,6 +187,27 @@ class StatisticsConformance:
         if np.array_equal(before, after):
             raise MatchError("the running mean never moved, so nothing was shown")
 
+    def test_frozen_statistics_stay(self, variant: Variant) -> None:
+        """With batch_statistics="frozen" training leaves them as they are, bit for bit, and moves the parameters."""
+        trainer = variant.trainer(variant.experiment(regression(24), batch_statistics="frozen", **self.options))
+        before = trainer.snapshot()
+        trainer.fit(updates=2)
+        after = trainer.snapshot()
+        assert_bit_identical(after.model_state, before.model_state, what="model state")
+        if all(np.array_equal(after.parameters[name], array) for name, array in before.parameters.items()):
+            raise MatchError("no parameter moved")
+
+    def test_a_window_moves_the_mean_like_a_large_batch(self, variant: Variant) -> None:
+        """With batch_statistics="window" each of k micro-batches gives the new value the weight 1 - 0.9^(1/k)."""
+        data = regression(12)
+        trainer = variant.trainer(variant.experiment(data, batch_statistics="window", **self.options))
+        trainer.fit(updates=1)
+        mean, keep = np.zeros(3), 0.9**0.25
+        for start in range(0, 12, 3):
+            mean = keep * mean + (1 - keep) * data["x"][start : start + 3].mean(axis=0)
+        found = trainer.snapshot().model_state["norm.running_mean"]
+        assert_arrays_match(found, mean, relative=ONE_WINDOW, what="norm.running_mean")
+
     def test_statistics_must_fit(self, variant: Variant) -> None:
         """A snapshot whose statistics lack a name or have another shape is an error, never broadcast."""
         trainer = variant.trainer(variant.experiment(regression(12), **self.options))
@@ -209,7 +231,10 @@ class StatisticsConformance:
 
 
 class RandomConformance:
-    """Random layers. Needs "dropout", called with "x": dropout of rate 0.5, then a linear layer 3 → 2."""
+    """Random layers.
+
+    Needs "dropout", called with "x": dropout of rate 0.5 called `drop`, then a linear layer 3 → 2 called `head`.
+    """
 
     options: Mapping[str, Any] = {"model": "dropout", "gradient_accumulation_steps": 4}
 
@@ -236,6 +261,20 @@ class RandomConformance:
             losses.append(variant.trainer(experiment).fit(epochs=1).history["loss"])
         if len(set(losses[0].tolist())) < 2 or losses[1][0] == losses[0][0]:
             raise MatchError(f"the masks repeat: the losses are {losses}")
+
+    def test_portable_masks_are_those_of_the_definition(self, variant: Variant) -> None:
+        """With dropout="portable" the gradient of a window is that of a formula with `multibackend.dropout`'s masks."""
+        data = regression(12)
+        trainer = variant.trainer(variant.experiment(data, dropout="portable", seed=9, **self.options))
+        weight, bias = "head.weight", "head.bias"
+        trainer.load_parameters({weight: START["weight"], bias: START["bias"]})
+        trainer.fit(updates=1)
+        masks = [keep_mask(9, 0, step, "drop", (3, 3), 0.5) for step in range(4)]
+        dropped = data["x"] * np.concatenate(masks) / 0.5
+        _, total, gradient = linear_gradient(START, {"x": dropped, "y": data["y"]})
+        expected = {weight: START["weight"] - 0.1 * gradient["weight"] / total}
+        expected[bias] = START["bias"] - 0.1 * gradient["bias"] / total
+        assert_arrays_match(trainer.parameters(), expected, relative=ONE_WINDOW)
 
     def test_dropped_window_leaves_the_stream_where_it_was(self, variant: Variant) -> None:
         """Masks after a skipped window are those of a run where it never existed."""
