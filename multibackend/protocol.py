@@ -19,6 +19,7 @@ from multibackend.precision import LossScale
 
 if TYPE_CHECKING:
     from multibackend.experiment import Experiment
+    from multibackend.tracing import Forced, Trace
     from multibackend.windows import WindowStack
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Program",
     "Rates",
     "Snapshot",
+    "Traceable",
     "WindowResults",
 ]
 
@@ -268,4 +270,34 @@ class MemoryAware(Protocol):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error is the framework's way to say that a device has no memory left."""
+        ...
+
+
+@runtime_checkable
+class Traceable(Protocol):
+    """What a program may offer besides `Program`: to tell what each layer did. `compare` needs it to name a layer."""
+
+    def trace(
+        self,
+        state: Any,
+        batch: Arrays,
+        factors: np.ndarray,
+        *,
+        stamp: tuple[int, int, int],
+        train: bool = True,
+        gradients: bool = True,
+        forced: Mapping[tuple[str, int], Forced] | None = None,
+    ) -> Trace:
+        """One micro-batch, forward and backward, from a state that stays as it is.
+
+        Args:
+            state: the backend's own.
+            batch: field arrays on the host.
+            factors: [terms], as `WindowStack.factors` has them for one micro-batch.
+            stamp: (update index, index of the micro-batch in its window, micro-batches in the window), which decide
+                about dropout.
+            train: the mode of the model.
+            gradients: whether to go backward.
+            forced: by (layer name, call), what to put in place of inputs and outputs.
+        """
         ...

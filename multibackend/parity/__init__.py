@@ -1,11 +1,14 @@
 """Do two runs match, and if not, where do they part?"""
 
 from multibackend.parity.accumulation import AccumulationReport, check_accumulation
-from multibackend.parity.compare import CompareReport, Divergence, compare
+from multibackend.parity.compare import CompareReport, compare
+from multibackend.parity.findings import STAGES, Cause, Divergence
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 
 __all__ = [
+    "STAGES",
     "AccumulationReport",
+    "Cause",
     "CompareReport",
     "Divergence",
     "Tolerance",

@@ -14,38 +14,18 @@ from multibackend.history import History, UpdateRecord
 from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.optimizers import Native
 from multibackend.parity.dropout import with_same_dropout
+from multibackend.parity.findings import Divergence
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.registry import load_backend
 from multibackend.trainer import FitResult, Trainer
 from multibackend.validation import Problems
 
-__all__ = ["CompareReport", "Divergence", "compare", "start_alike"]
+__all__ = ["CompareReport", "compare", "start_alike"]
 
 _NATIVE = "the optimizer is native to each backend: nobody promises that both sides follow the same law"
 
 Progress = Callable[[Sequence[UpdateRecord], Sequence[UpdateRecord]], None]
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Where two runs first part beyond the tolerance.
-
-    Attributes:
-        update: the number of the update.
-        what: "loss", "grad_norm", "skipped windows", or a parameter's canonical name.
-        values: on the first and on the second backend; for a parameter its largest elements.
-        difference: relative.
-    """
-
-    update: int
-    what: str
-    values: tuple[float, float]
-    difference: float
-
-    def __str__(self) -> str:
-        first, second = self.values
-        return f"{self.what} at update {self.update}: {first:.9g} against {second:.9g} (relative {self.difference:.1e})"
 
 
 @dataclass(frozen=True)
@@ -228,7 +208,7 @@ def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence |
     first, second = (result.skipped for result in results)
     if first == second:
         return None
-    return Divergence(updates, "number of skipped windows", (float(len(first)), float(len(second))), 1.0)
+    return Divergence("update", updates, "number of skipped windows", (float(len(first)), float(len(second))), 1.0)
 
 
 def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -> Divergence | None:
@@ -237,7 +217,7 @@ def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -
     if differences.max(initial=0.0) <= tolerance.loss:
         return None
     index = int(np.argmax(differences > tolerance.loss))
-    return Divergence(index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
+    return Divergence("loss", index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
 
 
 def _parameter_divergence(
@@ -251,4 +231,4 @@ def _parameter_divergence(
     if excess[worst] <= 1:
         return None
     values = tuple(float(np.abs(end[worst]).max()) for end in ends)
-    return Divergence(updates, worst, (values[0], values[1]), differences[worst])
+    return Divergence("update", updates, worst, (values[0], values[1]), differences[worst])
