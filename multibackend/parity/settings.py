@@ -24,7 +24,8 @@ def settings_of(experiment: Experiment, backends: Sequence[str]) -> Mapping[str,
     terms = experiment.loss_terms
     clip = experiment.max_grad_norm
     examples = experiment.examples
-    versions = [info.version for info in list_backends() if info.name in backends]
+    installed = {info.name: info.version for info in list_backends()}
+    versions = [installed.get(backend, "") for backend in backends]
     return {
         "loss": _words(next(iter(terms.values())) if len(terms) == 1 else dict(terms)),
         "optimizer": _words(experiment.optimizer),

@@ -60,7 +60,7 @@ class LogAxis:
 
     >>> axis = LogAxis(np.array([0.0, 1e-8, 2e-3]), (1e-4,))
     >>> axis.place(0.0), axis.place(1e-8), axis.labels[0], axis.labels[-1]
-    (-10.0, -8.0, '0', '1e-02')
+    (-9.0, -8.0, '0', '1e-02')
     """
 
     def __init__(self, values: np.ndarray, bounds: Sequence[float] = ()) -> None:
@@ -68,8 +68,8 @@ class LogAxis:
         sizes = np.log10(shown[np.isfinite(shown) & (shown > 0)])
         self.has_zero = bool((np.asarray(values) == 0).any())
         self.has_infinity = bool(np.isinf(values).any())
-        low = math.floor(sizes.min() - 1e-9) if sizes.size else -16
-        high = math.ceil(sizes.max() + 1e-9) if sizes.size else 0
+        low = math.floor(sizes.min() + 1e-9) if sizes.size else -16
+        high = math.ceil(sizes.max() - 1e-9) if sizes.size else 0
         self.low, self.high = low, max(high, low + 1)
         self.zero, self.infinity = float(low - 1), float(self.high + 1)
 

@@ -48,12 +48,12 @@ def tag(element: str, *children: object, **attributes: object) -> Markup:
 
 
 def name(dotted: str) -> Markup:
-    """The name of a layer or a parameter, which a line may break after its dots.
+    """The name of a layer or a parameter, which a line may break after its dots; whole as `data-name`, for programs.
 
-    >>> name("blocks.0.weight")
-    '<span class="name">blocks.<wbr>0.<wbr>weight</span>'
+    >>> name("head.weight")
+    '<span class="name" data-name="head.weight">head.<wbr>weight</span>'
     """
-    return tag("span", Markup(re.sub(r"([._/])(?=.)", r"\1<wbr>", escape(dotted))), class_="name")
+    return tag("span", Markup(re.sub(r"([._/])(?=.)", r"\1<wbr>", escape(dotted))), class_="name", data_name=dotted)
 
 
 def breakable(code: str) -> Markup:

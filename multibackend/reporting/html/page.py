@@ -51,6 +51,7 @@ def render(report: CompareReport, plotly: str, command: str | None = None) -> st
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="description", content=report.first_divergence or "The runs match."),
         tag("title", title),
         tag("link", rel="icon", href="data:,"),
         tag("style", Markup(_text("page.css"))),
@@ -63,7 +64,7 @@ def render(report: CompareReport, plotly: str, command: str | None = None) -> st
         verdict(report),
         tag("nav", tag("ul", *links), aria_label="Sections"),
     )
-    main = tag("main", *(_section(*section) for section in sections), id="content")
+    main = tag("main", *(_section(*section) for section in sections), id="content", tabindex=-1)
     footer = tag("footer", tag("p", "Written by multibackend. This page needs no network."))
     body = join(
         tag("a", "Skip to the findings", href="#content", class_="skip"),
