@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from multibackend.experiment import Experiment
@@ -42,5 +43,16 @@ def settings_of(experiment: Experiment, backends: Sequence[str]) -> Mapping[str,
 
 
 def _words(value: Any) -> str:
-    """A specification as it is written, without the addresses of functions."""
+    """A specification as one would write it: what is not the default, functions without their addresses."""
+    if is_dataclass(value) and not isinstance(value, type):
+        given = [(field.name, getattr(value, field.name)) for field in fields(value) if _is_given(value, field)]
+        return f"{type(value).__name__}({', '.join(f'{name}={_words(part)}' for name, part in given)})"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_words(part)}' for key, part in value.items())}}}"
     return _ADDRESS.sub("", repr(value))
+
+
+def _is_given(value: Any, field: Field[Any]) -> bool:
+    """Whether a field is not what it would have been."""
+    default = field.default_factory() if field.default_factory is not MISSING else field.default
+    return field.repr and repr(getattr(value, field.name)) != repr(default)

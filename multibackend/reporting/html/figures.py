@@ -158,17 +158,14 @@ def _difference_traces(updates: np.ndarray, differences: np.ndarray, axis: LogAx
         }
     ]
     if zero.any():
+        size = 8 if len(updates) <= MOST_MARKED else 5
         traces.append(
             {
                 **common,
                 "mode": "markers",
                 "name": "no difference at all",
                 "y": [axis.zero if absent else None for absent in zero],
-                "marker": {
-                    "color": "--difference",
-                    "size": 8 if len(updates) <= MOST_MARKED else 5,
-                    "symbol": "circle-open",
-                },
+                "marker": {"color": "--difference", "size": size, "symbol": "circle-open", "line": {"width": 2}},
                 "hovertemplate": "update %{x}<br>no difference: all bits are equal<extra></extra>",
             }
         )

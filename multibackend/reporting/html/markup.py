@@ -57,12 +57,12 @@ def name(dotted: str) -> Markup:
 
 
 def breakable(code: str) -> Markup:
-    """A specification as it is written in Python, which a line may break after a bracket, a comma and an equals sign.
+    """A specification as it is written in Python, which a line may break after a bracket.
 
     >>> breakable("SGD(learning_rate=0.1)")
-    'SGD(<wbr>learning_rate=<wbr>0.1)'
+    'SGD(<wbr>learning_rate=0.1)'
     """
-    return Markup(re.sub(r"([(=,\[{])(?=\S)", r"\1<wbr>", escape(code)))
+    return Markup(re.sub(r"([(\[{])(?=\S)", r"\1<wbr>", escape(code)))
 
 
 def prose(text: str) -> Markup:

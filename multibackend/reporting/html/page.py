@@ -110,11 +110,12 @@ def _run(report: CompareReport) -> Markup:
         *((term, breakable(value)) for term, value in report.settings.items()),
     ]
     notes = tag("ul", *(tag("li", f"{note}.") for note in report.notes)) if report.notes else ""
+    why = tag("p", prose(f"Tolerance in {report.precision}: {report.tolerance.reason}."), class_="note")
     return join(
         facts(rows),
         run_table(report),
         join(tag("h3", "Notes"), notes) if notes else "",
-        tag("p", prose(f"Tolerance in {report.precision}: {report.tolerance.reason}."), class_="note"),
+        "" if report.matches else why,
     )
 
 

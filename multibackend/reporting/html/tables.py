@@ -124,13 +124,14 @@ def parameter_table(report: CompareReport, links: Mapping[str, Sequence[Link]]) 
             size = join(size, tag("span", "gradient is rounding", class_="partner"))
         changes = join(*(_change(link) for link in found)) if found else "–"
         shapes = join(*(tag("div", _shapes(link)) for link in found)) if found else "–"
-        rows.append((shown, size, changes, shapes))
+        rows.append((shown, size, changes, shapes)[: 4 if links else 2])
     one, other = report.backends
     headings = ("parameter", "difference", f"layout, {one} to {other}", "shape")
     caption = (
         f"{len(rows)} parameters at the end, worst first; names as in {one}, those of {other} below where they differ"
     )
-    return table(caption, headings, rows, numbers=(1,), class_="scroll tall", id="parameter-table")
+    shown_headings = headings if links else headings[:2]
+    return table(caption, shown_headings, rows, numbers=(1,), class_="scroll tall", id="parameter-table")
 
 
 def evaluation_table(report: CompareReport) -> Markup:
