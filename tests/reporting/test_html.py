@@ -19,6 +19,7 @@ from multibackend.errors import ConfigurationError, PackageNotInstalledError
 from multibackend.parity import CompareReport
 from multibackend.reporting.html.figures import LogAxis, difference_figure, heat_figure, loss_figure
 from multibackend.reporting.html.layers import by_layer, thinned
+from multibackend.reporting.html.markup import script_json
 from multibackend.reporting.html.page import render
 
 PLOTLY = "/* plotly's JavaScript, which these tests do not run */"
@@ -207,6 +208,16 @@ def test_text_of_a_user_is_never_markup() -> None:
     drawn = json.dumps(figures_of(evil))
     assert "<script" not in drawn, "plotly reads markup in its texts"
     assert "blocks.1" in drawn
+
+
+def test_json_in_a_script_cannot_end_it() -> None:
+    """No bracket of an element is left in it, and it reads back as it was; NaN is refused."""
+    value = {"</script>": ["<!--", "a & b", 1.5, None]}
+    written = script_json(value)
+    assert not set(written) & set("<>&")
+    assert json.loads(written) == value
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        script_json([float("nan")])
 
 
 def test_evaluations_and_command() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
-__all__ = ["Markup", "breakable", "escape", "join", "name", "prose", "tag"]
+__all__ = ["Markup", "breakable", "escape", "join", "name", "prose", "script_json", "tag"]
 
 _SMALL = re.compile(r"\b\d[\d.]*e[-+]\d+")
 _EMPTY = {"input", "link", "meta", "wbr"}  # elements without content and without an end
@@ -72,3 +73,13 @@ def prose(text: str) -> Markup:
     'at most <span class="number">1e-04</span>'
     """
     return Markup(_SMALL.sub(r'<span class="number">\g<0></span>', escape(text)))
+
+
+def script_json(value: object) -> Markup:
+    """JSON for inside a script element, which no text in it can end; NaN and infinity are refused, JSON has neither.
+
+    >>> script_json({"name": "</script>"})
+    '{"name":"\\\\u003c/script\\\\u003e"}'
+    """
+    written = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Markup(written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

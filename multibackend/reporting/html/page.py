@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +13,7 @@ from multibackend.parity.findings import Divergence
 from multibackend.reporting.html.figures import Figure, difference_figure, heat_figure, loss_figure
 from multibackend.reporting.html.findings import divergence_section, facts, verdict
 from multibackend.reporting.html.layers import WHOLE, Heat, by_layer, layer_of, thinned
-from multibackend.reporting.html.markup import Markup, breakable, join, name, prose, tag
+from multibackend.reporting.html.markup import Markup, breakable, join, name, prose, script_json, tag
 from multibackend.reporting.html.tables import (
     evaluation_table,
     heat_table,
@@ -71,7 +68,7 @@ def render(report: CompareReport, plotly: str, command: str | None = None) -> st
         header,
         main,
         footer,
-        tag("script", Markup(_json(figures)), type="application/json", id="figures"),
+        tag("script", script_json(figures), type="application/json", id="figures"),
         tag("script", Markup(plotly)),
         tag("script", Markup(_text("page.js"))),
     )
@@ -237,12 +234,6 @@ def _parted_row(divergence: Divergence | None, heat: Heat) -> tuple[str, int] | 
             if row != WHOLE and (layer == row or layer.startswith(f"{row}.")):
                 return row, divergence.update
     return None
-
-
-def _json(value: Mapping[str, Any]) -> str:
-    """JSON inside a script element, which no text of a user's can end."""
-    written = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 @cache
