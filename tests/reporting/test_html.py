@@ -79,6 +79,7 @@ def test_sections_stand_in_the_order_in_which_they_are_asked_for() -> None:
         "Difference per update",
         "Layers by update",
         "Parameters",
+        "Places that are wrong by themselves",
         "Evaluation",
         "How to run this again",
     ]
@@ -164,6 +165,9 @@ def test_causes_come_with_proof_and_repair() -> None:
         "with that undone, the difference of 4.3e-03 falls to 3.1e-08.",
         "2e-08; what was found is 215,000 times that",
         "layers_1.norm",
+        "inside blocks.1",
+        "In float64 the difference stays.",
+        "This is the first of all 2 places that are wrong by themselves.",
     ):
         assert words in section
     assert page.all("pre")[0].text == "nnx.LayerNorm(4, epsilon=1e-05, rngs=rngs)"
@@ -194,6 +198,42 @@ def test_parameters_are_listed_worst_first_with_their_partners() -> None:
     assert "torch alone: mask: a constant" in page.one("section", id="parameters").text
     bare = rows_of(page_of(compared(broken=False)), "parameters at the end")
     assert len(bare) == 2
+
+
+def test_every_wrong_place_is_listed() -> None:
+    """Each layer that is wrong by itself, with its partner, what is wrong, the sizes and both values."""
+    rows = rows_of(page_of(EVERYTHING), "Each was given")
+    assert rows == [
+        "blocks.0.norm↔ layers_0.norminside blocks.0right inputs, wrong outputs4.3e-032e-080.50.25",
+        "blocks.1.norm↔ layers_1.norminside blocks.1something else arrives here7e-01–0.50.25",
+    ]
+    assert "places" not in [e.attributes.get("id") for e in page_of(compared(broken=True)).elements]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"what": "", "stage": "activations"}, "activations of the model's outputs."),
+        ({"place": "between a and b, inside c"}, "activations between a and b, inside c."),
+        ({"stage": "update", "what": "number of skipped windows"}, "update (number of skipped windows)."),
+        ({"stage": "loss", "what": "loss/aux"}, "loss (loss/aux)."),
+        ({"stage": "gradients", "what": "head.weight"}, "gradients of head.weight."),
+        ({"stage": "data order", "what": "label"}, "data order (label)."),
+    ],
+)
+def test_the_verdict_names_what_parts(changes: dict[str, Any], words: str) -> None:
+    """A layer, a place between layers, the outputs, a figure or a field of the data."""
+    divergence = dataclasses.replace(EVERYTHING.first_divergence, **changes)
+    page = page_of(dataclasses.replace(EVERYTHING, first_divergence=divergence))
+    assert page.one("p", class_="words").text == f"✗ The runs part at update 4: {words}"
+
+
+def test_a_run_without_updates_has_a_page() -> None:
+    """Where every window was skipped there are no curves; the words are there."""
+    report = everything(updates=0)
+    page = page_of(report)
+    assert figures_of(page) == {}
+    assert page.one("section", id="parameters").text
 
 
 def test_text_of_a_user_is_never_markup() -> None:

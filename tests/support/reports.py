@@ -45,12 +45,21 @@ def compared(*, broken: bool) -> CompareReport:
 
 
 @dataclass(frozen=True)
+class Placed(Divergence):
+    """A divergence with its place and a remark."""
+
+    place: str = ""
+    remark: str = ""
+
+
+@dataclass(frozen=True)
 class Everything(CompareReport):
     """A report with all that a page can show."""
 
     gradient_differences: Any = None
     matching: Any = None
     rounding: Any = None
+    layers: Any = ()
 
 
 def everything(*, layers: int = 3, updates: int = 12, evil: str = "") -> Everything:
@@ -82,7 +91,7 @@ def everything(*, layers: int = 3, updates: int = 12, evil: str = "") -> Everyth
         before=4.3e-3,
         after=3.1e-8,
     )
-    divergence = Divergence(
+    divergence = Placed(
         stage="activations",
         update=4,
         what=f"{evil}blocks.1.norm",
@@ -91,7 +100,21 @@ def everything(*, layers: int = 3, updates: int = 12, evil: str = "") -> Everyth
         rounding=2.0e-8,
         partner=f"{evil}layers_1.norm",
         causes=(cause,),
+        place=f"{evil}inside blocks.1",
+        remark=f"{evil}In float64 the difference stays.",
     )
+    places = [
+        SimpleNamespace(
+            kind=kind,
+            name=f"{evil}blocks.{layer}.norm",
+            partner=f"{evil}layers_{layer}.norm",
+            place=f"{evil}inside blocks.{layer}",
+            difference=difference,
+            rounding=None if layer else 2e-8,
+            values=(0.5, 0.25),
+        )
+        for layer, (kind, difference) in enumerate((("layer", 4.3e-3), ("wiring", 0.7)))
+    ]
     return Everything(
         experiment=f"{evil}port",
         backends=("torch", "jax"),
@@ -111,6 +134,7 @@ def everything(*, layers: int = 3, updates: int = 12, evil: str = "") -> Everyth
         gradient_differences=gradients,
         matching=SimpleNamespace(links=links, reference_only={f"{evil}mask": f"{evil}a constant"}, other_only={}),
         rounding=np.full(updates, 1e-7),
+        layers=places,
     )
 
 

@@ -11,7 +11,9 @@ from multibackend.reporting.html.words import number, relative
 
 __all__ = ["divergence_section", "facts", "verdict"]
 
-_FIGURES = ("loss", "grad_norm", "number of skipped windows")  # what a divergence can name that is no layer
+# what a divergence can name that is no layer, parameter or statistic
+_FIGURES = ("loss", "grad_norm", "clip factor", "number of skipped windows")
+_OUTPUTS = "the model's outputs"
 _STAGE = {
     "data order": "The two runs did not see the same examples.",
     "initial parameters": "The two models did not start from the same numbers.",
@@ -50,9 +52,17 @@ def verdict(report: CompareReport) -> Markup:
 
 
 def _of(divergence: Divergence) -> str:
+    """What the verdict says behind the stage."""
+    place = getattr(divergence, "place", "")
+    if place.startswith("between"):
+        return f" {place}"
     if divergence.what == divergence.stage:
         return ""
-    return f" ({divergence.what})" if divergence.what in _FIGURES else f" of {divergence.what}"
+    return f" ({divergence.what})" if _is_figure(divergence) else f" of {divergence.what or _OUTPUTS}"
+
+
+def _is_figure(divergence: Divergence) -> bool:
+    return divergence.what in _FIGURES or divergence.what.startswith("loss/") or divergence.stage == "data order"
 
 
 def _tolerance(bound: float) -> str:
@@ -67,13 +77,17 @@ def divergence_section(report: CompareReport) -> Markup:
         return join(tag("p", words), tag("p", prose(f"Why this tolerance: {report.tolerance.reason}."), class_="note"))
     sentence = str(divergence).splitlines()[0]
     stages = [tag("li", stage, aria_current="step" if stage == divergence.stage else None) for stage in STAGES]
+    what = name(divergence.what) if divergence.what else _OUTPUTS
     rows: list[tuple[object, object]] = [
         ("Stage", join(divergence.stage, tag("span", f". {_STAGE.get(divergence.stage, '')}", class_="of"))),
         ("Update", f"{divergence.update} of {report.updates}"),
-        ("What" if divergence.what in _FIGURES else "Layer or parameter", name(divergence.what)),
+        ("What" if _is_figure(divergence) else "Layer or parameter", what),
     ]
     if divergence.partner and divergence.partner != divergence.what:
         rows.append((f"In {report.backends[1]}", name(divergence.partner)))
+    place, remark = getattr(divergence, "place", ""), getattr(divergence, "remark", "")
+    if place:
+        rows.append(("Place", place))
     rows += [
         (f"Value in {backend}", tag("span", number(value), class_="value"))
         for backend, value in zip(report.backends, divergence.values, strict=True)
@@ -83,9 +97,20 @@ def divergence_section(report: CompareReport) -> Markup:
         tag("p", sentence, class_="sentence"),
         tag("ol", *stages, class_="stages", aria_label="The stages of an update, in order"),
         facts(rows),
+        tag("p", prose(remark)) if remark else "",
+        _also(report),
         *(_cause(cause) for cause in divergence.causes),
         "" if divergence.causes else tag("p", "No known cause was found for it.", class_="note"),
     )
+
+
+def _also(report: CompareReport) -> Markup:
+    """Where to read of the other places that are wrong."""
+    wrong = len(getattr(report, "layers", ()))
+    if wrong < 2:
+        return Markup()
+    link = tag("a", f"all {wrong} places that are wrong by themselves", href="#places")
+    return tag("p", "This is the first of ", link, ".")
 
 
 def _rounding(divergence: Divergence) -> str:

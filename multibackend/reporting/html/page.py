@@ -19,6 +19,7 @@ from multibackend.reporting.html.tables import (
     heat_table,
     loss_table,
     parameter_table,
+    places_table,
     run_table,
 )
 from multibackend.reporting.html.words import relative
@@ -80,14 +81,18 @@ def _sections(report: CompareReport, figures: dict[str, Figure], command: str | 
     sections = [
         ("divergence", "First divergence", divergence_section(report)),
         ("run", "What was run", _run(report)),
-        ("losses", "Losses", _losses(report, figures)),
-        ("differences", "Difference per update", _differences(report, figures)),
     ]
+    if len(report.histories[0]):
+        sections.append(("losses", "Losses", _losses(report, figures)))
+        sections.append(("differences", "Difference per update", _differences(report, figures)))
     changes = getattr(report, "gradient_differences", None)
     if changes is not None and np.size(changes):
         heat = by_layer(list(report.parameter_differences), np.asarray(changes, np.float64))
         sections.append(("layers", "Layers by update", _layers(report, heat, figures)))
     sections.append(("parameters", "Parameters", _parameters(report)))
+    places = getattr(report, "layers", ())
+    if places:
+        sections.append(("places", "Places that are wrong by themselves", places_table(report, places)))
     if report.evaluations[0]:
         sections.append(("evaluation", "Evaluation", evaluation_table(report)))
     sections.append(("again", "How to run this again", _again(report, command)))

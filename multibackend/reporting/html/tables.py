@@ -13,7 +13,7 @@ from multibackend.reporting.html.layers import Heat, thinned
 from multibackend.reporting.html.markup import Markup, join, name, tag
 from multibackend.reporting.html.words import number, relative, shape
 
-__all__ = ["evaluation_table", "heat_table", "loss_table", "parameter_table", "run_table", "table"]
+__all__ = ["evaluation_table", "heat_table", "loss_table", "parameter_table", "places_table", "run_table", "table"]
 
 MOST_UPDATES = 200  # rows of the table of losses
 
@@ -132,6 +132,29 @@ def parameter_table(report: CompareReport, links: Mapping[str, Sequence[Link]]) 
     )
     shown_headings = headings if links else headings[:2]
     return table(caption, shown_headings, rows, numbers=(1,), class_="scroll tall", id="parameter-table")
+
+
+def places_table(report: CompareReport, places: Sequence[Any]) -> Markup:
+    """Every place of the second model that makes other arrays of the reference's arrays, in the model's order."""
+    kinds = {
+        "layer": "right inputs, wrong outputs",
+        "wiring": "something else arrives here",
+        "loss": "a term of the loss differs",
+    }
+    rows = []
+    for place in places:
+        partner = (
+            tag("span", "↔ ", name(place.partner), class_="partner") if place.partner not in ("", place.name) else ""
+        )
+        where = tag("span", place.place, class_="partner") if place.place else ""
+        rounding = "–" if place.rounding is None else relative(place.rounding)
+        values = [number(float(value)) for value in place.values]
+        shown = join(name(place.name) if place.name else "the model's outputs", partner, where)
+        rows.append((shown, kinds.get(place.kind, place.kind), relative(place.difference), rounding, *values))
+    one, other = report.backends
+    columns = ("layer", "what is wrong", "difference", "rounding alone", f"value in {one}", f"value in {other}")
+    caption = f"Each was given what the same place got in {one}, so that one mistake does not hide another"
+    return table(caption, columns, rows, numbers=(2, 3, 4, 5))
 
 
 def evaluation_table(report: CompareReport) -> Markup:
