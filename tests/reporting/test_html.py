@@ -167,7 +167,7 @@ def test_causes_come_with_proof_and_repair() -> None:
         "layers_1.norm",
         "inside blocks.1",
         "In float64 the difference stays.",
-        "This is the first of all 2 places that are wrong by themselves.",
+        "This is the first of 2 places that are wrong by themselves.",
     ):
         assert words in section
     assert page.all("pre")[0].text == "nnx.LayerNorm(4, epsilon=1e-05, rngs=rngs)"

@@ -94,7 +94,7 @@ def divergence_section(report: CompareReport) -> Markup:
     ]
     rows += [("Relative difference", relative(divergence.difference)), ("Rounding alone", _rounding(divergence))]
     return join(
-        tag("p", sentence, class_="sentence"),
+        tag("p", prose(sentence), class_="sentence"),
         tag("ol", *stages, class_="stages", aria_label="The stages of an update, in order"),
         facts(rows),
         tag("p", prose(remark)) if remark else "",
@@ -109,7 +109,7 @@ def _also(report: CompareReport) -> Markup:
     wrong = len(getattr(report, "layers", ()))
     if wrong < 2:
         return Markup()
-    link = tag("a", f"all {wrong} places that are wrong by themselves", href="#places")
+    link = tag("a", f"{wrong} places that are wrong by themselves", href="#places")
     return tag("p", "This is the first of ", link, ".")
 
 
