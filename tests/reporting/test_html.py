@@ -448,3 +448,15 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "file" / "parity.html"):
         with pytest.raises(ConfigurationError, match="no page can be written to"):
             compared(broken=False).write_html(place)
+
+
+def test_rounding_is_a_band_where_it_was_measured() -> None:
+    """A dotted line at its size with a band from the foot of the plot up to it; updates without any leave no gap."""
+    rounding = np.array([1e-9, 0.0, 1e-7])
+    figure = difference_figure(np.arange(1, 4), np.array([1e-3, 1e-2, 1e-2]), 1e-4, None, rounding)
+    foot, line = figure["data"][-2:]
+    assert line["y"] == [-9.0, None, -7.0]
+    assert (line["fill"], line["connectgaps"], line["line"]["dash"]) == ("tonexty", True, "dot")
+    assert foot["y"] == [figure["layout"]["yaxis"]["range"][0]] * 3
+    assert "below the dotted line" in page_of(EVERYTHING).one("section", id="differences").text
+    assert "dotted" not in page_of(compared(broken=True)).one("section", id="differences").text

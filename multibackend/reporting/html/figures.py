@@ -118,18 +118,7 @@ def difference_figure(
     axis = LogAxis(differences, [tolerance, *(() if rounding is None else rounding.tolist())])
     traces = _difference_traces(updates, differences, axis)
     if rounding is not None:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": "rounding alone",
-                "x": updates.tolist(),
-                "y": [axis.place(float(size)) if size > 0 else None for size in rounding],
-                "text": [relative(float(size)) for size in rounding],
-                "line": {"color": "--muted", "width": 2, "dash": "dot"},
-                "hovertemplate": "update %{x}<br>rounding alone %{text}<extra></extra>",
-            }
-        )
+        traces += _rounding_traces(updates, rounding, axis)
     layout = _layout("relative difference", updates, parted)
     layout["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
     layout["showlegend"] = len(traces) > 1
@@ -172,6 +161,29 @@ def _difference_traces(updates: np.ndarray, differences: np.ndarray, axis: LogAx
     return traces
 
 
+def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -> list[dict[str, Any]]:
+    """What rounding alone makes, as a line with the band below it."""
+    common = {"type": "scatter", "mode": "lines", "x": updates.tolist(), "connectgaps": True}
+    foot = {
+        **common,
+        "y": [axis.range[0]] * len(updates),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    line = {
+        **common,
+        "name": "rounding alone",
+        "y": [axis.place(float(size)) if size > 0 else None for size in rounding],
+        "text": [relative(float(size)) for size in rounding],
+        "line": {"color": "--muted", "width": 2, "dash": "dot"},
+        "fill": "tonexty",
+        "fillcolor": "--rounding",
+        "hovertemplate": "update %{x}<br>rounding alone %{text}<extra></extra>",
+    }
+    return [foot, line]
+
+
 def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
     """The band in which two runs match."""
     edge = math.log10(tolerance)
@@ -181,7 +193,12 @@ def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
         {**band, "type": "rect", "layer": "below", "y0": low, "fillcolor": "--band", "line": {"width": 0}},
         {**band, "type": "line", "y0": edge, "line": line},
     ]
-    words = {"text": f"tolerance {relative(tolerance)}", "font": {"color": "--good"}, "showarrow": False}
+    words = {
+        "text": f"tolerance {relative(tolerance)}",
+        "font": {"color": "--good"},
+        "bgcolor": "--paper",
+        "showarrow": False,
+    }
     layout["annotations"].append({**words, "xref": "paper", "x": 1, "xanchor": "right", "y": edge, "yanchor": "bottom"})
 
 
@@ -281,7 +298,7 @@ def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, A
         layout["annotations"].append(
             {
                 "x": parted, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top", "xshift": 4,
-                "text": f"parts at {parted}", "showarrow": False, "font": {"color": "--bad"},
+                "text": f"parts at {parted}", "showarrow": False, "font": {"color": "--bad"}, "bgcolor": "--paper",
             }
         )  # fmt: skip
     return layout

@@ -100,7 +100,7 @@ def divergence_section(report: CompareReport) -> Markup:
         tag("p", prose(remark)) if remark else "",
         _also(report),
         *(_cause(cause) for cause in divergence.causes),
-        "" if divergence.causes else tag("p", "No known cause was found for it.", class_="note"),
+        "" if divergence.causes else tag("p", "Its cause was not found.", class_="note"),
     )
 
 

@@ -163,28 +163,30 @@ def _differences(report: CompareReport, figures: dict[str, Figure]) -> Markup:
         f"{int(np.argmax(report.loss_differences)) + 1}; {beyond} of {report.updates} updates are beyond the tolerance "
         f"of {relative(bound)}" + (f", and in {zero} the losses are equal to the last bit." if zero else ".")
     )
-    caption = f"{words} The shaded band is the tolerance."
+    band = "" if rounding is None else " What rounding alone makes lies below the dotted line."
+    caption = f"{words} The shaded band is the tolerance.{band}"
     table = tag("p", "The numbers are in ", tag("a", "the table of losses", href="#losses"), ".", class_="note")
     return join(_plot("difference-plot", caption, words), table)
 
 
 def _layers(report: CompareReport, heat: Heat, figures: dict[str, Figure]) -> Markup:
-    figures["layer-plot"] = heat_figure(heat, report.precision, _parted_row(report.first_divergence, heat))
+    parted = _parted_row(report.first_divergence, heat)
+    figures["layer-plot"] = heat_figure(heat, report.precision, parted)
     blocks = len(heat.rows)
     grouped = f" {heat.layers} layers are shown as {blocks} blocks, each by its worst layer."
     worst = int(np.argmax(heat.differences.max(axis=1)))
     column = int(np.argmax(heat.differences[worst]))
     caption = (
         "Relative difference of the gradient norms, by layer in the model's order and by update; the darkest (in the "
-        "dark the brightest) differ most. A ring marks the first divergence."
-        + (grouped if heat.layers > blocks else "")
+        "dark the brightest) differ most." + (grouped if heat.layers > blocks else "")
     )
+    ring = "" if parted is None else " A ring marks the first divergence."
     words = (
         f"Largest difference: {relative(float(heat.differences[worst, column]))} in {heat.rows[worst]} at update "
         f"{int(heat.updates[column])}."
     )
     return join(
-        _plot("layer-plot", f"{caption} {words}", f"Heat map of layers by updates. {words}"),
+        _plot("layer-plot", f"{caption}{ring} {words}", f"Heat map of layers by updates. {words}"),
         tag("details", tag("summary", "The layers as a table"), heat_table(heat)),
     )
 
