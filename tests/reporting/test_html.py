@@ -361,12 +361,13 @@ def test_differences_are_drawn_where_they_are() -> None:
     """The line leaves out zeros, which are hollow points; the band ends at the tolerance."""
     gaps = np.array([0.0, 1e-8, 0.0, np.inf])
     figure = difference_figure(np.arange(1, 5), gaps, 1e-6, parted=4)
-    line, hollow = figure["data"]
+    line, hollow, edge = figure["data"]
     assert line["y"][:3] == [None, -8.0, None]
     assert hollow["y"][1] is None
     assert hollow["marker"]["symbol"] == "circle-open"
     assert hollow["y"][0] == hollow["y"][2] < -8
-    assert [shape["y1"] for shape in figure["layout"]["shapes"] if shape.get("xref") == "paper"] == [-6.0, -6.0]
+    assert [shape["y1"] for shape in figure["layout"]["shapes"] if shape.get("xref") == "paper"] == [-6.0]
+    assert (edge["name"], edge["y"]) == ("tolerance 1e-06", [-6.0, -6.0])
     assert line["y"][3] > -6
     assert len(difference_figure(np.arange(1, 3), np.array([1e-3, 1e-4]), float("inf"), None)["layout"]["shapes"]) == 0
 
@@ -454,7 +455,7 @@ def test_rounding_is_a_band_where_it_was_measured() -> None:
     """A dotted line at its size with a band from the foot of the plot up to it; updates without any leave no gap."""
     rounding = np.array([1e-9, 0.0, 1e-7])
     figure = difference_figure(np.arange(1, 4), np.array([1e-3, 1e-2, 1e-2]), 1e-4, None, rounding)
-    foot, line = figure["data"][-2:]
+    foot, line = figure["data"][1:3]
     assert line["y"] == [-9.0, None, -7.0]
     assert (line["fill"], line["connectgaps"], line["line"]["dash"]) == ("tonexty", True, "dot")
     assert foot["y"] == [figure["layout"]["yaxis"]["range"][0]] * 3

@@ -121,9 +121,10 @@ def difference_figure(
         traces += _rounding_traces(updates, rounding, axis)
     layout = _layout("relative difference", updates, parted)
     layout["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
-    layout["showlegend"] = len(traces) > 1
     if math.isfinite(tolerance) and tolerance > 0:
         _shade(layout, axis.range[0], tolerance)
+        traces.append(_tolerance_trace(layout, tolerance))
+    layout["showlegend"] = len(traces) > 1
     return {"data": traces, "layout": layout}
 
 
@@ -186,20 +187,21 @@ def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -
 
 def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
     """The band in which two runs match."""
-    edge = math.log10(tolerance)
-    band = {"xref": "paper", "x0": 0, "x1": 1, "y1": edge}
-    line = {"color": "--good", "width": 1.5, "dash": "dash"}
-    layout["shapes"] += [
-        {**band, "type": "rect", "layer": "below", "y0": low, "fillcolor": "--band", "line": {"width": 0}},
-        {**band, "type": "line", "y0": edge, "line": line},
-    ]
-    words = {
-        "text": f"tolerance {relative(tolerance)}",
-        "font": {"color": "--good"},
-        "bgcolor": "--paper",
-        "showarrow": False,
+    band = {"type": "rect", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": math.log10(tolerance)}
+    layout["shapes"].append({**band, "fillcolor": "--band", "line": {"width": 0}})
+
+
+def _tolerance_trace(layout: dict[str, Any], tolerance: float) -> dict[str, Any]:
+    """The upper edge of that band, named in the legend, where it hides no point."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"tolerance {relative(tolerance)}",
+        "x": layout["xaxis"]["range"],
+        "y": [math.log10(tolerance)] * 2,
+        "line": {"color": "--good", "width": 1.5, "dash": "dash"},
+        "hoverinfo": "skip",
     }
-    layout["annotations"].append({**words, "xref": "paper", "x": 1, "xanchor": "right", "y": edge, "yanchor": "bottom"})
 
 
 def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> Figure:
@@ -284,7 +286,7 @@ def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, A
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "--ink", "size": 14},
         "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--rule", "font": {"color": "--ink"}},
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "traceorder": "normal", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": {**axis, "title": {"text": "update"}, "tickformat": "d", "range": ends},
         "yaxis": {**axis, "title": {"text": values}},
         "shapes": [],
