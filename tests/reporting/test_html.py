@@ -194,7 +194,7 @@ def test_parameters_are_listed_worst_first_with_their_partners() -> None:
         assert ("✗" in row) == (difference > EVERYTHING.tolerance.parameters and name not in EVERYTHING.undetermined)
         assert ("gradient is rounding" in row) == (name in EVERYTHING.undetermined)
         assert ("transposed[4, 3] to [3, 4]" in row) == ("fc.weight" in name)
-        assert ("found by gradient agrees to 1e-15" in row) == ("norm" in name)
+        assert ("evidence: gradient agrees to 1e-15" in row) == ("norm" in name)
     assert "torch alone: mask: a constant" in page.one("section", id="parameters").text
     bare = rows_of(page_of(compared(broken=False)), "parameters at the end")
     assert len(bare) == 2

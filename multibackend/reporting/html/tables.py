@@ -170,7 +170,7 @@ def evaluation_table(report: CompareReport) -> Markup:
 def _change(link: Link) -> Markup:
     """The change of layout, and below it how the partner was found where a name alone did not tell."""
     evidence = getattr(link, "evidence", "")
-    found = "" if evidence in ("", "name") else tag("span", f"found by {evidence}", class_="partner")
+    found = "" if evidence in ("", "name") else tag("span", f"evidence: {evidence}", class_="partner")
     return tag("div", getattr(link, "change", "") or "as it is", found)
 
 
