@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options, rest = _parser().parse_known_args(given)
+    options.line = shlex.join(["multibackend", *given])
     try:
         return options.run(options, rest)
     except MultibackendError as error:
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--backends", default="torch,jax", help="two names (default: %(default)s)")
     compare.add_argument("--updates", type=int, help="how many updates both runs make")
     compare.add_argument("--every", type=int, help="print the losses of every N-th update")
+    compare.add_argument("--html", metavar="PAGE", help="write the report to this file, a page that needs no network")
 
     evaluate = _command(commands, "evaluate", _evaluate, "loss and metrics of trained weights on the evaluation data")
     evaluate.add_argument("--backend", default="torch", help=_BACKEND)
@@ -146,9 +149,12 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console  # noqa: PLC0415
 
     from multibackend.parity import compare  # noqa: PLC0415
+    from multibackend.reporting.html import prepare  # noqa: PLC0415
     from multibackend.reporting.tables import LiveComparison, print_comparison  # noqa: PLC0415
 
     file, experiment = _load(options, rest)
+    if options.html is not None:
+        prepare(options.html)
     console = Console()
     updates = file.updates if options.updates is None else options.updates
     backends = tuple(options.backends.split(","))
@@ -156,6 +162,9 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
     live = LiveComparison(console, backends, every) if len(backends) == 2 else None
     report = compare(experiment, backends, updates=updates, progress=live)
     print_comparison(console, report)
+    if options.html is not None:
+        path = report.write_html(options.html, command=options.line)
+        console.print(f"The report as a page: {path}", highlight=False, markup=False, soft_wrap=True)
     return 0 if report.matches else 1
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from multibackend.names import match_names, pair_state, shapes_of
 from multibackend.optimizers import Native
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.findings import Divergence
+from multibackend.parity.settings import settings_of
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.registry import load_backend
@@ -45,6 +47,7 @@ class CompareReport:
         seconds: of training, for each backend, compilation included.
         strategies: how each backend executed its windows.
         notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
+        settings: what was run, in words: optimizer, loss, sizes, seed and so on.
     """
 
     experiment: str
@@ -61,6 +64,7 @@ class CompareReport:
     seconds: tuple[float, float]
     strategies: tuple[str, str]
     notes: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def matches(self) -> bool:
@@ -77,6 +81,30 @@ class CompareReport:
     def max_loss_difference(self) -> float:
         """The largest relative difference of the losses of an update."""
         return float(self.loss_differences.max(initial=0.0))
+
+    def write_html(self, path: str | Path, *, command: str | None = None) -> Path:
+        """Write this report as one page of HTML that needs no network: `pip install 'multibackend[html]'`.
+
+        At its top stands in words whether the runs match, where they first part and why; then what was run, both loss
+        curves, the difference of each update, layers by updates, and every parameter with its change of layout.
+
+        Args:
+            path: of the file; its directory is made if need be.
+            command: the command line that made the report, for the page's last section.
+
+        Returns:
+            the path.
+
+        Raises:
+            PackageNotInstalledError: plotly is not installed.
+            ConfigurationError: no file can be written there.
+
+        >>> mb.compare(experiment, updates=20).write_html("parity.html")   # doctest: +SKIP
+        PosixPath('parity.html')
+        """
+        from multibackend.reporting.html import write_html  # noqa: PLC0415 - above this module; only a page needs it
+
+        return write_html(self, path, command=command)
 
 
 def compare(
@@ -152,6 +180,7 @@ def compare(
         seconds=seconds,
         strategies=(first.program.strategy, second.program.strategy),
         notes=(*notes, *((_NATIVE,) if isinstance(experiment.optimizer, Native) else ())),
+        settings=settings_of(experiment, (first_name, second_name)),
     )
 
 

@@ -38,13 +38,13 @@ __all__ = ["ScalarLog", "import_extra"]
 _SECONDS_PER_SPEED = 1.0
 
 
-def import_extra(module: str, extra: str) -> ModuleType:
+def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
     """A package that is installed only where it was asked for; raises `PackageNotInstalledError`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise PackageNotInstalledError(
-            f"the package {module!r} is not installed, which this listener needs; run: "
+            f"the package {module.partition('.')[0]!r} is not installed, which {by} needs; run: "
             f"pip install 'multibackend[{extra}]'"
         ) from error
 

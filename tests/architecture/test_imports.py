@@ -50,7 +50,9 @@ def test_one_framework(backend: str, own: set[str]) -> None:
 def test_loggers_are_imported_when_asked_for() -> None:
     """Neither the package nor the listeners' own modules load what they write with; only making a listener does."""
     listeners = "from multibackend.reporting import mlflow_log, tensorboard_log, wandb_log"
-    assert not loaded(f"import multibackend, multibackend.cli\n{listeners}") & {"tensorboardX", "wandb", "mlflow"}
+    pages = "import multibackend.parity, multibackend.reporting.html.page"
+    code = f"import multibackend, multibackend.cli\n{listeners}\n{pages}"
+    assert not loaded(code) & {"tensorboardX", "wandb", "mlflow", "plotly"}
 
 
 def submodules(backend: str) -> set[str]:

@@ -103,6 +103,33 @@ def test_compare_exits_1_where_the_runs_part(file: str, capsys: pytest.CaptureFi
     assert "do NOT match. First divergence: loss at update 1" in " ".join(capsys.readouterr().out.split())
 
 
+def test_compare_writes_a_page(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--html` writes the report and prints where; the page holds the command line; the exit code is the verdict."""
+    pytest.importorskip("plotly.offline", reason="the extra 'html' is not installed")
+    page = tmp_path / "pages of runs" / "parity.html"
+    arguments = ["compare", file, "--precision", "float64", "--updates", "3", "--broken", "--html", str(page)]
+    assert main(arguments) == 1
+    assert f"The report as a page: {page}" in capsys.readouterr().out
+    text = page.read_text(encoding="utf-8")
+    command = f"multibackend compare {file} --precision float64 --updates 3 --broken --html"
+    assert f"{command} &#x27;{page}&#x27;</code>" in text
+    assert "✗ The runs part at update 1: loss." in text
+
+
+def test_compare_refuses_a_page_that_cannot_be_written_before_it_trains(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory in place of a file, and a missing package, are told at once, with exit code 2."""
+    pytest.importorskip("plotly.offline", reason="the extra 'html' is not installed")
+    assert main(["compare", file, "--html", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert "it is a directory; give the name of a file" in printed.err
+    assert "loss" not in printed.out
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert main(["compare", file, "--html", str(tmp_path / "parity.html")]) == 2
+    assert "pip install 'multibackend[html]'" in capsys.readouterr().err
+
+
 def test_check_finds_that_micro_batches_equal_a_batch(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     """`check` runs on every backend that the model has."""
     assert main(["check", file]) == 0

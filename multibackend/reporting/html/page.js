@@ -1,0 +1,75 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const plots = [...document.querySelectorAll(".plot")];
+  const boxes = [...document.querySelectorAll(".scroll")];
+  const config = { displayModeBar: false, displaylogo: false, showTips: false };
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const PAPER = 660; // pixels of a printed page's width
+
+  // "--name" stands for the page's colour of that name
+  const themed = (value, style) => {
+    if (typeof value === "string") return value.startsWith("--") ? style.getPropertyValue(value).trim() : value;
+    if (Array.isArray(value)) return value.map((item) => themed(item, style));
+    if (value === null || typeof value !== "object") return value;
+    return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, themed(item, style)]));
+  };
+
+  const set = (target, path, value) => {
+    const parts = path.split(".");
+    const last = parts.pop();
+    let place = target;
+    for (const part of parts) place = place[part] ??= {};
+    place[last] = value;
+  };
+
+  const draw = (width) => {
+    const style = getComputedStyle(root);
+    for (const plot of plots) {
+      const figure = themed(figures[plot.id], style);
+      const wide = width ?? plot.clientWidth;
+      figure.layout.width = wide;
+      figure.layout.dragmode = touch ? false : "zoom"; // a finger that drags scrolls the page
+      if (wide < 520) {
+        figure.layout.font.size = 12;
+        for (const [path, value] of Object.entries(figure.narrow ?? {})) set(figure, path, value);
+      }
+      Plotly.react(plot, figure.data, figure.layout, config);
+    }
+    for (const box of boxes) { // only a box that scrolls is a stop for the tab key; one that is folded away may become one
+      box.tabIndex = box.clientWidth && box.scrollWidth <= box.clientWidth && box.scrollHeight <= box.clientHeight ? -1 : 0;
+    }
+  };
+
+  draw();
+  root.dataset.drawn = "yes";
+  let width = innerWidth;
+  let waiting = 0;
+  addEventListener("resize", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => { if (innerWidth !== width) { width = innerWidth; draw(); } }, 100);
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
+  addEventListener("beforeprint", () => { root.classList.add("printing"); draw(PAPER); });
+  addEventListener("afterprint", () => { root.classList.remove("printing"); draw(); });
+
+  const filter = document.getElementById("filter");
+  if (filter) {
+    const rows = [...document.querySelectorAll("#parameter-table tbody tr")];
+    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const status = document.getElementById("filter-status");
+    const apply = () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let shown = 0;
+      rows.forEach((row, index) => {
+        row.hidden = !words.every((word) => texts[index].includes(word));
+        shown += row.hidden ? 0 : 1;
+      });
+      status.textContent = `${shown} of ${rows.length} shown`;
+    };
+    filter.closest(".filter").hidden = false;
+    filter.addEventListener("input", apply);
+    apply();
+  }
+})();
