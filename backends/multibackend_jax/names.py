@@ -17,7 +17,7 @@ from flax import linen, nnx
 
 from multibackend.errors import ConfigurationError
 
-__all__ = ["Layout", "canonical_names", "layout_of"]
+__all__ = ["Layout", "canonical_names", "kind_of", "layout_of"]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
@@ -26,6 +26,24 @@ _NORMS = (nnx.BatchNorm, linen.BatchNorm)
 _CONVOLUTIONS = (nnx.Conv, linen.Conv)
 _TRANSPOSED = (nnx.ConvTranspose, linen.ConvTranspose)
 _GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
+
+
+_KINDS = {
+    "linear": (nnx.Linear, linen.Dense, *_GENERAL),
+    "embedding": (nnx.Embed, linen.Embed),
+    "convolution": (*_CONVOLUTIONS, *_TRANSPOSED),
+    "normalisation": (
+        *_NORMS,
+        *(nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm),
+        *(linen.LayerNorm, linen.GroupNorm, linen.RMSNorm),
+    ),
+}
+
+
+def kind_of(owner: object) -> str:
+    """The sort of Flax layer that an array belongs to; "" for a user's own module."""
+    found = [kind for kind, layers in _KINDS.items() if isinstance(owner, layers)]
+    return found[0] if found else ""
 
 
 def canonical_names(paths: Sequence[Sequence[Any]], owners: Sequence[object]) -> list[str]:

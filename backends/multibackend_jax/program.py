@@ -46,6 +46,7 @@ class JaxProgram:
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
+        self.parameter_kinds = model.kinds
         self.dropout_layers, self.batch_norm_layers = model.dropout_layers, tuple(model.statistics)
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]

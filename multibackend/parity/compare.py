@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ import numpy as np
 from multibackend.autobatch import resolve_together
 from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
-from multibackend.names import match_names, pair_state, shapes_of
+from multibackend.matching import Matching
 from multibackend.optimizers import Native
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.findings import Divergence
+from multibackend.parity.matching import match_models
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
 from multibackend.registry import load_backend
@@ -45,6 +46,8 @@ class CompareReport:
         seconds: of training, for each backend, compilation included.
         strategies: how each backend executed its windows.
         notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
+        matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)` keeps it for
+            `Model(matching=FILE)`.
     """
 
     experiment: str
@@ -61,6 +64,7 @@ class CompareReport:
     seconds: tuple[float, float]
     strategies: tuple[str, str]
     notes: tuple[str, ...] = ()
+    matching: Matching = field(default_factory=lambda: Matching(()))
 
     @property
     def matches(self) -> bool:
@@ -121,15 +125,15 @@ def compare(
         )
 
     trainers, notes = with_same_dropout([build(experiment, name) for name in (first_name, second_name)], build)
-    pairs = start_alike(*trainers, rename=experiment.model.rename)
+    matching = start_alike(*trainers)
     seconds = _train_side_by_side(trainers, int(updates), progress)
     first, second = trainers
     results = [trainer.fit(updates=updates) for trainer in trainers]
     histories = (results[0].history, results[1].history)
-    ends = first.parameters(), {pairs[name]: array for name, array in second.parameters().items()}
+    ends = _ends(first, second, matching)
     evaluations = [trainer.evaluate() if experiment.eval_data is not None else {} for trainer in trainers]
     tolerance, differences = tolerance_for(experiment.precision), relative_differences(*ends)
-    undetermined = _undetermined(trainers, pairs, tolerance)
+    undetermined = _undetermined(trainers, matching, tolerance)
     bounds = {n: tolerance.undetermined if n in undetermined else tolerance.parameters for n in differences}
     excess = {name: difference / bounds[name] for name, difference in differences.items()}
     divergence = (
@@ -152,18 +156,28 @@ def compare(
         seconds=seconds,
         strategies=(first.program.strategy, second.program.strategy),
         notes=(*notes, *((_NATIVE,) if isinstance(experiment.optimizer, Native) else ())),
+        matching=matching,
     )
 
 
-def start_alike(reference: Trainer, other: Trainer, *, rename: Mapping[str, str]) -> dict[str, str]:
-    """Give `other` the parameters and model state of `reference`; returns the pairs {name of other: of reference}."""
+def start_alike(reference: Trainer, other: Trainer) -> Matching:
+    """Give `other` the parameters and model state of `reference`; returns how those of the two models pair up."""
+    matching = match_models(reference, other)
     source, target = reference.snapshot(), other.snapshot()
-    pairs = match_names(shapes_of(source.parameters), shapes_of(target.parameters), rename)
-    parameters = {name: source.parameters[partner] for name, partner in pairs.items()}
-    shared = pair_state(shapes_of(source.model_state), shapes_of(target.model_state), rename)
-    state = {**target.model_state, **{name: source.model_state[partner] for name, partner in shared.items()}}
-    other.restore(Snapshot(parameters=parameters, model_state=state, update=target.update))
-    return pairs
+    arrays = matching.to_other({**source.model_state, **source.parameters})
+
+    def filled(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {n: arrays[n].astype(array.dtype, copy=False) if n in arrays else array for n, array in own.items()}
+
+    other.restore(Snapshot(filled(target.parameters), filled(target.model_state), update=target.update))
+    return matching
+
+
+def _ends(first: Trainer, second: Trainer, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The parameters of both at the end, by the reference's names; those without a partner are left out."""
+    ours, snapshot = first.parameters(), second.snapshot()
+    theirs = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
+    return {name: array for name, array in ours.items() if name in theirs}, theirs
 
 
 def _check(backends: Sequence[str], updates: int) -> tuple[str, str]:
@@ -196,10 +210,13 @@ def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
 
 
-def _undetermined(trainers: Sequence[Trainer], pairs: Mapping[str, str], tolerance: Tolerance) -> tuple[str, ...]:
+def _undetermined(trainers: Sequence[Trainer], matching: Matching, tolerance: Tolerance) -> tuple[str, ...]:
     """The parameters (of the reference) whose gradient is nothing but rounding on both backends."""
     reference, other = (trainer.gradient_shares() for trainer in trainers)
-    largest = {partner: max(reference[partner], other[name]) for name, partner in pairs.items()}
+    largest = {link.reference: reference[link.reference] for link in matching.links if link.reference in reference}
+    for link in matching.links:
+        if link.reference in largest:
+            largest[link.reference] = max(largest[link.reference], other.get(link.other, 0.0))
     return tuple(name for name, share in largest.items() if share <= tolerance.noise)
 
 
