@@ -9,6 +9,7 @@ from multibackend.errors import ParameterMatchError
 from multibackend.matching.links import Link, Matching
 from multibackend.matching.propose import Transform, propose
 from multibackend.matching.sides import Proposal, Side
+from multibackend.matching.stacks import unstack
 
 __all__ = ["finish", "match_parameters"]
 
@@ -61,7 +62,7 @@ def finish(
         raise ParameterMatchError(
             "the parameters of the two models do not pair up:" + "".join(f"\n  - {line}" for line in lines) + _REMEDY
         )
-    return Matching((*proposal.links(reference.shapes), *more), *only)
+    return Matching((*proposal.links(reference, other), *more), *only)
 
 
 def match_parameters(
@@ -79,6 +80,7 @@ def match_parameters(
     >>> match_parameters(Side({"layers_0.kernel": (2, 3)}), Side({"h.0.weight": (3, 2)})).links[0].change
     'transposed'
     """
+    reference, other = unstack(reference, other), unstack(other, reference)
     proposal = propose(reference, other, rename=rename, transform=transform)
     matching = finish(proposal, reference, other)
     lines = [

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from multibackend.matching.assignment import assign
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Link, Part, Rearrangement
 from multibackend.matching.sides import Group, Side
-from multibackend.matching.words import index_similarity, leaf_of, module_of, read_names, role_similarity
+from multibackend.matching.words import Name, index_similarity, leaf_of, module_of, read_names, role_similarity
 
 __all__ = ["find_groups"]
 
@@ -31,7 +29,6 @@ class _Family:
     name: str
     parts: tuple[str, ...]
     size: int
-    stacked: bool
 
 
 def find_groups(
@@ -50,7 +47,7 @@ def find_groups(
 def _one_way(
     whole_side: Side, part_side: Side, wholes: Mapping[str, str], parts: Mapping[str, str], *, of_reference: bool
 ) -> list[Group]:
-    families = list(_families(part_side, parts))
+    families = list({family.parts: family for family in _families(part_side, parts)}.values())
     sizes = {math.prod(whole_side.shapes[name]) for name in wholes}
     families = [family for family in families if family.size in sizes]
     names = [n for n in wholes if math.prod(whole_side.shapes[n]) in {family.size for family in families}]
@@ -60,74 +57,54 @@ def _one_way(
     score = role_similarity([n.role for n in ours], [n.role for n in theirs])
     score = score + np.array([[index_similarity(a.places, b.places) for b in theirs] for a in ours])
     score = score + np.array([[0.5 * (leaf_of(a.text) == leaf_of(b.text)) for b in theirs] for a in ours])
-    cuts = {}
-    for i, name in enumerate(names):
-        for j, family in enumerate(families):
-            ways = (
-                _ways(whole_side, part_side, name, family, of_reference)
-                if (family.size == math.prod(whole_side.shapes[name]))
-                else ()
-            )
-            cuts[i, j] = ways
-            score[i, j] = score[i, j] if ways else -1e3
-    groups, used = [], set()
-    taken = assign(-score)
-    for i in np.argsort([-score[i, j] if j >= 0 else np.inf for i, j in enumerate(taken)]):
-        j = taken[i]
-        if j < 0 or not cuts[i, j] or used & set(families[j].parts):
+    groups: list[Group] = []
+    used: set[str] = set()
+    for _, i, j in sorted((-score[i, j], i, j) for i in range(len(names)) for j in range(len(families))):
+        family, whole = families[j], names[i]
+        if family.size != math.prod(whole_side.shapes[whole]) or used & {whole, *family.parts}:
             continue
-        used |= set(families[j].parts)
-        role = " ".join(w for w in read_names([module_of(wholes[names[i]])])[0].role)
-        evidence = f"{'layers' if families[j].stacked else 'parts'} of {names[i]} by name and shape"
-        groups.append(Group(names[i], families[j].parts, of_reference, cuts[i, j], evidence, role, families[j].stacked))
+        ways = _ways(whole_side, part_side, whole, family, of_reference)
+        if ways:
+            used |= {whole, *family.parts}
+            role = " ".join(read_names([module_of(wholes[whole])])[0].role)
+            evidence = f"parts of {whole} by name and shape"
+            groups.append(Group(whole, family.parts, of_reference, ways, evidence, role))
     return groups
 
 
 def _families(side: Side, parts: Mapping[str, str]) -> Iterator[_Family]:
-    """Arrays of one shape and leaf that differ in one number, or that lie in modules side by side."""
-    stacks: dict[object, list[tuple[int, str]]] = defaultdict(list)
+    """Arrays of one shape and leaf that lie in modules side by side."""
     siblings: dict[object, list[str]] = defaultdict(list)
     read = dict(zip(parts, read_names(list(parts.values())), strict=True))
     for name, text in parts.items():
-        shape = tuple(side.shapes[name])
-        for position in range(len(read[name].numbers)):
-            pieces = text_without_number(text, position)
-            stacks[pieces, shape].append((read[name].numbers[position][1], name))
+        if name in side.slices:
+            continue
         module = module_of(text)
-        for ancestor in (module_of(module), module_of(module_of(module)), module):
-            siblings[ancestor, leaf_of(text), shape].append(name)
-    for (pieces, shape), members in stacks.items():
-        if len(members) > 1:
-            ordered = tuple(name for _, name in sorted(members))
-            yield _Family(pieces, ordered, len(members) * math.prod(shape), stacked=True)
-    for (ancestor, leaf, shape), members in siblings.items():
+        for ancestor in dict.fromkeys((module_of(module), module_of(module_of(module)), module)):
+            siblings[ancestor, leaf_of(text), tuple(side.shapes[name])].append(name)
+    for (ancestor, leaf, shape), members in siblings.items():  # type: ignore[misc]
         for count in range(2, min(len(members), _MOST_PARTS) + 1):
             for chosen in _choices(members, read, count):
-                yield _Family(f"{ancestor}.{leaf}", chosen, count * math.prod(shape), stacked=False)
+                own = "".join(sorted(set.intersection(*(set(read[n].words[-2:-1]) for n in chosen))))
+                yield _Family(f"{ancestor}.{own}.{leaf}", chosen, count * math.prod(shape))
 
 
-def text_without_number(text: str, position: int) -> str:
-    """A name without its number at `position`.
-
-    >>> text_without_number("layers.3.w", 0), text_without_number("h1_2.w", 1)
-    ('layers.w', 'h1.w')
-    """
-    number = list(re.finditer(r"[._]?\d+", text))[position]
-    return (text[: number.start()] + text[number.end() :]).strip("._")
-
-
-def _choices(members: Sequence[str], read: Mapping[str, object], count: int) -> list[tuple[str, ...]]:
-    """The subsets that may belong together: all of them, or those with the words of an attention's projections."""
+def _choices(members: Sequence[str], read: Mapping[str, Name], count: int) -> list[tuple[str, ...]]:
+    """The subsets that may belong together: all; those named as an attention's projections; or those named alike."""
     if len(members) == count:
         return [_in_order(members, read)]
-    wanted = _USUAL_ORDER if count == 3 else _USUAL_ORDER[1:]
-    named = [name for name in members if set(wanted) & set(read[name].words)]  # type: ignore[attr-defined]
-    return [_in_order(named, read)] if len(named) == count else []
+    wanted = _USUAL_ORDER if count == len(_USUAL_ORDER) else _USUAL_ORDER[1:]
+    found = [[name for name in members if set(wanted) & set(read[name].words)]]
+    initials = defaultdict(list)
+    for name in members:
+        initials[module_of(name).rpartition(".")[2][:1]].append(name)
+    found += initials.values()
+    return list(dict.fromkeys(_in_order(chosen, read) for chosen in found if len(chosen) == count))
 
 
-def _in_order(members: Sequence[str], read: Mapping[str, object]) -> tuple[str, ...]:
+def _in_order(members: Sequence[str], read: Mapping[str, Name]) -> tuple[str, ...]:
     def place(name: str) -> tuple[int, int]:
-        words = read[name].words  # type: ignore[attr-defined]
+        words = read[name].words
         found = [_USUAL_ORDER.index(word) for word in _USUAL_ORDER if word in words]
         gates = [_GATES.index(word[-1]) for word in words if len(word) <= 2 and word[-1] in _GATES]
         return (found or gates or [9])[-1], list(read).index(name)
@@ -142,16 +119,12 @@ def _ways(
     shape, piece = tuple(whole_side.shapes[whole]), tuple(part_side.shapes[family.parts[0]])
     count = len(family.parts)
     known = whole_side.kind(whole) != "" and all(part_side.kind(part) != "" for part in family.parts)
-    orders = (
-        [tuple(range(count))] if family.stacked or count > _MOST_PARTS else list(itertools.permutations(range(count)))
-    )
+    orders = list(itertools.permutations(range(count)))
     found: dict[str, tuple[Link, ...]] = {}
-    for label, view, axis, cut in _views(shape, count, stacked=family.stacked):
+    for label, view, axis, cut in _views(shape, count):
         changes = rearrangements(cut, piece) if of_reference else rearrangements(piece, cut)
-        if family.stacked or known:
-            changes = changes[:1] if family.stacked else tuple(c for c in changes if not c.moves)
-            if known and not family.stacked and axis > 1:
-                continue
+        if known:
+            changes = tuple(change for change in changes if not change.moves)
         for number, change in enumerate(changes):
             for order in orders:
                 links = []
@@ -170,15 +143,11 @@ def _link(
     return Link(part, whole, change, shape, other_part=where)
 
 
-def _views(
-    shape: tuple[int, ...], count: int, *, stacked: bool
-) -> Iterator[tuple[str, tuple[int, ...], int, tuple[int, ...]]]:
+def _views(shape: tuple[int, ...], count: int) -> Iterator[tuple[str, tuple[int, ...], int, tuple[int, ...]]]:
     """(its name, view, axis, shape of a slice) for each way to see `count` slices in an array, the plainest first."""
     for axis, length in enumerate(shape):
         if length == count:
             yield "stack", shape, axis, shape[:axis] + shape[axis + 1 :]
-    if stacked:
-        return
     for axis, length in enumerate(shape):
         if length % count or length == count:
             continue
@@ -187,5 +156,5 @@ def _views(
         cut = (*before, size, *after)
         yield "blocks", (*before, count, size, *after), axis, cut
         for heads in range(2, size + 1):
-            if size % heads == 0:
+            if size % heads == 0 and count < _MOST_PARTS:  # gates lie in blocks
                 yield f"alternating in {heads}", (*before, heads, count, size // heads, *after), axis + 1, cut

@@ -40,12 +40,12 @@ class Rearrangement:
         return cls(shape, tuple(range(len(shape))), shape)
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(array.reshape(self.merged).transpose(self.axes).reshape(self.shape))
+        return np.asarray(array.reshape(self.merged).transpose(self.axes).reshape(self.shape), order="C")
 
     def inverse(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Back to an array of `shape`."""
         permuted = array.reshape(tuple(self.merged[axis] for axis in self.axes))
-        return np.ascontiguousarray(permuted.transpose(np.argsort(self.axes)).reshape(shape))
+        return np.asarray(permuted.transpose(np.argsort(self.axes)).reshape(shape), order="C")
 
     @property
     def moves(self) -> bool:
@@ -76,7 +76,7 @@ class Part:
 
     def take(self, array: np.ndarray) -> np.ndarray:
         """The slice."""
-        return np.ascontiguousarray(array.reshape(self.view).take(self.index, self.axis).reshape(self.piece))
+        return np.asarray(array.reshape(self.view).take(self.index, self.axis).reshape(self.piece), order="C")
 
     def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
         """Write the slice into a whole, contiguous array in place; adds to what is there."""

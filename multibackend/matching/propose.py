@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from multibackend.matching.groups import find_groups
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.pairing import Likeness, changes_between, equal_names, make_pair, pair_by_likeness
-from multibackend.matching.sides import Pair, Proposal, Side
+from multibackend.matching.sides import Group, Pair, Proposal, Side
 from multibackend.names import normalised, renamed
 
 __all__ = ["propose"]
@@ -45,35 +46,56 @@ def propose(
     if len(set(fixed.values())) < len(fixed):
         fixed = {name: partner for name, partner in fixed.items() if name in forced or partner not in forced.values()}
     _check_forced(reference, other, forced, transform or {})
-    pairs: dict[str, str] = dict(fixed)
-    sets: list[tuple[str, ...]] = []
-    if len(fixed) < max(len(reference.shapes), len(other.shapes)):
-        likeness = Likeness(reference, other, list(reference.shapes), list(other.shapes), texts)
+    free = [n for n in reference.shapes if n not in set(fixed.values()) | reference.integers]
+    others = [n for n in other.shapes if n not in fixed and n not in other.integers]
+    groups = find_groups(reference, other, *_crowded(reference, other, free, others), texts)
+    grouped = _grouped(groups)
+    pairs, sets = dict(fixed), []
+    if free or others:
+        names = [n for n in reference.shapes if n not in grouped[0] | reference.integers or n in fixed.values()]
+        partners = [n for n in other.shapes if n not in grouped[1] | other.integers or n in fixed]
+        likeness = Likeness(reference, other, names, partners, texts)
         pairs, sets = pair_by_likeness(reference, other, likeness, fixed)
-    made = tuple(
-        make_pair(
-            reference,
-            other,
-            partner,
-            name,
-            "rename" if name in forced else "name" if name in fixed else "name and shape",
-        )
-        for name, partner in pairs.items()
-    )
+    evidence = {
+        **dict.fromkeys(pairs, "name and shape"),
+        **dict.fromkeys(fixed, "name"),
+        **dict.fromkeys(forced, "rename"),
+    }
+    made = tuple(make_pair(reference, other, partner, name, evidence[name]) for name, partner in pairs.items())
     made = _transformed(made, reference, other, transform or {})
-    taken = set(pairs.values())
-    left = [n for n in reference.shapes if n not in taken], [n for n in other.shapes if n not in pairs]
-    groups = find_groups(reference, other, *left, texts)
-    grouped = {name for group in groups for name in (group.whole, *group.parts)}
+    left = (
+        [n for n in reference.shapes if n not in set(pairs.values()) | grouped[0]],
+        [n for n in other.shapes if n not in pairs.keys() | grouped[1]],
+    )
+    groups += find_groups(reference, other, *left, texts)
+    grouped = _grouped(groups)
     closed = {pair.reference for pair in made if pair.evidence in ("rename", "name")}
     sets = [found for found in (tuple(n for n in s if n not in closed) for s in sets) if len(found) > 1]
     return Proposal(
         pairs=made,
         groups=tuple(groups),
         sets=tuple(sets),
-        reference_left=tuple(n for n in left[0] if n not in grouped),
-        other_left=tuple(n for n in left[1] if n not in grouped),
+        reference_left=tuple(n for n in left[0] if n not in grouped[0]),
+        other_left=tuple(n for n in left[1] if n not in grouped[1]),
         plain=len(fixed) == len(reference.shapes) == len(other.shapes) and not any(pair.open for pair in made),
+    )
+
+
+def _grouped(groups: Sequence[Group]) -> tuple[set[str], set[str]]:
+    """The names of each side that are in groups."""
+    sides: tuple[set[str], set[str]] = (set(), set())
+    for group in groups:
+        sides[0 if group.of_reference else 1].add(group.whole)
+        sides[1 if group.of_reference else 0].update(group.parts)
+    return sides
+
+
+def _crowded(reference: Side, other: Side, free: Sequence[str], others: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arrays that cannot all find a partner of their size: fewer on the other side have it, or none."""
+    sizes = Counter(math.prod(reference.shapes[n]) for n in free), Counter(math.prod(other.shapes[n]) for n in others)
+    return (
+        [n for n in free if sizes[0][size := math.prod(reference.shapes[n])] > sizes[1][size]],
+        [n for n in others if sizes[1][size := math.prod(other.shapes[n])] > sizes[0][size]],
     )
 
 

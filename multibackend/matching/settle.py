@@ -57,9 +57,9 @@ def settle(proposal: Proposal, reference: Side, other: Side, initial: Arrays, ru
     for attempt in range(_ROUNDS):
         if not proposal.open:
             break
-        values = draw(proposal, reference, other, initial, seed=attempt)
-        answers = run(values, Matching(proposal.links(reference.shapes)))
-        reduced = _read(proposal, reference, other, *answers)
+        values = draw(proposal, reference, other, reference.sliced(initial), seed=attempt)
+        ours, theirs = run(reference.joined(values), Matching(proposal.links(reference, other)))
+        reduced = _read(proposal, reference, other, reference.sliced(ours), other.sliced(theirs))
         stuck = _openness(reduced) >= _openness(proposal)
         proposal = reduced
         if stuck:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from multibackend.matching.links import Link, Rearrangement
+import numpy as np
+
+from multibackend.matching.links import Link, Part, Rearrangement
 
 __all__ = ["CANONICAL", "Group", "Pair", "Proposal", "Side"]
 
@@ -25,6 +27,7 @@ class Side:
         parameters: the names that are trained; the others are model state.
         ordered: whether the order of `shapes` is one of definition.
         integers: names of arrays of integers, which pair up by equal names only.
+        slices: names that stand for slices of arrays: {name: (the array, which part)}.
     """
 
     shapes: Shapes
@@ -32,10 +35,26 @@ class Side:
     parameters: frozenset[str] = frozenset()
     ordered: bool = False
     integers: frozenset[str] = frozenset()
+    slices: Mapping[str, tuple[str, Part]] = field(default_factory=dict)
 
     def kind(self, name: str) -> str:
         """Of an array."""
         return self.kinds.get(name, CANONICAL)
+
+    def sliced(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Arrays with the slices by their names in place of the whole."""
+        wholes = {whole for whole, _ in self.slices.values()}
+        result = {name: array for name, array in arrays.items() if name not in wholes}
+        cut = {n: part.take(arrays[whole]) for n, (whole, part) in self.slices.items() if whole in arrays}
+        return {**result, **cut}
+
+    def joined(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inverse of `sliced`."""
+        result = {name: array for name, array in arrays.items() if name not in self.slices}
+        for name, (whole, part) in self.slices.items():
+            if name in arrays:
+                part.put(result.setdefault(whole, np.zeros(part.shape, arrays[name].dtype)), arrays[name])
+        return result
 
 
 @dataclass(frozen=True)
@@ -48,9 +67,13 @@ class Pair:
     evidence: str
     open: bool = False
 
-    def link(self, shapes: Shapes) -> Link:
+    def link(self, reference: Side, other: Side) -> Link:
         """With the first change."""
-        return Link(self.reference, self.other, self.changes[0], tuple(shapes[self.reference]), evidence=self.evidence)
+        shape = tuple(reference.shapes[self.reference])
+        name, part = reference.slices.get(self.reference, (self.reference, None))
+        partner, place = other.slices.get(self.other, (self.other, None))
+        shape = shape if part is None else part.shape
+        return Link(name, partner, self.changes[0], shape, part, place, evidence=self.evidence)
 
     def taking(self, change: Rearrangement, evidence: str) -> Pair:
         """Settled on one change."""
@@ -68,7 +91,6 @@ class Group:
         ways: for each way (its name, the links); the same name means the same way for weight and bias.
         evidence: why these belong together.
         role: groups of one role are cut in one way.
-        stacked: one layer after another, which leaves nothing open.
     """
 
     whole: str
@@ -77,7 +99,6 @@ class Group:
     ways: tuple[tuple[str, tuple[Link, ...]], ...]
     evidence: str
     role: str
-    stacked: bool = False
 
     @property
     def open(self) -> bool:
@@ -114,6 +135,7 @@ class Proposal:
         """Whether something is left for the models themselves to tell."""
         return bool(self.sets) or any(part.open for part in (*self.pairs, *self.groups))
 
-    def links(self, shapes: Shapes) -> tuple[Link, ...]:
+    def links(self, reference: Side, other: Side) -> tuple[Link, ...]:
         """The likeliest of everything."""
-        return (*(pair.link(shapes) for pair in self.pairs), *(link for group in self.groups for link in group.links))
+        grouped = (link for group in self.groups for link in group.links)
+        return (*(pair.link(reference, other) for pair in self.pairs), *grouped)

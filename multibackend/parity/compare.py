@@ -130,16 +130,16 @@ def compare(
     first, second = trainers
     results = [trainer.fit(updates=updates) for trainer in trainers]
     histories = (results[0].history, results[1].history)
-    ends = _ends(first, second, matching)
     evaluations = [trainer.evaluate() if experiment.eval_data is not None else {} for trainer in trainers]
-    tolerance, differences = tolerance_for(experiment.precision), relative_differences(*ends)
-    undetermined = _undetermined(trainers, matching, tolerance)
+    tolerance = tolerance_for(experiment.precision)
+    *ends, undetermined = _ends(trainers, matching, tolerance.noise)
+    differences = relative_differences(*ends)
     bounds = {n: tolerance.undetermined if n in undetermined else tolerance.parameters for n in differences}
     excess = {name: difference / bounds[name] for name, difference in differences.items()}
     divergence = (
         _skip_divergence(results, int(updates))
         or _loss_divergence(histories, tolerance)
-        or _parameter_divergence(ends, excess, differences, int(updates))
+        or _parameter_divergence((ends[0], ends[1]), excess, differences, int(updates))
     )
     return CompareReport(
         experiment=experiment.name,
@@ -173,11 +173,31 @@ def start_alike(reference: Trainer, other: Trainer) -> Matching:
     return matching
 
 
-def _ends(first: Trainer, second: Trainer, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The parameters of both at the end, by the reference's names; those without a partner are left out."""
+def _ends(
+    trainers: Sequence[Trainer], matching: Matching, noise: float
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]:
+    """The parameters of both at the end, by the reference's names, and those whose gradient is nothing but rounding.
+
+    Where a part of an array of the reference is an array of its own in the other model whose gradient is nothing but
+    rounding (the bias of an attention's keys), that part is left out of the comparison.
+    """
+    reference, other = (trainer.gradient_shares() for trainer in trainers)
+    first, second = trainers
     ours, snapshot = first.parameters(), second.snapshot()
     theirs = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
-    return {name: array for name, array in ours.items() if name in theirs}, theirs
+    largest = {name: reference[name] for name in ours if name in theirs}
+    for link in matching.links:
+        if link.reference not in largest:
+            continue
+        share, part = other.get(link.other, 0.0), link.reference_part
+        if part is not None and share <= noise:
+            gap = np.zeros_like(ours[link.reference])
+            part.put(gap, part.take(ours[link.reference]) - part.take(theirs[link.reference]))
+            theirs[link.reference] = theirs[link.reference] + gap
+        elif link.other_part is None:
+            largest[link.reference] = max(largest[link.reference], share)
+    undetermined = tuple(name for name, share in largest.items() if share <= noise)
+    return {name: ours[name] for name in largest}, theirs, undetermined
 
 
 def _check(backends: Sequence[str], updates: int) -> tuple[str, str]:
@@ -208,16 +228,6 @@ def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Pro
 def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     scale = np.maximum(np.maximum(np.abs(first), np.abs(second)), np.finfo(np.float64).tiny)
     return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
-
-
-def _undetermined(trainers: Sequence[Trainer], matching: Matching, tolerance: Tolerance) -> tuple[str, ...]:
-    """The parameters (of the reference) whose gradient is nothing but rounding on both backends."""
-    reference, other = (trainer.gradient_shares() for trainer in trainers)
-    largest = {link.reference: reference[link.reference] for link in matching.links if link.reference in reference}
-    for link in matching.links:
-        if link.reference in largest:
-            largest[link.reference] = max(largest[link.reference], other.get(link.other, 0.0))
-    return tuple(name for name, share in largest.items() if share <= tolerance.noise)
 
 
 def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence | None:

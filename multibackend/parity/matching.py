@@ -4,15 +4,18 @@ both models."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from multibackend.errors import MultibackendError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.matched import given_matching, side_of
-from multibackend.matching import Matching, Side, finish, propose, settle
+from multibackend.matching import Link, Matching, Side, finish, propose, settle
 from multibackend.matching.settle import Agreement, agreement
 from multibackend.matching.sides import Proposal
+from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
 from multibackend.optimizers import SGD
 from multibackend.protocol import Rates, Snapshot
@@ -43,6 +46,7 @@ def match_models(reference: Trainer, other: Trainer) -> Matching:
     if given is not None:
         given.check(sides[0].shapes, sides[1].shapes)
         return given
+    sides = unstack(*sides), unstack(*reversed(sides))
     proposal = propose(*sides, rename=model.rename, transform=model.transform)
     left = [
         name in side.parameters
@@ -61,8 +65,8 @@ def _by_likeness(proposal: Proposal) -> bool:
 def _settled(proposal: Proposal, sides: tuple[Side, Side], initial: Arrays, probe: Probe) -> Matching:
     """What running both models says about a proposal."""
     settled = settle(proposal, *sides, initial, probe)
-    values = draw(settled, *sides, initial, seed=_CHECK)
-    links = settled.links(sides[0].shapes)
+    values = sides[0].joined(draw(settled, *sides, sides[0].sliced(initial), seed=_CHECK))
+    links = settled.links(*sides)
     ours, theirs = probe(values, Matching(links))
     idle = _idle(ours), _idle(theirs)
     found = agreement(links, ours, theirs)
@@ -84,15 +88,24 @@ def _with_agreement(link: Link, found: Agreement) -> Link:
 
 
 class Probe:
-    """Runs both models on the same micro-batch in float64: from values of the reference to the gradients of both."""
+    """Runs both models on the same micro-batch, in float64 where they can: from values of the reference to the gradients of both."""
 
     def __init__(self, reference: Trainer, other: Trainer) -> None:
-        experiments = [_plain(trainer.experiment) for trainer in (reference, other)]
+        trainers = reference, other
+        try:
+            self._build(trainers, "float64")
+        except MultibackendError:
+            raise
+        except Exception:  # a model that insists on float32 somewhere; it may still tell the choices apart
+            self._build(trainers, "float32")
+
+    def _build(self, trainers: tuple[Trainer, Trainer], precision: str) -> None:
+        experiments = [_plain(trainer.experiment, precision) for trainer in trainers]
         feed = Feed(experiments[0], read_ahead=False)
         example = feed.example()
         self._programs = [
             load_backend(trainer.backend).compile(experiment, example=example, device=trainer.device)
-            for trainer, experiment in zip((reference, other), experiments, strict=True)
+            for trainer, experiment in zip(trainers, experiments, strict=True)
         ]
         self._stack = feed.next(0, 1, self._programs[0].output_shape, left=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
@@ -117,11 +130,11 @@ class Probe:
         return {**answer, **{n: array for n, array in moved.items() if np.any(array)}}
 
 
-def _plain(experiment: Experiment) -> Experiment:
+def _plain(experiment: Experiment, precision: str) -> Experiment:
     """One micro-batch and plain gradient descent, which shows the gradient."""
     return experiment.replace(
         optimizer=SGD(learning_rate=1.0),
-        precision="float64",
+        precision=precision,
         gradient_accumulation_steps=1,
         max_grad_norm=None,
         lr_scaling=None,
