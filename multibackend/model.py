@@ -102,6 +102,13 @@ class Model:
         changed.rename = {**self.rename, **names}
         return changed
 
+    def matched(self, matching: Any) -> Model:
+        """This model with a `matching`."""
+        changed = copy.copy(self)
+        changed.matching = matching
+        changed._check()
+        return changed
+
     def builder(self, backend: str) -> Callable[..., Any]:
         """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
         if backend not in self.builders:

@@ -61,6 +61,7 @@ class FlaxModel:
         dropout_layers: their names, portable or not; those of rate 0 aside.
         statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
         kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for a user's module.
+        paths: for each array its dotted path in the framework's own tree.
     """
 
     parameters: Arrays
@@ -70,6 +71,7 @@ class FlaxModel:
     dropout_layers: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_model(
@@ -143,6 +145,7 @@ class _Leaves:
             for (name, array), path, layer in zip(self.arrays.items(), paths, layers, strict=True)
         }
         self.layers = dict(zip(self.names, layers, strict=True))
+        self.paths = {name: ".".join(map(str, path)) for name, path in zip(self.names, paths, strict=True)}
 
     def restore(self, arrays: Arrays) -> nnx.State:
         return jax.tree.unflatten(self._structure, [arrays[name] for name in self.names])
@@ -174,7 +177,13 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
     layouts = {**parameters.layouts, **others.layouts}
     kinds = {name: kind_of(layer) for name, layer in {**parameters.layers, **others.layers}.items()}
     return FlaxModel(
-        parameters.arrays, others.arrays, layouts, apply, statistics=decays_of(layers, others.arrays), kinds=kinds
+        parameters.arrays,
+        others.arrays,
+        layouts,
+        apply,
+        statistics=decays_of(layers, others.arrays),
+        kinds=kinds,
+        paths={**parameters.paths, **others.paths},
     )
 
 
@@ -257,7 +266,8 @@ def _wrap_linen(
             )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), kinds)
+    native = {name: ".".join(path if others or built is module else path[1:]) for name, path in paths.items()}
+    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), kinds, native)
 
 
 def _initial(init: Callable[..., Any], call: Callable[..., Any], given: dict[tuple[str, ...], Any]) -> dict:

@@ -8,7 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-__all__ = ["exchanged", "kinds_of", "load_tensors", "named_parameters", "named_state", "to_host", "unchanged"]
+from multibackend.native import NativeArrays
+
+__all__ = [
+    "exchanged",
+    "kinds_of",
+    "load_tensors",
+    "named_parameters",
+    "named_state",
+    "native_arrays",
+    "to_host",
+    "unchanged",
+]
 
 _CONVOLUTIONS = (
     *(torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
@@ -50,6 +61,21 @@ def _kind(layer: torch.nn.Module) -> str:
     own = any(base.__module__.startswith("torch.nn.modules") for base in type(layer).__mro__[:-2])
     found = [kind for kind, layers in _KINDS.items() if isinstance(layer, layers)]
     return found[0] if own and found else ""
+
+
+def native_arrays(module: torch.nn.Module) -> NativeArrays:
+    """A `state_dict`'s names; a tied weight has one canonical name and several in a `state_dict`."""
+    first = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
+    first.update({id(p): name for name, p in module.named_parameters()})
+    held = {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
+
+    def to_native(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: arrays[canonical] for name, canonical in held.items() if canonical in arrays}
+
+    def to_canonical(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {held.get(name, name): array for name, array in arrays.items()}
+
+    return NativeArrays(to_native, to_canonical)
 
 
 def to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

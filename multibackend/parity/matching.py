@@ -88,7 +88,7 @@ def _with_agreement(link: Link, found: Agreement) -> Link:
 
 
 class Probe:
-    """Runs both models on the same micro-batch, in float64 where they can: from values of the reference to the gradients of both."""
+    """Runs both models on one micro-batch, in float64 where they can: from values of the reference to gradients."""
 
     def __init__(self, reference: Trainer, other: Trainer) -> None:
         trainers = reference, other
