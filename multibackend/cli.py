@@ -63,6 +63,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--run-dir", help="the directory that `train` wrote")
     evaluate.add_argument("--weights", help="a weights file, instead of the one in --run-dir")
 
+    convert = _command(commands, "convert", _convert, "weights of one backend as another's; exit 1 if outputs differ")
+    convert.add_argument("--weights", metavar="FILE", help="safetensors, or a torch pickle, in the source's own names")
+    convert.add_argument(
+        "--from", dest="source", default="torch", help="the backend they are of (default: %(default)s)"
+    )
+    convert.add_argument("--to", dest="target", default="jax", help="the backend to write for (default: %(default)s)")
+    convert.add_argument("--output", metavar="FILE", help="safetensors to write, in the target's own names and layouts")
+    convert.add_argument("--matching", metavar="FILE", help="a saved matching; found, and written here, if not there")
+
     check = _command(commands, "check", _check, "do k micro-batches equal one batch, and why not; exit 1 if not")
     check.add_argument("--backend", help="one backend (default: all that are installed and that the model has)")
 
@@ -183,6 +192,25 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
     print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
     return 0
+
+
+def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    from multibackend.convert import TOLERANCE, convert_weights  # noqa: PLC0415
+    from multibackend.errors import ConfigurationError  # noqa: PLC0415
+
+    _, experiment = _load(options, rest)
+    if options.weights is None or options.output is None:
+        raise ConfigurationError(
+            "convert", ["give the weights to read, --weights FILE, and where to write, --output FILE"]
+        )
+    if options.matching is not None and Path(options.matching).is_file():
+        experiment = experiment.replace(model=experiment.model.matched(options.matching))
+    done = convert_weights(experiment, options.weights, options.output, source=options.source, target=options.target)
+    if options.matching is not None:
+        done.matching.save(options.matching)
+    print(f"{done.arrays} arrays written to {options.output}")
+    print(f"largest difference of {done.outputs} outputs: {done.difference:.1e} of the largest (bound {TOLERANCE:.0e})")
+    return 0 if done.agrees else 1
 
 
 def _check(options: argparse.Namespace, rest: list[str]) -> int:

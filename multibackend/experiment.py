@@ -6,8 +6,6 @@ imported.
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -16,11 +14,11 @@ from multibackend import batch_statistics
 from multibackend.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.bytesize import check_bytes
 from multibackend.data import Source, Stream, as_source
-from multibackend.data.fields import nested
 from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
+from multibackend.model import Model
 from multibackend.optimizers import Optimizer
 from multibackend.precision import PRECISIONS, NumberFormat
 from multibackend.rematerialization import Rematerialize, check_rule
@@ -34,94 +32,7 @@ ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
 DROPOUTS = ("native", "portable")
 
-Builder = Callable[..., Any] | str
-Call = Callable[[Any, Mapping[str, Any], bool], Any]
-
 _INPUTS = "the model's inputs"
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-class Model:
-    """A network, with one builder per backend.
-
-    Args:
-        inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
-            Parts of nested examples have dotted names, "image.left"; the name of a whole part, "image", gives the
-            dict or tuple below it.
-        call: how to call the model where `model(batch[inputs])` does not do: a function
-            `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
-        rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
-            module: name of the reference's}.
-        builders: one per backend, by its name: a function that returns the framework's own module, or
-            "package.module:function", imported when the backend is chosen. The torch builder returns an `nn.Module`;
-            the jax builder a `flax.nnx.Module` (called with `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a
-            `flax.linen.Module`.
-
-    >>> model = Model(torch="my_models.vision:build_torch", jax="my_models.vision:build_flax", inputs="image")
-    >>> sorted(model.builders), model.inputs
-    (['jax', 'torch'], ('image',))
-    """
-
-    def __init__(
-        self,
-        *,
-        inputs: str | Sequence[str] = (),
-        call: Call | Mapping[str, Call] | None = None,
-        rename: Mapping[str, str] | None = None,
-        **builders: Builder,
-    ) -> None:
-        self.inputs: tuple[str, ...] = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-        self.rename = dict(rename or {})
-        self.builders = builders
-        self._call = call
-        self._check()
-
-    def _check(self) -> None:
-        problems = Problems("Model")
-        if not self.builders:
-            problems.add("no builder given; pass one per backend, for example torch=build_torch, jax=build_flax")
-        for backend, builder in self.builders.items():
-            if callable(builder) or (isinstance(builder, str) and _REFERENCE.fullmatch(builder)):
-                continue
-            problems.add(
-                f"{backend}={builder!r} is no builder: it must be a function or 'package.module:function'"
-                + closest(backend, ("inputs", "call", "rename")),
-                wrong_type=not isinstance(builder, str),
-            )
-        for name in self.inputs:
-            problems.field_name("inputs", name)
-        if not self.inputs and self._call is None:
-            problems.add("inputs must name a field of the data; or give call=, a function (model, batch, train)")
-        for call in self._call.values() if isinstance(self._call, Mapping) else (self._call,):
-            if call is not None and not callable(call):
-                problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
-        problems.raise_if_any()
-
-    def renamed(self, names: Mapping[str, str]) -> Model:
-        """This model with more names in `rename`."""
-        return Model(inputs=self.inputs, call=self._call, rename={**self.rename, **names}, **self.builders)
-
-    def builder(self, backend: str) -> Callable[..., Any]:
-        """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
-        if backend not in self.builders:
-            listed = ", ".join(map(repr, self.builders))
-            raise ConfigurationError("Model", [f"there is no builder for the backend {backend!r}, only for {listed}"])
-        builder = self.builders[backend]
-        if callable(builder):
-            return builder
-        module, _, name = builder.partition(":")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ConfigurationError("Model", [f"{backend}={builder!r} cannot be imported: {error}"]) from error
-
-    def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the model is called with: of each input the field, or the dict or tuple of the fields below it."""
-        return tuple([batch[name] if name in batch else nested(batch, name) for name in self.inputs])
-
-    def call(self, backend: str) -> Call | None:
-        """The user's way to call the model on a backend; None for `model(*inputs)`."""
-        return self._call.get(backend) if isinstance(self._call, Mapping) else self._call
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.history import History, SkippedWindow
 from multibackend.ledger import MOST_UNREAD, Ledger
-from multibackend.names import match_names, shapes_of
+from multibackend.matched import with_arrays
 from multibackend.protocol import Program, Rates, Snapshot
 from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
@@ -270,15 +270,15 @@ class Trainer:
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace the parameters by arrays in canonical layout, for example another backend's `parameters()`.
 
-        Names pair up as in `compare`: `layers_0` and `layers.0` are one. A moving average begins anew at them.
+        Names pair up as in `compare`, by `Model(matching=...)` or by what they, shapes and layers say; model state that
+        is among the arrays is taken over as well. A moving average begins anew at them.
 
         Raises:
-            ParameterMatchError: a name is missing or unknown, or a shape differs.
+            ParameterMatchError: a name is missing or unknown, a shape differs, or only the models could tell which
+                parameter is which.
         """
         arrays = {name: np.asarray(array) for name, array in parameters.items()}
-        own = self.snapshot()
-        pairs = match_names(shapes_of(arrays), shapes_of(own.parameters), self.experiment.model.rename)
-        self.restore(replace(own, ema={}, parameters={name: arrays[partner] for name, partner in pairs.items()}))
+        self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
     def recompute_statistics(self, data: Any = None) -> None:
         """Replace BatchNorm's running statistics by their mean over `data`, the training data unless given.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from multibackend.errors import DataError
-from multibackend.names import match_names, pair_state, shapes_of
+from multibackend.matched import with_arrays
 from multibackend.protocol import Snapshot
 from multibackend.trainer import Trainer
 
@@ -43,18 +42,8 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         ParameterMatchError: its parameters and the model's do not pair up.
     """
     parameters, state = _read(Path(path))
-    rename = trainer.experiment.model.rename
-    own = trainer.snapshot()
-    pairs = match_names(shapes_of(parameters), shapes_of(own.parameters), rename)
-    shared = pair_state(shapes_of(state), shapes_of(own.model_state), rename)
-    trainer.restore(
-        replace(
-            own,
-            ema={},  # an average begins anew at the weights that were loaded
-            parameters={name: parameters[partner] for name, partner in pairs.items()},
-            model_state={**own.model_state, **{name: state[partner] for name, partner in shared.items()}},
-        )
-    )
+    arrays, model = {**state, **parameters}, trainer.experiment.model
+    trainer.restore(with_arrays(trainer.snapshot(), arrays, model, trainer.program, parameters))
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -23,7 +23,8 @@ from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
 from multibackend.rematerialization import Rematerialize
 from multibackend_jax.dropout import STREAM, prepare_linen, prepare_nnx, run_key
-from multibackend_jax.names import Layout, canonical_names, layout_of
+from multibackend_jax.holders import held_call, held_module, held_variables, is_holder
+from multibackend_jax.names import Layout, canonical_names, kind_of, layout_of
 from multibackend_jax.norm import decays_of, freeze_linen, freeze_nnx
 from multibackend_jax.precision import Precision
 from multibackend_jax.rematerialize import linen_scope, rematerialize_linen, rematerialize_nnx
@@ -59,6 +60,8 @@ class FlaxModel:
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
         dropout_layers: their names, portable or not; those of rate 0 aside.
         statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
+        kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for a user's module.
+        paths: for each array its dotted path in the framework's own tree.
     """
 
     parameters: Arrays
@@ -67,6 +70,8 @@ class FlaxModel:
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
     dropout_layers: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_model(
@@ -88,6 +93,8 @@ def build_model(
         module = rematerialize_nnx(module, rematerialize)
         return replace(_wrap_nnx(module, model, precision, frozen), dropout_layers=dropout_layers)
     if isinstance(module, linen.Module):
+        return _wrap_linen(module, model, precision, seed, example, portable_dropout, frozen, rematerialize)
+    if is_holder(module):
         return _wrap_linen(module, model, precision, seed, example, portable_dropout, frozen, rematerialize)
     raise ConfigurationError(
         "Model", [f"the jax builder must return a flax nnx or linen Module, got {type(module).__name__}"]
@@ -137,6 +144,8 @@ class _Leaves:
             name: layout_of(str(path[-1]), array.shape, layer)
             for (name, array), path, layer in zip(self.arrays.items(), paths, layers, strict=True)
         }
+        self.layers = dict(zip(self.names, layers, strict=True))
+        self.paths = {name: ".".join(map(str, path)) for name, path in zip(self.names, paths, strict=True)}
 
     def restore(self, arrays: Arrays) -> nnx.State:
         return jax.tree.unflatten(self._structure, [arrays[name] for name in self.names])
@@ -166,7 +175,16 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
 
     layers = {".".join(map(str, path)): owner for path, owner in owners.items()}
     layouts = {**parameters.layouts, **others.layouts}
-    return FlaxModel(parameters.arrays, others.arrays, layouts, apply, statistics=decays_of(layers, others.arrays))
+    kinds = {name: kind_of(layer) for name, layer in {**parameters.layers, **others.layers}.items()}
+    return FlaxModel(
+        parameters.arrays,
+        others.arrays,
+        layouts,
+        apply,
+        statistics=decays_of(layers, others.arrays),
+        kinds=kinds,
+        paths={**parameters.paths, **others.paths},
+    )
 
 
 def _free_embeddings(owners: Iterable[object]) -> None:
@@ -187,7 +205,7 @@ def _stamped(random_state: nnx.State, stamp: Stamp) -> nnx.State:
 
 
 def _wrap_linen(
-    module: linen.Module,
+    built: Any,
     model: Model,
     precision: Precision,
     seed: int,
@@ -196,7 +214,9 @@ def _wrap_linen(
     frozen: bool,
     rematerialize: Rematerialize,
 ) -> FlaxModel:
-    call = _caller(model, type(module).__call__)
+    call, module, given = _caller(model, type(built).__call__), built, {}
+    if not isinstance(built, linen.Module):
+        call, module, given = held_call(built, call), held_module(built, precision), held_variables(built)
     base = jax.random.key(seed)
     owners: dict[tuple[str, ...], linen.Module] = {}
 
@@ -206,11 +226,8 @@ def _wrap_linen(
 
     with linen.intercept_methods(record):
         streams = {"params": base, "dropout": jax.random.fold_in(base, 1)}
-        variables = module.init(streams, example, method=lambda bound, batch: call(bound, batch, False))
-    leaves = {
-        tuple(str(key.key) for key in keys): precision.cast_array(jnp.asarray(leaf))
-        for keys, leaf in jax.tree_util.tree_flatten_with_path(linen.unbox(variables))[0]
-    }  # by (collection, *path)
+        values = _initial(functools.partial(module.init, streams, example), call, _flat(given))
+    leaves = {path: precision.cast_array(jnp.asarray(leaf)) for path, leaf in values.items()}  # by (collection, *path)
     layers = [owners.get(path[1:-1]) for path in leaves]
     names = canonical_names([path[1:] for path in leaves], layers)
     paths = dict(zip(names, leaves, strict=True))
@@ -218,6 +235,9 @@ def _wrap_linen(
         name: layout_of(path[-1], leaves[path].shape, layer)
         for (name, path), layer in zip(paths.items(), layers, strict=True)
     }
+    called = {layer: index for index, layer in enumerate(owners)}  # modules in the order of their first call
+    order = sorted(names, key=lambda name: called.get(paths[name][1:-1], len(called)))
+    kinds = {name: kind_of(owners.get(paths[name][1:-1])) for name in order}
     parameters = {name: leaves[path] for name, path in paths.items() if path[0] == "params"}
     others = {name: leaves[path] for name, path in paths.items() if path[0] != "params"}
     mutable = sorted({paths[name][0] for name in others})
@@ -246,7 +266,24 @@ def _wrap_linen(
             )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others))
+    native = {name: ".".join(path if others or built is module else path[1:]) for name, path in paths.items()}
+    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), kinds, native)
+
+
+def _initial(init: Callable[..., Any], call: Callable[..., Any], given: dict[tuple[str, ...], Any]) -> dict:
+    """Initial values by (collection, *path); where all are given the model is traced only, not run."""
+
+    def variables() -> Any:
+        return init(method=lambda bound, batch: call(bound, batch, False))
+
+    if given and jax.tree.leaves(shapes := _flat(jax.eval_shape(variables))) and shapes.keys() <= given.keys():
+        return {path: given[path] for path in shapes}
+    return {**_flat(variables()), **given}
+
+
+def _flat(variables: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    flat = jax.tree_util.tree_flatten_with_path(linen.unbox(variables))[0]
+    return {tuple(str(key.key) for key in keys): leaf for keys, leaf in flat}
 
 
 def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

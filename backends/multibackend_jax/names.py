@@ -8,7 +8,7 @@ one-dimensional convolution.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ import numpy as np
 from flax import linen, nnx
 
 from multibackend.errors import ConfigurationError
+from multibackend.native import NativeArrays
 
-__all__ = ["Layout", "canonical_names", "layout_of"]
+__all__ = ["Layout", "canonical_names", "kind_of", "layout_of", "native_arrays"]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
@@ -26,6 +27,24 @@ _NORMS = (nnx.BatchNorm, linen.BatchNorm)
 _CONVOLUTIONS = (nnx.Conv, linen.Conv)
 _TRANSPOSED = (nnx.ConvTranspose, linen.ConvTranspose)
 _GENERAL = (nnx.LinearGeneral, linen.DenseGeneral)
+
+
+_KINDS = {
+    "linear": (nnx.Linear, linen.Dense, *_GENERAL),
+    "embedding": (nnx.Embed, linen.Embed),
+    "convolution": (*_CONVOLUTIONS, *_TRANSPOSED),
+    "normalisation": (
+        *_NORMS,
+        *(nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm),
+        *(linen.LayerNorm, linen.GroupNorm, linen.RMSNorm),
+    ),
+}
+
+
+def kind_of(owner: object) -> str:
+    """The sort of Flax layer that an array belongs to; "" for a user's own module."""
+    found = [kind for kind, layers in _KINDS.items() if isinstance(owner, layers)]
+    return found[0] if found else ""
 
 
 def canonical_names(paths: Sequence[Sequence[Any]], owners: Sequence[object]) -> list[str]:
@@ -87,6 +106,23 @@ class Layout:
 
     def _flip(self, array: np.ndarray) -> np.ndarray:
         return np.flip(array, tuple(range(array.ndim - self.flipped, array.ndim))) if self.flipped else array
+
+
+def native_arrays(paths: Mapping[str, str], layouts: Mapping[str, Layout]) -> NativeArrays:
+    """Dotted paths and native layouts of a Flax model, by canonical name."""
+    names = {path: name for name, path in paths.items()}
+
+    def to_native(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {paths[name]: layouts[name].from_canonical(array) for name, array in arrays.items()}
+
+    def to_canonical(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def moved(path: str, array: np.ndarray) -> np.ndarray:
+            layout = layouts[names[path]] if path in names else None
+            return array if layout is None or layout.native != array.shape else layout.to_canonical(array)
+
+        return {names.get(path, path): moved(path, array) for path, array in arrays.items()}
+
+    return NativeArrays(to_native, to_canonical)
 
 
 def layout_of(leaf: str, shape: tuple[int, ...], owner: object) -> Layout:

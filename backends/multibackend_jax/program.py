@@ -17,6 +17,7 @@ from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
+from multibackend_jax.names import native_arrays
 from multibackend_jax.norm import moved
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
@@ -46,6 +47,7 @@ class JaxProgram:
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
+        self.parameter_kinds, self.native = model.kinds, native_arrays(model.paths, model.layouts)
         self.dropout_layers, self.batch_norm_layers = model.dropout_layers, tuple(model.statistics)
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]

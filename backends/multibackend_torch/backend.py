@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from multibackend.errors import ConfigurationError, OutOfMemoryError
+from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Arrays
 from multibackend.validation import Problems
@@ -99,6 +101,17 @@ class TorchBackend:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
         raise OutOfMemoryError(words, micro_batch_size=size, precision=experiment.precision)
+
+    def read_weights(self, path: Path) -> dict[str, np.ndarray]:
+        """A pickled `state_dict`, read with torch's weights-only loader; raises `DataError` for anything else."""
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise DataError(f"{str(path)!r} is no state_dict that is safe to load: {error}") from error
+        if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise DataError(f"{str(path)!r} holds no state_dict, but {type(found).__name__}")
+        wide = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in found.items()}  # numpy has no bfloat16
+        return {name: tensor.numpy() for name, tensor in wide.items()}
 
     def device_memory(self, device: str | None = None) -> int | None:
         return device_bytes(self._device(device))

@@ -8,7 +8,35 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-__all__ = ["exchanged", "load_tensors", "named_parameters", "named_state", "to_host", "unchanged"]
+from multibackend.native import NativeArrays
+
+__all__ = [
+    "exchanged",
+    "kinds_of",
+    "load_tensors",
+    "named_parameters",
+    "named_state",
+    "native_arrays",
+    "to_host",
+    "unchanged",
+]
+
+_CONVOLUTIONS = (
+    *(torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+    *(torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d),
+)
+_NORMS = (
+    *(torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d),
+    *(torch.nn.LayerNorm, torch.nn.GroupNorm, torch.nn.RMSNorm),
+)
+_KINDS = {
+    "linear": (torch.nn.Linear,),
+    "embedding": (torch.nn.Embedding,),
+    "convolution": _CONVOLUTIONS,
+    "normalisation": _NORMS,
+    "attention": (torch.nn.MultiheadAttention,),
+    "recurrent": (torch.nn.RNNBase, torch.nn.RNNCellBase),
+}
 
 
 def named_parameters(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -21,6 +49,33 @@ def named_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     trained = {id(p) for p in module.parameters() if p.requires_grad}
     held = module.state_dict(keep_vars=True)
     return {name: tensor.detach() for name, tensor in held.items() if id(tensor) not in trained}
+
+
+def kinds_of(module: torch.nn.Module) -> dict[str, str]:
+    """For each array by name, in order of definition, the sort of torch layer it belongs to; "" for a user's module."""
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)] + list(module.state_dict())
+    return {name: _kind(module.get_submodule(name.rpartition(".")[0])) for name in names}
+
+
+def _kind(layer: torch.nn.Module) -> str:
+    own = any(base.__module__.startswith("torch.nn.modules") for base in type(layer).__mro__[:-2])
+    found = [kind for kind, layers in _KINDS.items() if isinstance(layer, layers)]
+    return found[0] if own and found else ""
+
+
+def native_arrays(module: torch.nn.Module) -> NativeArrays:
+    """A `state_dict`'s names; a tied weight has one canonical name and several in a `state_dict`."""
+    first = {id(tensor): name for name, tensor in reversed(module.state_dict(keep_vars=True).items())}
+    first.update({id(p): name for name, p in module.named_parameters()})
+    held = {name: first[id(tensor)] for name, tensor in module.state_dict(keep_vars=True).items()}
+
+    def to_native(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: arrays[canonical] for name, canonical in held.items() if canonical in arrays}
+
+    def to_canonical(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {held.get(name, name): array for name, array in arrays.items()}
+
+    return NativeArrays(to_native, to_canonical)
 
 
 def to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:

@@ -20,7 +20,15 @@ from multibackend.windows import WindowStack
 from multibackend_torch.dropout import Draws
 from multibackend_torch.losses import metric_sum, weighted_sum
 from multibackend_torch.models import Call
-from multibackend_torch.names import exchanged, load_tensors, named_parameters, to_host, unchanged
+from multibackend_torch.names import (
+    exchanged,
+    kinds_of,
+    load_tensors,
+    named_parameters,
+    native_arrays,
+    to_host,
+    unchanged,
+)
 from multibackend_torch.norm import Momentum, averaging
 from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
@@ -78,6 +86,7 @@ class TorchProgram:
         self.windows_per_dispatch = windows_per_dispatch or 1
         self.output_shape = output_shape
         self.parameter_names = tuple(named_parameters(module))
+        self.parameter_kinds, self.native = kinds_of(module), native_arrays(module)
         shapes = {name: tuple(p.shape) for name, p in named_parameters(module).items()}
         self._groups = resolve_groups(experiment.optimizer, shapes)
         self._frozen = frozen_names(self._groups)

@@ -1,5 +1,22 @@
 """Which parameter of one model is which of another, and how one's arrays become the other's."""
 
-from multibackend.matching.links import Link, Matching, Rearrangement
+from multibackend.matching.finish import finish, match_parameters
+from multibackend.matching.links import Link, Matching, Part, Rearrangement
+from multibackend.matching.propose import propose
+from multibackend.matching.settle import settle
+from multibackend.matching.sides import Group, Pair, Proposal, Side
 
-__all__ = ["Link", "Matching", "Rearrangement"]
+__all__ = [
+    "Group",
+    "Link",
+    "Matching",
+    "Pair",
+    "Part",
+    "Proposal",
+    "Rearrangement",
+    "Side",
+    "finish",
+    "match_parameters",
+    "propose",
+    "settle",
+]

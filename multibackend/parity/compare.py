@@ -12,10 +12,11 @@ import numpy as np
 from multibackend.autobatch import resolve_together
 from multibackend.experiment import Experiment
 from multibackend.history import History, UpdateRecord
-from multibackend.names import match_names, pair_state, shapes_of
+from multibackend.matching import Matching
 from multibackend.optimizers import Native
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.findings import Divergence
+from multibackend.parity.matching import match_models
 from multibackend.parity.settings import settings_of
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.protocol import Snapshot
@@ -48,6 +49,8 @@ class CompareReport:
         strategies: how each backend executed its windows.
         notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
         settings: what was run, in words: optimizer, loss, sizes, seed and so on.
+        matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)` keeps it for
+            `Model(matching=FILE)`.
     """
 
     experiment: str
@@ -65,6 +68,7 @@ class CompareReport:
     strategies: tuple[str, str]
     notes: tuple[str, ...] = ()
     settings: Mapping[str, str] = field(default_factory=dict)
+    matching: Matching = field(default_factory=lambda: Matching(()))
 
     @property
     def matches(self) -> bool:
@@ -149,21 +153,21 @@ def compare(
         )
 
     trainers, notes = with_same_dropout([build(experiment, name) for name in (first_name, second_name)], build)
-    pairs = start_alike(*trainers, rename=experiment.model.rename)
+    matching = start_alike(*trainers)
     seconds = _train_side_by_side(trainers, int(updates), progress)
     first, second = trainers
     results = [trainer.fit(updates=updates) for trainer in trainers]
     histories = (results[0].history, results[1].history)
-    ends = first.parameters(), {pairs[name]: array for name, array in second.parameters().items()}
     evaluations = [trainer.evaluate() if experiment.eval_data is not None else {} for trainer in trainers]
-    tolerance, differences = tolerance_for(experiment.precision), relative_differences(*ends)
-    undetermined = _undetermined(trainers, pairs, tolerance)
+    tolerance = tolerance_for(experiment.precision)
+    *ends, undetermined = _ends(trainers, matching, tolerance.noise)
+    differences = relative_differences(*ends)
     bounds = {n: tolerance.undetermined if n in undetermined else tolerance.parameters for n in differences}
     excess = {name: difference / bounds[name] for name, difference in differences.items()}
     divergence = (
         _skip_divergence(results, int(updates))
         or _loss_divergence(histories, tolerance)
-        or _parameter_divergence(ends, excess, differences, int(updates))
+        or _parameter_divergence((ends[0], ends[1]), excess, differences, int(updates))
     )
     return CompareReport(
         experiment=experiment.name,
@@ -181,18 +185,48 @@ def compare(
         strategies=(first.program.strategy, second.program.strategy),
         notes=(*notes, *((_NATIVE,) if isinstance(experiment.optimizer, Native) else ())),
         settings=settings_of(experiment, (first_name, second_name)),
+        matching=matching,
     )
 
 
-def start_alike(reference: Trainer, other: Trainer, *, rename: Mapping[str, str]) -> dict[str, str]:
-    """Give `other` the parameters and model state of `reference`; returns the pairs {name of other: of reference}."""
+def start_alike(reference: Trainer, other: Trainer) -> Matching:
+    """Give `other` the parameters and model state of `reference`; returns how those of the two models pair up."""
+    matching = match_models(reference, other)
     source, target = reference.snapshot(), other.snapshot()
-    pairs = match_names(shapes_of(source.parameters), shapes_of(target.parameters), rename)
-    parameters = {name: source.parameters[partner] for name, partner in pairs.items()}
-    shared = pair_state(shapes_of(source.model_state), shapes_of(target.model_state), rename)
-    state = {**target.model_state, **{name: source.model_state[partner] for name, partner in shared.items()}}
-    other.restore(Snapshot(parameters=parameters, model_state=state, update=target.update))
-    return pairs
+    arrays = matching.to_other({**source.model_state, **source.parameters})
+
+    def filled(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {n: arrays[n].astype(array.dtype, copy=False) if n in arrays else array for n, array in own.items()}
+
+    other.restore(Snapshot(filled(target.parameters), filled(target.model_state), update=target.update))
+    return matching
+
+
+def _ends(
+    trainers: Sequence[Trainer], matching: Matching, noise: float
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...]]:
+    """The parameters of both at the end, by the reference's names, and those whose gradient is nothing but rounding.
+
+    Where a part of an array of the reference is an array of its own in the other model whose gradient is nothing but
+    rounding (the bias of an attention's keys), that part is left out of the comparison.
+    """
+    reference, other = (trainer.gradient_shares() for trainer in trainers)
+    first, second = trainers
+    ours, snapshot = first.parameters(), second.snapshot()
+    theirs = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
+    largest = {name: reference[name] for name in ours if name in theirs}
+    for link in matching.links:
+        if link.reference not in largest:
+            continue
+        share, part = other.get(link.other, 0.0), link.reference_part
+        if part is not None and share <= noise:
+            gap = np.zeros_like(ours[link.reference])
+            part.put(gap, part.take(ours[link.reference]) - part.take(theirs[link.reference]))
+            theirs[link.reference] = theirs[link.reference] + gap
+        elif link.other_part is None:
+            largest[link.reference] = max(largest[link.reference], share)
+    undetermined = tuple(name for name, share in largest.items() if share <= noise)
+    return {name: ours[name] for name in largest}, theirs, undetermined
 
 
 def _check(backends: Sequence[str], updates: int) -> tuple[str, str]:
@@ -223,13 +257,6 @@ def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Pro
 def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     scale = np.maximum(np.maximum(np.abs(first), np.abs(second)), np.finfo(np.float64).tiny)
     return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
-
-
-def _undetermined(trainers: Sequence[Trainer], pairs: Mapping[str, str], tolerance: Tolerance) -> tuple[str, ...]:
-    """The parameters (of the reference) whose gradient is nothing but rounding on both backends."""
-    reference, other = (trainer.gradient_shares() for trainer in trainers)
-    largest = {partner: max(reference[partner], other[name]) for name, partner in pairs.items()}
-    return tuple(name for name, share in largest.items() if share <= tolerance.noise)
 
 
 def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence | None:
