@@ -26,7 +26,7 @@ def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, s
     partner = {pair.reference: pair for pair in proposal.pairs}
     inside = {name for members in proposal.sets for name in members}
     alone = [(name,) for name, pair in partner.items() if pair.open and name not in inside]
-    for members in (*proposal.sets, *alone):
+    for members in [*proposal.sets, *alone]:
         if any(name in reference.parameters for name in members):
             base = values[members[0]]
             shapes = tuple(base.shape), [tuple(values[name].shape) for name in members]

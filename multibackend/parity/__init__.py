@@ -1,8 +1,9 @@
 """Do two runs match, and if not, where do they part?"""
 
 from multibackend.parity.accumulation import AccumulationReport, check_accumulation
-from multibackend.parity.compare import CompareReport, compare
+from multibackend.parity.compare import compare
 from multibackend.parity.findings import STAGES, Cause, Divergence
+from multibackend.parity.report import CompareReport
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 
 __all__ = [

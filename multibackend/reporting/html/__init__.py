@@ -15,7 +15,7 @@ from multibackend.errors import ConfigurationError
 from multibackend.reporting.scalars import import_extra
 
 if TYPE_CHECKING:
-    from multibackend.parity.compare import CompareReport
+    from multibackend.parity.report import CompareReport
 
 __all__ = ["prepare", "write_html"]
 

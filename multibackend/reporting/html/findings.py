@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from multibackend.parity.compare import CompareReport
 from multibackend.parity.findings import STAGES, Cause, Divergence
+from multibackend.parity.report import CompareReport
 from multibackend.reporting.html.markup import Markup, join, name, prose, tag
 from multibackend.reporting.html.words import number, relative
 

@@ -8,8 +8,8 @@ from importlib import resources
 import numpy as np
 
 from multibackend.matching.links import Link
-from multibackend.parity.compare import CompareReport
 from multibackend.parity.findings import Divergence
+from multibackend.parity.report import CompareReport
 from multibackend.reporting.html.figures import Figure, difference_figure, heat_figure, loss_figure
 from multibackend.reporting.html.findings import divergence_section, facts, verdict
 from multibackend.reporting.html.layers import WHOLE, Heat, by_layer, layer_of, thinned

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.matching.links import Link
-from multibackend.parity.compare import CompareReport
+from multibackend.parity.report import CompareReport
 from multibackend.reporting.html.layers import Heat, thinned
 from multibackend.reporting.html.markup import Markup, join, name, tag
 from multibackend.reporting.html.words import number, relative, shape
