@@ -16,7 +16,8 @@ from multibackend import events
 from multibackend.arguments import check_arguments, check_ema, check_goal
 from multibackend.autobatch import memory_errors, resolve
 from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
-from multibackend.errors import BatchStatisticsWarning, CapabilityError, NonFiniteError
+from multibackend.driver import Driver
+from multibackend.errors import BatchStatisticsWarning, CapabilityError
 from multibackend.evaluation import (
     Evaluation,
     EvaluationPlan,
@@ -27,15 +28,15 @@ from multibackend.evaluation import (
 )
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
+from multibackend.goal import Goal
 from multibackend.history import History, SkippedWindow
-from multibackend.ledger import MOST_UNREAD, Ledger
+from multibackend.ledger import Ledger
 from multibackend.names import match_names, shapes_of
-from multibackend.protocol import Program, Rates, Snapshot
+from multibackend.protocol import Program, Snapshot
 from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
 from multibackend.stopping import BestValue, EarlyStopping
-from multibackend.windows import Position
 
 __all__ = ["FitResult", "Trainer"]
 
@@ -119,11 +120,12 @@ class Trainer:
         with memory_errors(native, experiment):
             self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
             self._feed.check(self._feed.example(), self.program.output_shape)
-            self._state = self.program.init()
         log = [JsonLog(Path(run_dir))] if run_dir is not None else []
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
+        with memory_errors(native, experiment):
+            self._driver = Driver(self.program, self._feed, self._ledger)
         self._warned = False
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
@@ -133,6 +135,7 @@ class Trainer:
         *,
         updates: int | None = None,
         epochs: int | None = None,
+        micro_batches: int | None = None,
         evaluate_every: int | None = None,
         evaluate_ema: bool = False,
         best: str | None = None,
@@ -142,7 +145,8 @@ class Trainer:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
 
         Args:
-            updates, epochs: where the run ends; give one of them.
+            updates, epochs: where the run ends; give one of them,
+            micro_batches: or this, which may lie in the middle of a window. The next `fit` goes on there.
             evaluate_every: evaluate on `eval_data` after every so many updates of the run, and at its end.
             evaluate_ema: evaluate the moving average instead of the parameters.
             best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what early stopping
@@ -161,7 +165,7 @@ class Trainer:
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
         (350, 0.0712)
         """
-        goal = check_goal(updates, epochs, evaluate_ema, keep_best, early_stopping)
+        goal = check_goal(updates, epochs, micro_batches, evaluate_ema, keep_best, early_stopping)
         plan = plan_evaluations(
             self.experiment,
             evaluate_every,
@@ -170,14 +174,10 @@ class Trainer:
             ema=evaluate_ema,
             parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
         )
-        per_epoch = self._feed.windows_per_epoch()
-        planned = goal if epochs is None else None if per_epoch is None else goal * per_epoch
         with self._emit.joined_by(early_stopping):
-            return self._fit(updates, epochs, planned, plan, ema=evaluate_ema)
+            return self._fit(goal, plan, ema=evaluate_ema)
 
-    def _fit(
-        self, updates: int | None, epochs: int | None, planned: int | None, plan: EvaluationPlan | None, *, ema: bool
-    ) -> FitResult:
+    def _fit(self, goal: Goal, plan: EvaluationPlan | None, *, ema: bool) -> FitResult:
         """The loop, and what is told of it."""
         started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
         where = {"device": self.device, "strategy": self.program.strategy}
@@ -185,14 +185,14 @@ class Trainer:
             ledger.read_all()
             if plan is not None:
                 plan.go_on(ledger.update)
-            self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+            self._emit(events.FitStarted, update=ledger.update, updates=self._feed.planned(goal), **where)
             self._warn_of_small_micro_batches()
             with memory_errors(self._native, self.experiment):
-                self._loop(updates, epochs, plan, ema=ema)
+                self._loop(goal, plan, ema=ema)
             if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
                 self._evaluate(ema=ema, plan=plan)
         except BaseException as error:
-            self._settle(error)
+            self._driver.settle(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
             raise
@@ -205,17 +205,17 @@ class Trainer:
             ledger.history,
             tuple(ledger.skipped),
             ledger.update,
-            self._feed.settled(ledger.update).epoch,
+            self._driver.epochs(),
             seconds,
             () if plan is None else tuple(plan.made),
             None if plan is None else plan.best,
             stopped,
         )
 
-    def _loop(self, updates: int | None, epochs: int | None, plan: EvaluationPlan | None, *, ema: bool) -> None:
-        ledger = self._ledger
-        while self._emit.stop is None and not self._reached(updates, epochs):
-            self._run_next(_nearest(updates, plan), epochs)
+    def _loop(self, goal: Goal, plan: EvaluationPlan | None, *, ema: bool) -> None:
+        ledger, driver = self._ledger, self._driver
+        while self._emit.stop is None and not driver.reached(goal):
+            driver.run_next(goal if plan is None else goal.before(updates=plan.due))
             ledger.read_if_due()
             if plan is not None and ledger.expected >= plan.due:
                 ledger.read_all()  # some of the expected updates may have been skipped
@@ -243,7 +243,9 @@ class Trainer:
             check_ema(self.experiment)
         self._ledger.read_all()
         with memory_errors(self._native, self.experiment, size):
-            found = evaluate(self.program, self._state, self.experiment, source, size, check=self._feed.check, ema=ema)
+            found = evaluate(
+                self.program, self._driver.state, self.experiment, source, size, check=self._feed.check, ema=ema
+            )
         update, scheduled = self._ledger.update, plan is not None
         if plan is not None:
             plan.enter(update, found)
@@ -294,8 +296,7 @@ class Trainer:
         """
         source = check_recomputable(self.experiment, self.backend, self.program, data)
         self._ledger.read_all()
-        batches = cut(source, int(self.experiment.micro_batch_size))
-        self._state = self.program.recompute_statistics(self._state, batches)  # type: ignore[attr-defined]
+        self._driver.recompute_statistics(cut(source, int(self.experiment.micro_batch_size)))
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
@@ -305,59 +306,13 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
         self._ledger.read_all()
-        return self.program.snapshot(self._state)
+        return self.program.snapshot(self._driver.state)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot: its parameters, model state, optimizer slots and number of updates, which decides the
         learning rate. The place in the data stays.
         """
-        self._ledger.read_all()
-        self._state = self.program.restore(snapshot)
-        self._ledger.update = snapshot.update
-
-    def _reached(self, updates: int | None, epochs: int | None) -> bool:
-        ledger = self._ledger
-        if updates is None:
-            if self._size_is_open():
-                ledger.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
-            return self._feed.settled(ledger.expected).epoch >= (epochs or 0)
-        if ledger.expected >= updates:
-            ledger.read_all()  # some of the expected updates may have been skipped
-        return ledger.update >= updates
-
-    def _run_next(self, updates: int | None, epochs: int | None) -> None:
-        """Hand the next windows to the device."""
-        ledger, room = self._ledger, self.program.windows_per_dispatch
-        if self._size_is_open():
-            ledger.read_all()
-        first = ledger.expected
-        left = None if updates is None else updates - first
-        stack = self._feed.next(first, room, self.program.output_shape, left=left, epochs=epochs)
-        placed = self.program.place(stack)
-        # the rates of all updates that these windows may turn out to make, in a table of constant length
-        rates = ledger.rates.between(ledger.update, first + len(stack))
-        table = np.full(max(2 * room + MOST_UNREAD, len(rates)), rates[-1])
-        table[: len(rates)] = rates
-        self._state, results = self.program.run(self._state, placed, Rates(ledger.update, table))
-        ledger.add(stack, results)
-
-    def _size_is_open(self) -> bool:
-        """Whether the size of the next window depends on unread results: one of them may have been skipped."""
-        accumulation, ledger = self._feed.accumulation, self._ledger
-        if accumulation.constant:
-            return False
-        possible = range(ledger.update, ledger.expected + 1)
-        return len({accumulation.steps(update) for update in possible}) > 1
-
-    def _settle(self, error: BaseException) -> None:
-        """After an error, a listener's perhaps: nothing is left unread, and the state is not frozen."""
-        while True:  # each round reads something
-            if isinstance(error, NonFiniteError):
-                return self._go_back(error)
-            try:
-                return self._ledger.read_all()
-            except Exception as another:
-                error = another
+        self._driver.restore(snapshot)
 
     def _warn_of_small_micro_batches(self) -> None:
         """Once per run, where a model takes batch statistics from small micro-batches."""
@@ -367,15 +322,3 @@ class Trainer:
         self._warned, message = True, small_micro_batch_message(layers, size)
         self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
         warnings.warn(message, BatchStatisticsWarning, stacklevel=3)
-
-    def _go_back(self, error: NonFiniteError) -> None:
-        """Stand where the failed window begins, with a state that is not frozen any more."""
-        self._state = self.program.restore(self.program.snapshot(self._state))
-        self._feed.position = Position(error.epoch, error.offset)
-
-
-def _nearest(updates: int | None, plan: EvaluationPlan | None) -> int | None:
-    """The update up to which windows may be handed to the device."""
-    if plan is None:
-        return updates
-    return plan.due if updates is None else min(updates, plan.due)

@@ -13,14 +13,15 @@ from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import with_zeros
 from multibackend.precision import LossScale
-from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.protocol import EvaluationSums, HalfWindow, Rates, Snapshot, WindowResults
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.norm import moved
+from multibackend_jax.open_window import OpenWindow, from_host, to_half
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
-from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.strategies import Bounds, PlacedWindows, Strategy
 from multibackend_jax.updates import NATIVE
 from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
 
@@ -67,6 +68,27 @@ class JaxProgram:
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
         with self._precision.scope():
             return self._execution.run(state, placed, rates)
+
+    def accumulate(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
+    ) -> OpenWindow:
+        with self._precision.scope():
+            carry = None if opened is None else opened.carry
+            return OpenWindow(stop, self._execution.accumulate(state, placed, carry, Bounds(start, stop)))
+
+    def close(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
+    ) -> tuple[TrainState, Any]:
+        with self._precision.scope():
+            return self._execution.close(state, placed, opened.carry, start, rates)
+
+    def snapshot_window(self, state: TrainState, opened: OpenWindow) -> HalfWindow:
+        return to_half(opened, self._to_host)
+
+    def restore_window(self, state: TrainState, placed: PlacedWindows, half: HalfWindow) -> OpenWindow:
+        with self._precision.scope():
+            carry = from_host(state, half, placed.stack, self._functions, self._to_native)
+            return OpenWindow(half.done, jax.device_put(jax.tree.map(jnp.copy, carry), self._device))
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
