@@ -10,11 +10,13 @@ MultibackendError
 ├── DataError                   (ValueError)   the data do not fit the experiment
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
+├── CheckpointError                            a checkpoint cannot be written, or is not one that can be trusted
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
 
 BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
+CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ __all__ = [
     "BackendNotInstalledError",
     "BatchStatisticsWarning",
     "CapabilityError",
+    "CheckpointError",
+    "CheckpointWarning",
     "ConfigurationError",
     "ConfigurationTypeError",
     "DataError",
@@ -86,6 +90,19 @@ class ExperimentFileError(MultibackendError, ValueError):
     """A file or object does not define a usable `experiment` function."""
 
 
+class CheckpointError(MultibackendError):
+    """A checkpoint could not be written, or one that was read is damaged, hostile or of a newer format.
+
+    `path` is the checkpoint or run directory, `file` the name of the file in it that is at fault, if one is. What was
+    saved before is untouched.
+    """
+
+    def __init__(self, message: str, *, path: object = None, file: str | None = None) -> None:
+        self.path = None if path is None else str(path)
+        self.file = file
+        super().__init__(message)
+
+
 class NonFiniteError(MultibackendError, ArithmeticError):
     """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
 
@@ -120,3 +137,7 @@ class MatchError(MultibackendError, AssertionError):
 
 class BatchStatisticsWarning(UserWarning):
     """A model takes batch statistics from micro-batches that are small; given once per run, at its first `fit`."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over because it is damaged, or an old one could not be removed."""
