@@ -11,11 +11,13 @@ MultibackendError
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
 ├── CheckpointError                            a checkpoint cannot be written, or is not one that can be trusted
+│   └── ResumeError             (ValueError)   the experiment does not fit the checkpoint; lists every difference
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
 
 BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
+Interrupted                     (SystemExit)   a signal ended the run, which was saved
 CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
 """
 
@@ -34,12 +36,14 @@ __all__ = [
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "Interrupted",
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
     "OutOfMemoryError",
     "PackageNotInstalledError",
     "ParameterMatchError",
+    "ResumeError",
 ]
 
 
@@ -101,6 +105,25 @@ class CheckpointError(MultibackendError):
         self.path = None if path is None else str(path)
         self.file = file
         super().__init__(message)
+
+
+class ResumeError(CheckpointError, ValueError):
+    """An experiment does not fit the checkpoint that it should go on from. `differences` has one sentence for each."""
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__(message)
+
+
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ended `fit` of a run with a run directory, after the window and with everything saved.
+
+    Uncaught it ends the process with the code that a shell would give: 143 or 130. `message` says how to go on.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message = message
+        super().__init__(code)
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from multibackend import events
 from multibackend.arguments import check_arguments, check_ema, check_goal
 from multibackend.autobatch import memory_errors, resolve
 from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
+from multibackend.checkpoint import write_checkpoint
 from multibackend.driver import Driver
 from multibackend.errors import BatchStatisticsWarning, CapabilityError
 from multibackend.evaluation import (
-    Evaluation,
     EvaluationPlan,
     evaluate,
     evaluation_size,
@@ -29,41 +30,21 @@ from multibackend.evaluation import (
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.goal import Goal
-from multibackend.history import History, SkippedWindow
 from multibackend.ledger import Ledger
 from multibackend.names import match_names, shapes_of
-from multibackend.protocol import Program, Snapshot
+from multibackend.protocol import Snapshot
 from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
-from multibackend.stopping import BestValue, EarlyStopping
+from multibackend.result import FitResult
+from multibackend.resuming.books import Books
+from multibackend.resuming.going_on import RunParts, adapted, compile_alike, open_run, put_back, starting_state, take
+from multibackend.resuming.interrupts import Watch, interruption
+from multibackend.resuming.saving import DEFAULT_RULES, Checkpointing, Place, Saver, check_resuming
+from multibackend.resuming.state import RunState, to_contents
+from multibackend.stopping import EarlyStopping
 
 __all__ = ["FitResult", "Trainer"]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What `fit` gives back.
-
-    Attributes:
-        history: a record per update, from the beginning of the run.
-        skipped: the windows that made no update.
-        updates: made since the beginning of the run.
-        epochs: finished since the beginning of the run.
-        seconds: spent in this call of `fit`.
-        evaluations: that this call made, `fit(evaluate_every=...)`.
-        best: of them.
-        stopped: the reason where a listener, such as `EarlyStopping`, ended the run.
-    """
-
-    history: History
-    skipped: tuple[SkippedWindow, ...]
-    updates: int
-    epochs: int
-    seconds: float
-    evaluations: tuple[Evaluation, ...] = ()
-    best: BestValue | None = None
-    stopped: str | None = None
 
 
 class Trainer:
@@ -72,7 +53,7 @@ class Trainer:
     Args:
         experiment: what to train.
         backend: a name from `multibackend.list_backends()`.
-        run_dir: a directory for the log, `log.jsonl`; created if need be. None writes no files.
+        run_dir: a directory for the log, `log.jsonl`, and the checkpoints; created if need be. None writes no files.
         device: a name from the backend's devices; its first one unless given.
         callbacks: functions that are called with each event of `multibackend.events`; each may end the run.
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
@@ -81,6 +62,13 @@ class Trainer:
             same bits. None does where it can pay, see `multibackend.feed.Feed`; pass False for data that may be read
             by one thread only, or that draw from the framework's own random numbers. Only where every window has the
             same number of micro-batches.
+        checkpointing: when the run is saved in `run_dir`, and which checkpoints stay; None for never. While it is
+            saved, SIGTERM and Ctrl-C during `fit` finish the window, save, and raise `Interrupted`.
+        resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto": go on from the
+            newest valid one, if there is one; "must": there has to be one. Damaged ones are passed over with a warning.
+            (`Trainer.resume` hands over the state that it has read.)
+        may_differ: what may be another than in the checkpoint, by the names that a refusal lists, such as
+            "learning_rate" or "data length".
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
     `trainer.experiment` has the number.
@@ -105,8 +93,15 @@ class Trainer:
         strategy: str = "auto",
         windows_per_dispatch: int | None = None,
         read_ahead: bool | None = None,
+        checkpointing: Checkpointing | None = DEFAULT_RULES,
+        resume: str | RunState = "never",
+        may_differ: Sequence[str] = (),
     ) -> None:
         check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
+        directory = None if run_dir is None else Path(run_dir)
+        check_resuming(directory, checkpointing, resume)
+        run = starting_state(None if checkpointing is None else directory, resume)
+        experiment = experiment if run is None else adapted(experiment, run)
         native = self._native = load_backend(backend)
         how: dict[str, Any] = {
             "device": device,
@@ -114,19 +109,25 @@ class Trainer:
             "windows_per_dispatch": None if windows_per_dispatch is None else int(windows_per_dispatch),
         }
         experiment, self.micro_batch = resolve(experiment, native, **how)
-        self.experiment, self.backend = experiment, backend
+        self.backend = backend
         self.device = native.devices()[0] if device is None else device
         self._feed = Feed(experiment, read_ahead=read_ahead)
         with memory_errors(native, experiment):
-            self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
+            experiment, self.program = compile_alike(native, experiment, run, self._feed.example(), how)
             self._feed.check(self._feed.example(), self.program.output_shape)
-        log = [JsonLog(Path(run_dir))] if run_dir is not None else []
+        self.experiment: Experiment = experiment
+        log = [JsonLog(directory)] if directory is not None else []
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
         with memory_errors(native, experiment):
             self._driver = Driver(self.program, self._feed, self._ledger)
-        self._warned = False
+        self._warned, self._books, self._resumed = False, Books(), run is not None
+        self._saver: Saver | None = None
+        if directory is not None and checkpointing is not None:
+            self._saver = Saver(directory, checkpointing, None if run is None else run.path)
+        if run is not None:
+            self._books = put_back(self._parts, run, may_differ)
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
@@ -166,31 +167,51 @@ class Trainer:
         (350, 0.0712)
         """
         goal = check_goal(updates, epochs, micro_batches, evaluate_ema, keep_best, early_stopping)
+        stoppers = self._stoppers if early_stopping is None else [early_stopping, *self._stoppers]
         plan = plan_evaluations(
             self.experiment,
             evaluate_every,
             best,
-            self._stoppers if early_stopping is None else [early_stopping, *self._stoppers],
+            stoppers,
             ema=evaluate_ema,
             parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
         )
-        with self._emit.joined_by(early_stopping):
-            return self._fit(goal, plan, ema=evaluate_ema)
+        with self._emit.joined_by(early_stopping), Watch(self._ask_to_stop, active=self._saver is not None) as watch:
+            result = self._fit(goal, plan, stoppers, watch, ema=evaluate_ema)
+        if watch.caught is not None and self._saver is not None:
+            ended = interruption(watch.caught, self._saver.run_dir, result.updates, self.backend)
+            print(ended.message, file=sys.stderr)
+            raise ended
+        return result
 
-    def _fit(self, goal: Goal, plan: EvaluationPlan | None, *, ema: bool) -> FitResult:
+    def _fit(
+        self,
+        goal: Goal,
+        plan: EvaluationPlan | None,
+        stoppers: Sequence[EarlyStopping],
+        watch: Watch,
+        *,
+        ema: bool,
+    ) -> FitResult:
         """The loop, and what is told of it."""
         started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
         where = {"device": self.device, "strategy": self.program.strategy}
         try:
             ledger.read_all()
+            if self._saver is not None:
+                self._saver.open(ledger.update, self._driver.micro_batches)
             if plan is not None:
                 plan.go_on(ledger.update)
             self._emit(events.FitStarted, update=ledger.update, updates=self._feed.planned(goal), **where)
+            if self._resumed:
+                self._books.hand_over(plan, stoppers)
+            self._resumed, self._books = False, Books()
             self._warn_of_small_micro_batches()
             with memory_errors(self._native, self.experiment):
-                self._loop(goal, plan, ema=ema)
-            if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
+                self._loop(goal, plan, stoppers, ema=ema)
+            if watch.caught is None and plan is not None and not plan.made_at(ledger.update):
                 self._evaluate(ema=ema, plan=plan)
+            self._save(plan, stoppers, last=True)
         except BaseException as error:
             self._driver.settle(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
@@ -198,6 +219,8 @@ class Trainer:
             raise
         finally:
             self._feed.rest()
+            if self._saver is not None:
+                self._saver.close()
         seconds, stop = time.perf_counter() - started, self._emit.stop
         stopped = None if stop is None else stop.reason
         self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
@@ -212,16 +235,63 @@ class Trainer:
             stopped,
         )
 
-    def _loop(self, goal: Goal, plan: EvaluationPlan | None, *, ema: bool) -> None:
-        ledger, driver = self._ledger, self._driver
+    def _loop(self, goal: Goal, plan: EvaluationPlan | None, stoppers: Sequence[EarlyStopping], *, ema: bool) -> None:
+        ledger, driver, saver = self._ledger, self._driver, self._saver
         while self._emit.stop is None and not driver.reached(goal):
-            driver.run_next(goal if plan is None else goal.before(updates=plan.due))
+            nearest = goal if plan is None else goal.before(updates=plan.due)
+            driver.run_next(nearest if saver is None else saver.ahead(nearest))
             ledger.read_if_due()
             if plan is not None and ledger.expected >= plan.due:
                 ledger.read_all()  # some of the expected updates may have been skipped
                 if ledger.update >= plan.due:
                     self._evaluate(ema=ema, plan=plan)
+            if saver is not None and saver.may_be_due(ledger.expected, driver.micro_batches):
+                ledger.read_all()
+                if saver.may_be_due(ledger.update, driver.micro_batches):
+                    self._save(plan, stoppers)
         ledger.read_all()
+
+    def _save(self, plan: EvaluationPlan | None, stoppers: Sequence[EarlyStopping], *, last: bool = False) -> None:
+        """Save into the run's directory, if there is one."""
+        self._books = Books.of(plan, stoppers)
+        if self._saver is not None:
+            update = self._ledger.update
+            place = Place(update, self._driver.micro_batches, len(self._books.made))
+            metric = None if plan is None or not plan.made_at(update) else self._saver.metric_of(plan.made[-1].metrics)
+            self._saver.save(place, lambda: take(self._parts, self._books), metric, last=last)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint of the run as it stands, also in the middle of a window, to a directory that is not there.
+
+        Raises:
+            CheckpointError: it cannot be written; the message says why.
+
+        >>> trainer.save("best")                                                    # doctest: +SKIP
+        PosixPath('best')
+        """
+        return write_checkpoint(Path(path), to_contents(take(self._parts, self._books)))
+
+    @classmethod
+    def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
+        """A trainer that goes on from a checkpoint, on the backend that wrote it or on another.
+
+        On the same backend, device and library versions the finished run is bit-identical to one that never stopped,
+        also from the middle of an epoch or of a window; on another backend it agrees as closely as two backends do.
+
+        Args:
+            path: a checkpoint, or a run's directory, whose newest valid checkpoint is taken.
+            experiment: the same again; what it is decides, not where it comes from.
+            backend: the one that wrote the checkpoint unless given.
+            options: of `Trainer`: `may_differ`, `device`, `callbacks`, ...; `run_dir` to go on saving.
+
+        Raises:
+            CheckpointError: there is no valid checkpoint.
+            ResumeError: the experiment does not fit it; every difference is listed.
+
+        >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
+        """
+        run = open_run(path)
+        return cls(experiment, run.backend if backend is None else backend, resume=run, **options)
 
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
@@ -313,6 +383,14 @@ class Trainer:
         learning rate. The place in the data stays.
         """
         self._driver.restore(snapshot)
+
+    @property
+    def _parts(self) -> RunParts:
+        example = self._feed.example()
+        return RunParts(self.experiment, self.backend, self.program, self._driver, self._ledger, example)
+
+    def _ask_to_stop(self, signal: str) -> None:
+        self._emit.stop = self._emit.stop or events.Stop(signal)
 
     def _warn_of_small_micro_batches(self) -> None:
         """Once per run, where a model takes batch statistics from small micro-batches."""

@@ -27,6 +27,7 @@ DISCARDED = {"allclose", "array_equal", "equal", "isclose", "array_equiv"}
 PUBLIC = [
     "AccumulationReport",
     "BackendInfo",
+    "Checkpointing",
     "CompareReport",
     "EarlyStopping",
     "EffectiveBatch",
