@@ -145,7 +145,6 @@ class Driver:
 
     def _begin(self, goal: Goal) -> None:
         """The next window, or a part of it where the goal lies inside."""
-        self._check_interruptible()
         self._ledger.read_all()  # also the failure of the window before
         stack = self._next(1, goal)
         self._open = _Open(stack, self._program.place(stack), 0, None)
@@ -159,6 +158,7 @@ class Driver:
         stop = min(window.size, window.done + left)
         self.abandon()
         if stop < window.size:
+            self._check_interruptible()
             native = program.accumulate(state, window.placed, window.native, window.done, stop)  # type: ignore[attr-defined]
             self._open = _Open(window.stack, window.placed, stop, native)
         else:

@@ -125,7 +125,8 @@ class Trainer:
         self._warned, self._books, self._resumed = False, Books(), run is not None
         self._saver: Saver | None = None
         if directory is not None and checkpointing is not None:
-            self._saver = Saver(directory, checkpointing, None if run is None else run.path)
+            start, chosen = None if run is None else run.path, isinstance(resume, RunState)
+            self._saver = Saver(directory, checkpointing, start, chosen=chosen)
         if run is not None:
             self._books = put_back(self._parts, run, may_differ)
         if self.micro_batch is not None:

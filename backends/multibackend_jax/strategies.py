@@ -156,7 +156,7 @@ class Scan:
         self.many = jax.jit(self._many, donate_argnums=0, compiler_options=options)
         self.start = jax.jit(self._start)
         self.part = jax.jit(self._part, donate_argnums=1, compiler_options=options)
-        self.rest = jax.jit(self._rest, donate_argnums=(0, 1), compiler_options=options)
+        self.rest = jax.jit(self._rest, donate_argnums=0, compiler_options=options)
 
     def compilations(self) -> int:
         return _compilations(self.one, self.many, self.part, self.rest)

@@ -83,7 +83,7 @@ def put_back(parts: RunParts, run: RunState, may_differ: Sequence[str] = ()) -> 
         ResumeError: the experiment does not fit; every difference is listed with both values.
         ConfigurationError: `may_differ` has a name that means nothing.
     """
-    here, own, rename = describe(parts.experiment, parts.example), parts.program.snapshot(parts.driver.state), {}
+    here, own = describe(parts.experiment, parts.example), parts.program.snapshot(parts.program.init())
     allowed = check_allowed(may_differ, here)
     found = list(differences(run.experiment, here, allowed).values())
     rename = parts.experiment.model.rename

@@ -138,21 +138,18 @@ class Saver:
         run_dir: the directory.
         rules: when, and what stays.
         start: the checkpoint that the run went on from.
+        chosen: whether somebody chose it, who may go back behind newer ones on purpose.
     """
 
-    def __init__(self, run_dir: Path, rules: Checkpointing, start: Path | None) -> None:
+    def __init__(self, run_dir: Path, rules: Checkpointing, start: Path | None, *, chosen: bool = False) -> None:
         self.run_dir, self._rules = run_dir, rules
-        self._newest = self._known(start)
+        self._known = set() if start is None else {start.name}  # checkpoints that this run may stand beside
+        if chosen and start is not None and start.resolve().parent.parent == run_dir.resolve():
+            self._known |= {path.name for path in list_checkpoints(run_dir)}
         self._store: CheckpointStore | None = None
         self._place: Place | None = None
         self._saved_at = 0.0
         self._due: tuple[float, float] = (float("inf"), float("inf"))
-
-    def _known(self, start: Path | None) -> str | None:
-        """The newest checkpoint of the directory that this run knows of; it may have gone back to an older one."""
-        if start is None or start.resolve().parent.parent != self.run_dir.resolve():
-            return None
-        return list_checkpoints(self.run_dir)[-1].name
 
     def open(self, update: int, micro_batches: int) -> None:
         """Take the directory, and plan the first save after this point.
@@ -172,15 +169,16 @@ class Saver:
         self._saved_at = time.monotonic()
         self._plan(update, micro_batches)
         there = self._store.list()
-        if there and there[-1].name != self._newest:
+        newest = there[-1] if there else None
+        if newest is not None and newest.name not in self._known:
             newest = self._store.newest()  # what is damaged may lie above ours
-            if newest is not None and newest.name != self._newest:
-                self.close()
-                raise CheckpointError(
-                    f"{newest} was written by another run since this one began; go on from it with a new trainer, "
-                    'resume="auto"',
-                    path=self.run_dir,
-                )
+        if newest is not None and newest.name not in self._known:
+            self.close()
+            raise CheckpointError(
+                f"{newest} was written by another run since this one began; go on from it with a new trainer, "
+                'resume="auto"',
+                path=self.run_dir,
+            )
 
     def ahead(self, goal: Goal) -> Goal:
         """The goal, or the next save on the way to it."""
@@ -193,8 +191,7 @@ class Saver:
         Raises:
             CheckpointError: a save in the background has failed.
         """
-        assert self._store is not None
-        self._store.check()
+        self._check()
         seconds = self._rules.every_seconds
         late = seconds is not None and time.monotonic() - self._saved_at >= seconds
         return late or updates >= self._due[0] or micro_batches >= self._due[1]
@@ -207,10 +204,11 @@ class Saver:
         self._saved_at = time.monotonic()
         self._plan(place.update, place.micro_batches)
         if place == self._place:
-            return self._store.check(wait=last)
-        contents = to_contents(take())
+            return self._check(wait=last)
+        contents, self._place = to_contents(take()), None
         handle = self._store.save(contents, metric=metric, background=self._rules.background and not last)
-        self._place, self._newest = place, handle.path.name
+        self._place = place
+        self._known.add(handle.path.name)
         return None
 
     def metric_of(self, metrics: Mapping[str, Any]) -> float | None:
@@ -227,6 +225,14 @@ class Saver:
         store, self._store = self._store, None
         if store is not None:
             store.close()
+
+    def _check(self, *, wait: bool = False) -> None:
+        assert self._store is not None
+        try:
+            self._store.check(wait=wait)
+        except CheckpointError:
+            self._place = None
+            raise
 
     def _plan(self, update: int, micro_batches: int) -> None:
         steps = (self._rules.every, self._rules.every_micro_batches)

@@ -80,7 +80,8 @@ def updates(run_dir: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("backend", "number", "code"), [("torch", signal.SIGTERM, 143), ("jax", signal.SIGTERM, 143), ("torch", signal.SIGINT, 130)]
+    ("backend", "number", "code"),
+    [("torch", signal.SIGTERM, 143), ("jax", signal.SIGTERM, 143), ("torch", signal.SIGINT, 130)],
 )
 def test_a_signal_and_the_command_that_the_message_names(
     backend: str, number: signal.Signals, code: int, file: str, tmp_path: Path
@@ -115,7 +116,7 @@ def test_resume_on_the_other_backend_and_further(file: str, tmp_path: Path) -> N
 
 
 def test_mistakes(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No run, a run that holds another experiment, a moved file, a second run in the directory: each says what to do."""
+    """No run, another experiment, a moved file, a second run in one directory: each error says what to do."""
     run_dir = tmp_path / "run"
     assert main(["resume", str(tmp_path)]) == 2
     assert "run.json" in capsys.readouterr().err
@@ -127,7 +128,9 @@ def test_mistakes(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["resume", str(run_dir), "--learning-rate", "0.5", "--updates", "4"]) == 2
     told = capsys.readouterr().err
     assert "learning_rate: 0.05 in the checkpoint, 0.5 here" in told
-    assert main(["resume", str(run_dir), "--learning-rate", "0.5", "--updates", "4", "--may-differ", "learning_rate"]) == 0
+    assert (
+        main(["resume", str(run_dir), "--learning-rate", "0.5", "--updates", "4", "--may-differ", "learning_rate"]) == 0
+    )
     moved = Path(file).rename(tmp_path / "moved.py")
     assert main(["resume", str(run_dir)]) == 2
     assert "--file FILE" in capsys.readouterr().err
