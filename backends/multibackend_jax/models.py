@@ -58,6 +58,7 @@ class FlaxModel:
         layouts: of every parameter and state array.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
         dropout_layers: their names, portable or not; those of rate 0 aside.
+        paths: of every parameter and state array, where flax keeps it; in linen with the collection first.
         statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
     """
 
@@ -67,6 +68,7 @@ class FlaxModel:
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
     dropout_layers: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def build_model(
@@ -132,6 +134,7 @@ class _Leaves:
         paths = [path for path, _ in nnx.to_flat_state(state)]
         layers = [owners.get(tuple(path[:-1])) for path in paths]
         self.names = canonical_names(paths, layers)
+        self.paths = {name: tuple(map(str, path)) for name, path in zip(self.names, paths, strict=True)}
         self.arrays = {n: precision.cast_array(jnp.asarray(v)) for n, v in zip(self.names, values, strict=True)}
         self.layouts = {
             name: layout_of(str(path[-1]), array.shape, layer)
@@ -166,7 +169,8 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
 
     layers = {".".join(map(str, path)): owner for path, owner in owners.items()}
     layouts = {**parameters.layouts, **others.layouts}
-    return FlaxModel(parameters.arrays, others.arrays, layouts, apply, statistics=decays_of(layers, others.arrays))
+    statistics, paths = decays_of(layers, others.arrays), {**parameters.paths, **others.paths}
+    return FlaxModel(parameters.arrays, others.arrays, layouts, apply, statistics=statistics, paths=paths)
 
 
 def _free_embeddings(owners: Iterable[object]) -> None:
@@ -246,7 +250,7 @@ def _wrap_linen(
             )
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
-    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others))
+    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), paths)
 
 
 def _nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:

@@ -157,6 +157,19 @@ class JaxProgram:
             )
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
+    @property
+    def paths(self) -> Mapping[str, tuple[str, ...]]:
+        """Where flax keeps each parameter and state array, by canonical name."""
+        return self._model.paths
+
+    def to_flax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Canonical arrays in flax's own layouts."""
+        return {name: self._model.layouts[name].from_canonical(np.asarray(array)) for name, array in arrays.items()}
+
+    def from_flax(self, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The inverse."""
+        return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
+
     def compilations(self) -> int:
         return self._execution.compilations()
 
