@@ -11,7 +11,6 @@ import numpy as np
 from multibackend.accumulation import Accumulation
 from multibackend.data.streams import is_stream
 from multibackend.experiment import Experiment
-from multibackend.goal import Goal
 from multibackend.losses import check_batch
 from multibackend.readahead import ReadAhead
 from multibackend.windows import EpochReader, Position, WindowStack
@@ -74,15 +73,6 @@ class Feed:
         """Windows of an epoch at the first update's number of micro-batches; None while its length is unknown."""
         size = self.accumulation.steps(0) * self._reader.micro_batch_size
         return None if self.examples is None else max(1, -(-self.examples // size))
-
-    def planned(self, goal: Goal) -> int | None:
-        """The update at which a run comes to its goal, an estimate unless updates decide; None where unknown."""
-        if goal.updates is not None:
-            return goal.updates
-        if goal.micro_batches is not None:
-            return goal.micro_batches // self.accumulation.steps(0)
-        per_epoch = self.windows_per_epoch()
-        return None if per_epoch is None else (goal.epochs or 0) * per_epoch
 
     def next(self, update: int, room: int, output_shape: Shape, *, left: int | None, epochs: int | None) -> WindowStack:
         """Up to `room` windows of one size, the first of which makes the update with index `update`.

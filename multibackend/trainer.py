@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -39,12 +38,14 @@ from multibackend.reporting.jsonl import JsonLog
 from multibackend.result import FitResult
 from multibackend.resuming.books import Books
 from multibackend.resuming.going_on import RunParts, adapted, compile_alike, open_run, put_back, starting_state, take
-from multibackend.resuming.interrupts import Watch, interruption
+from multibackend.resuming.interrupts import Watch
 from multibackend.resuming.saving import DEFAULT_RULES, Checkpointing, Place, Saver, check_resuming
 from multibackend.resuming.state import RunState, to_contents
 from multibackend.stopping import EarlyStopping
 
 __all__ = ["FitResult", "Trainer"]
+
+Stoppers = Sequence[EarlyStopping]
 
 
 class Trainer:
@@ -66,7 +67,6 @@ class Trainer:
             saved, SIGTERM and Ctrl-C during `fit` finish the window, save, and raise `Interrupted`.
         resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto": go on from the
             newest valid one, if there is one; "must": there has to be one. Damaged ones are passed over with a warning.
-            (`Trainer.resume` hands over the state that it has read.)
         may_differ: what may be another than in the checkpoint, by the names that a refusal lists, such as
             "learning_rate" or "data length".
 
@@ -177,33 +177,27 @@ class Trainer:
             ema=evaluate_ema,
             parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
         )
+        self._emit.stop = None
         with self._emit.joined_by(early_stopping), Watch(self._ask_to_stop, active=self._saver is not None) as watch:
             result = self._fit(goal, plan, stoppers, watch, ema=evaluate_ema)
-        if watch.caught is not None and self._saver is not None:
-            ended = interruption(watch.caught, self._saver.run_dir, result.updates, self.backend)
-            print(ended.message, file=sys.stderr)
-            raise ended
+        if self._saver is not None:
+            watch.end(self._saver.run_dir, result.updates, self.backend)
         return result
 
     def _fit(
-        self,
-        goal: Goal,
-        plan: EvaluationPlan | None,
-        stoppers: Sequence[EarlyStopping],
-        watch: Watch,
-        *,
-        ema: bool,
+        self, goal: Goal, plan: EvaluationPlan | None, stoppers: Stoppers, watch: Watch, *, ema: bool
     ) -> FitResult:
         """The loop, and what is told of it."""
-        started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
-        where = {"device": self.device, "strategy": self.program.strategy}
+        started, ledger = time.perf_counter(), self._ledger
         try:
             ledger.read_all()
             if self._saver is not None:
                 self._saver.open(ledger.update, self._driver.micro_batches)
             if plan is not None:
                 plan.go_on(ledger.update)
-            self._emit(events.FitStarted, update=ledger.update, updates=self._feed.planned(goal), **where)
+            planned = goal.planned(self._feed.windows_per_epoch(), self._feed.accumulation.steps(0))
+            how = {"device": self.device, "strategy": self.program.strategy}
+            self._emit(events.FitStarted, update=ledger.update, updates=planned, **how)
             if self._resumed:
                 self._books.hand_over(plan, stoppers)
             self._resumed, self._books = False, Books()
@@ -216,12 +210,13 @@ class Trainer:
         except BaseException as error:
             self._driver.settle(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
+                self._close()
+            with contextlib.suppress(Exception):
                 self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._feed.rest()
-            if self._saver is not None:
-                self._saver.close()
+        self._close()
         seconds, stop = time.perf_counter() - started, self._emit.stop
         stopped = None if stop is None else stop.reason
         self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
@@ -236,7 +231,7 @@ class Trainer:
             stopped,
         )
 
-    def _loop(self, goal: Goal, plan: EvaluationPlan | None, stoppers: Sequence[EarlyStopping], *, ema: bool) -> None:
+    def _loop(self, goal: Goal, plan: EvaluationPlan | None, stoppers: Stoppers, *, ema: bool) -> None:
         ledger, driver, saver = self._ledger, self._driver, self._saver
         while self._emit.stop is None and not driver.reached(goal):
             nearest = goal if plan is None else goal.before(updates=plan.due)
@@ -252,7 +247,11 @@ class Trainer:
                     self._save(plan, stoppers)
         ledger.read_all()
 
-    def _save(self, plan: EvaluationPlan | None, stoppers: Sequence[EarlyStopping], *, last: bool = False) -> None:
+    def _close(self) -> None:
+        if self._saver is not None:
+            self._saver.close()
+
+    def _save(self, plan: EvaluationPlan | None, stoppers: Stoppers, *, last: bool = False) -> None:
         """Save into the run's directory, if there is one."""
         self._books = Books.of(plan, stoppers)
         if self._saver is not None:

@@ -239,11 +239,12 @@ class Scan:
             factors = steering.factors(window, step, shape)
             return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step, size))
 
-        carry = lax.fori_loop(start, count, body, functions.start(state) if carry is None else carry)
+        begun: Carry = functions.start(state) if carry is None else carry
+        whole: Carry = lax.fori_loop(start, count, body, begun)
         if ragged is not None:
             factors = steering.ragged_factors(shape)
-            carry = functions.accumulate(state.parameters, carry, ragged, factors, Stamp(update, count, size))
-        return functions.finish(state, carry, steering.rates(shape), steering.first)
+            whole = functions.accumulate(state.parameters, whole, ragged, factors, Stamp(update, count, size))
+        return functions.finish(state, whole, steering.rates(shape), steering.first)
 
     def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
         """The first `steering.windows` windows of the stack."""

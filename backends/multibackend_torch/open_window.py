@@ -132,4 +132,4 @@ def _fill(state: TrainState, values: Tensors) -> None:
 
 
 def _joined(first: Sums, second: Sums) -> Sums:
-    return Sums(*(one + other for one, other in zip(first, second, strict=True)))
+    return Sums(first.totals + second.totals, first.factors + second.factors, first.weights + second.weights)

@@ -48,7 +48,7 @@ class Books:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All numbers, because JSON holds neither NaN nor large arrays well."""
-        found = {"updates": np.array([evaluation.update for evaluation in self.made], np.int64)}
+        found: dict[str, np.ndarray] = {"updates": np.array([evaluation.update for evaluation in self.made], np.int64)}
         for name in dict.fromkeys(name for evaluation in self.made for name in evaluation.metrics):
             values = {i: np.asarray(e.metrics[name]) for i, e in enumerate(self.made) if name in e.metrics}
             newest = list(values.values())[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from multibackend.errors import Interrupted
 
-__all__ = ["RUN_FILE", "Watch", "interruption"]
+__all__ = ["RUN_FILE", "Watch"]
 
 RUN_FILE = "run.json"  # with which the command line remembers how a run was started
 
@@ -48,19 +49,21 @@ class Watch:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def end(self, run_dir: Path, update: int, backend: str) -> None:
+        """Where a signal came: say how to go on, and raise `Interrupted`."""
+        if self.caught is None:
+            return
+        if (run_dir / RUN_FILE).exists():
+            way = f"multibackend resume {shlex.quote(os.fspath(run_dir))}"
+        else:
+            way = f'Trainer(experiment, "{backend}", run_dir={os.fspath(run_dir)!r}, resume="auto"), and fit as before'
+        name = "Ctrl-C" if self.caught is signal.SIGINT else self.caught.name
+        message = f"{name}: the run is saved after update {update} in {run_dir}. To go on:\n  {way}"
+        print(message, file=sys.stderr)
+        raise Interrupted(message, 128 + int(self.caught))
+
     def _handle(self, number: int, frame: object) -> None:
         self.caught = signal.Signals(number)
         for watched in self._before:
             signal.signal(watched, signal.SIG_DFL)  # even while the framework computes
         self._ask(self.caught.name)
-
-
-def interruption(caught: signal.Signals, run_dir: Path, update: int, backend: str) -> Interrupted:
-    """The end of a run by a signal, with the words that tell how to go on."""
-    if (run_dir / RUN_FILE).exists():
-        way = f"multibackend resume {shlex.quote(os.fspath(run_dir))}"
-    else:
-        way = f'Trainer(experiment, "{backend}", run_dir={os.fspath(run_dir)!r}, resume="auto"), and fit as before'
-    name = "Ctrl-C" if caught is signal.SIGINT else caught.name
-    message = f"{name}: the run is saved after update {update} in {run_dir}. To go on:\n  {way}"
-    return Interrupted(message, 128 + int(caught))
