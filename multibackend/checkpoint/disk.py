@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class Disk:
         while missing and not missing[-1].parent.is_dir():
             missing.append(missing[-1].parent)
         for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # another process was quicker
+                self.make_directory(directory)
             self.sync_directory(directory.parent)
 
 
