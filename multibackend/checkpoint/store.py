@@ -157,10 +157,11 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{self._folder} has vanished: something removed it during the run", path=self.run_dir
             )
+        extra = {name: value for name, value in contents.extra.items() if name != _METRIC}
         if metric is not None:
             value = float(metric) if math.isfinite(metric) else None  # JSON holds no other, and no rule ranks them
-            named = {"name": self.retention.best_metric, "value": value}
-            contents = replace(contents, extra={**contents.extra, _METRIC: named})
+            extra[_METRIC] = {"name": self.retention.best_metric, "value": value}
+        contents = replace(contents, extra=extra)
         handle = Handle(self._folder / self._next_name(contents))
         self._current = handle
         if background:
