@@ -166,7 +166,11 @@ class CheckpointStore:
         self._current = handle
         if background:
             # not a daemon: an exception elsewhere that ends the program does not cut off a save
-            threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint").start()
+            thread = threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint")
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is about to end
+                self._run(handle, contents)
         else:
             self._run(handle, contents)
             self.check()
@@ -231,7 +235,10 @@ class CheckpointStore:
 
     def _prune(self, latest: Path) -> None:
         """Remove what no rule keeps; one that cannot be removed is told, and does not spoil the save."""
-        sound = [path for path in self.list() if path.name not in self._damaged]
+        try:
+            sound = [path for path in self.list() if path.name not in self._damaged]
+        except CheckpointError as error:
+            return self._notes.append(str(error))
         place = (parse_name(latest.name) or ())[1:]
         replaced = [path for path in sound if path != latest and (parse_name(path.name) or ())[1:] == place]
         kept = [path for path in sound if path not in replaced]
@@ -241,6 +248,7 @@ class CheckpointStore:
                 remove_checkpoint(path, self._disk)
             except CheckpointError as error:
                 self._notes.append(str(error))
+        return None
 
     def _next_name(self, contents: Contents) -> str:
         place = (contents.update, contents.micro_batches)

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -332,3 +333,16 @@ def test_directories_that_cannot_be_synced(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", fsync)
     assert_same_contents(read_checkpoint(write_checkpoint(tmp_path / "x", contents(1))), contents(1))
     assert len(refused) == 2
+
+
+def test_no_more_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save is then made at once."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with CheckpointStore(tmp_path) as store:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        handle = store.save(contents(1))
+        assert handle.done
+        assert store.newest() == handle.wait()
