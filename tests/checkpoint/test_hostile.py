@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak import headers
 from support.forgery import DATA, forge, header, manifest, seal, sealed, tensor_file
 
 from multibackend.checkpoint import read_checkpoint, read_manifest, verify
@@ -346,3 +347,9 @@ def test_mutated_files(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     for place, value in edits:
         data[place % len(data)] = value
     only_typed(forge(tmp_path / "bad", {GROUP: bytes(data)}))
+
+
+def test_mutations(tmp_path: Path) -> None:
+    """Some of those of `python -m soak.headers`: refused, now and then read, and nothing else."""
+    counts = headers.run(tmp_path, 300, seed=2)
+    assert {what for what, count in counts.items() if count} == {"refused", "read"}

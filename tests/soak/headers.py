@@ -63,34 +63,41 @@ def mutated(text: bytes, rng: random.Random) -> bytes:
     return bytes(found)
 
 
+def run(folder: Path, count: int, *, seed: int) -> collections.Counter[str]:
+    """What came of each mutation, counted; "fault: ..." is what must not be."""
+    rng, counts = random.Random(seed), collections.Counter[str]()
+    head = tensor_file(header(), b"")[8:]
+    good = {GROUP: tensor_file(header())}
+    body = seal(manifest(good))[:-58]
+    tracemalloc.start()
+    for number in range(count):
+        if number % 2:
+            path = forge(folder / "x", {GROUP: tensor_file(mutated(head, rng), DATA)})
+        else:
+            path = forge(folder / "x", good, sealed(mutated(body, rng)))
+        tracemalloc.reset_peak()
+        try:
+            read_checkpoint(path)
+            counts["read"] += 1
+        except CheckpointError:
+            counts["refused"] += 1
+        except Exception as error:
+            counts[f"fault: {error!r}"] += 1
+        counts["fault: memory"] += tracemalloc.get_traced_memory()[1] > MOST_MEMORY
+    tracemalloc.stop()
+    counts["fault: outside"] += [path.name for path in folder.iterdir()] != ["x"]
+    return counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m soak.headers", description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng, counts, started = random.Random(options.seed), collections.Counter[str](), time.perf_counter()
-    head = tensor_file(header(), b"")[8:]
-    good = {GROUP: tensor_file(header())}
-    body = seal(manifest(good))[:-58]
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        tracemalloc.start()
-        for number in range(options.count):
-            if number % 2:
-                path = forge(Path(folder) / "x", {GROUP: tensor_file(mutated(head, rng), DATA)})
-            else:
-                path = forge(Path(folder) / "x", good, sealed(mutated(body, rng)))
-            tracemalloc.reset_peak()
-            try:
-                read_checkpoint(path)
-                counts["read"] += 1
-            except CheckpointError:
-                counts["refused"] += 1
-            except Exception as error:
-                counts[f"fault: {error!r}"] += 1
-            if tracemalloc.get_traced_memory()[1] > MOST_MEMORY:
-                counts["fault: memory"] += 1
-        outside = sorted(path.name for path in Path(folder).iterdir())
-    faults = sum(count for what, count in counts.items() if what.startswith("fault")) + (outside != ["x"])
+        counts = run(Path(folder), options.count, seed=options.seed)
+    faults = sum(count for what, count in counts.items() if what.startswith("fault"))
     print(*(f"{what:20} {count}" for what, count in counts.items()), sep="\n")
     print(f"{options.count} mutations, {faults} faults, {time.perf_counter() - started:.0f} s")
     sys.exit(1 if faults else 0)
