@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from multibackend.errors import CheckpointError
 __all__ = ["Disk", "explain"]
 
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the data in the drive's cache
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network and user-space file systems
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or keep fewer checkpoints",
     errno.EDQUOT: "the disk quota is used up; free some space, or keep fewer checkpoints",
@@ -61,6 +63,9 @@ class Disk:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.sync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_SYNC:
+                raise
         finally:
             os.close(descriptor)
 
@@ -84,7 +89,8 @@ class Disk:
         while missing and not missing[-1].parent.is_dir():
             missing.append(missing[-1].parent)
         for directory in reversed(missing):
-            directory.mkdir(exist_ok=True)
+            with suppress(FileExistsError):  # another process was quicker
+                self.make_directory(directory)
             self.sync_directory(directory.parent)
 
 

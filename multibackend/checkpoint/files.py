@@ -89,10 +89,7 @@ def read_checkpoint(directory: Path, *, most_bytes: int | None = None) -> Conten
     directory = Path(directory)
     with _opened(directory) as folder:
         manifest = _manifest(folder, directory)
-        limit = most_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        total = sum(entry.bytes for entry in manifest.files.values())
-        if total > limit:
-            raise CheckpointError(f"{directory}: its files have {total} bytes; {limit} are read", path=directory)
+        _check_total(manifest, directory, most_bytes)
         tensors = {
             name.removesuffix(SUFFIX): _tensors(folder, directory, name, entry)
             for name, entry in manifest.files.items()
@@ -100,15 +97,16 @@ def read_checkpoint(directory: Path, *, most_bytes: int | None = None) -> Conten
     return Contents(tensors, manifest.state, manifest.update, manifest.micro_batches, manifest.extra)
 
 
-def verify(directory: Path) -> Manifest:
+def verify(directory: Path, *, most_bytes: int | None = None) -> Manifest:
     """Check every byte of a checkpoint, in little memory, and return its manifest.
 
     Raises:
-        CheckpointError: as `read_checkpoint`.
+        CheckpointError: as `read_checkpoint`, whose `most_bytes` this is too.
     """
     directory = Path(directory)
     with _opened(directory) as folder:
         manifest = _manifest(folder, directory)
+        _check_total(manifest, directory, most_bytes)
         for name, entry in manifest.files.items():
             _scan(folder, directory, name, entry)
     return manifest
@@ -247,6 +245,19 @@ def _manifest(folder: int, directory: Path) -> Manifest:
                 file=name,
             )
     return manifest
+
+
+def _check_total(manifest: Manifest, directory: Path, most_bytes: int | None) -> None:
+    """A file can say that it is larger than the disk it lies on (a sparse one), and would be read for hours."""
+    limit = most_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = sum(entry.bytes for entry in manifest.files.values())
+    if total > limit:
+        raise CheckpointError(
+            f"{directory}: {MANIFEST} lists {total} bytes, more than the {limit} that are read here"
+            + ("" if most_bytes else " (this machine's memory)"),
+            path=directory,
+            file=MANIFEST,
+        )
 
 
 def _tensors(folder: int, directory: Path, name: str, entry: FileEntry) -> dict[str, np.ndarray]:

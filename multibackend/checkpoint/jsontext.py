@@ -16,12 +16,12 @@ import numpy as np
 
 __all__ = ["DEEPEST", "MOST_BYTES", "MOST_VALUES", "JSONTextError", "dump", "load", "plain"]
 
-MOST_BYTES = 8 * 2**20
-MOST_VALUES = 250_000  # a value costs up to about 200 bytes of memory while it is read
+MOST_BYTES = 6 * 2**20
+MOST_VALUES = 200_000  # a value costs up to about 200 bytes of memory while it is read
 DEEPEST = 64
 _LONGEST_INTEGER = 40  # characters; 128 bits with their sign
 _LARGEST_INTEGER = 2**128
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an open one to the end, else its quotes take for ever
 _NOT_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 

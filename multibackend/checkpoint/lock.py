@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -41,10 +40,14 @@ class Lock:
         except BaseException:
             os.close(self.descriptor)
             raise
+        self._release = weakref.finalize(self, os.close, self.descriptor)  # also if nobody closes the store
+        self._release.atexit = False
         _HELD.add(self)
 
     def check(self) -> None:
-        """Raise `CheckpointError` if the run directory is no longer the one that was locked."""
+        """Raise `CheckpointError` if the lock is not held, or the run directory is not the one it was taken on."""
+        if not self._release.alive:
+            raise CheckpointError(f"the lock of {self.path.parent} was given back: it is closed", path=self.path.parent)
         try:
             there = os.stat(self.path, follow_symlinks=False)
         except OSError as error:
@@ -61,9 +64,7 @@ class Lock:
 
     def release(self) -> None:
         """Let another writer in; the file stays, since removing it could let in two."""
-        if self in _HELD:
-            _HELD.discard(self)
-            os.close(self.descriptor)
+        self._release()
 
     def _take(self) -> None:
         try:
@@ -101,9 +102,7 @@ _HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
 def _forget() -> None:
     """In a forked child, such as a data loader's worker: it must not hold the lock on when the run is killed."""
     for lock in list(_HELD):
-        with contextlib.suppress(OSError):
-            os.close(lock.descriptor)
-        _HELD.discard(lock)
+        lock.release()
 
 
 os.register_at_fork(after_in_child=_forget)

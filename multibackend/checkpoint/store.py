@@ -132,8 +132,7 @@ class CheckpointStore:
         try:
             self._disk.make_directories(self._folder)
             self._clean()
-            self._names = {path.name for path in list_checkpoints(self.run_dir)}
-            self._metrics = {name: self._metric(name) for name in self._names} if keep_best else {}
+            self._metrics = {path.name: self._metric(path) for path in self.list()} if keep_best else {}
         except BaseException as error:
             self._lock.release()
             if isinstance(error, OSError):
@@ -154,15 +153,24 @@ class CheckpointStore:
         """
         self.check(wait=True)
         self._lock.check()
+        if not self._folder.is_dir():
+            raise CheckpointError(
+                f"{self._folder} has vanished: something removed it during the run", path=self.run_dir
+            )
+        extra = {name: value for name, value in contents.extra.items() if name != _METRIC}
         if metric is not None:
             value = float(metric) if math.isfinite(metric) else None  # JSON holds no other, and no rule ranks them
-            named = {"name": self.retention.best_metric, "value": value}
-            contents = replace(contents, extra={**contents.extra, _METRIC: named})
+            extra[_METRIC] = {"name": self.retention.best_metric, "value": value}
+        contents = replace(contents, extra=extra)
         handle = Handle(self._folder / self._next_name(contents))
         self._current = handle
         if background:
             # not a daemon: an exception elsewhere that ends the program does not cut off a save
-            threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint").start()
+            thread = threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint")
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter is about to end
+                self._run(handle, contents)
         else:
             self._run(handle, contents)
             self.check()
@@ -214,7 +222,6 @@ class CheckpointStore:
         path = handle.path
         try:
             write_checkpoint(path, contents, self._disk)
-            self._names.add(path.name)
             if self.retention.keep_best:
                 self._metrics[path.name] = _value(contents.extra, self.retention.best_metric)
             self._prune(path)
@@ -228,22 +235,25 @@ class CheckpointStore:
 
     def _prune(self, latest: Path) -> None:
         """Remove what no rule keeps; one that cannot be removed is told, and does not spoil the save."""
-        sound = [
-            self._folder / name for name in sorted(self._names - self._damaged, key=lambda name: parse_name(name) or ())
-        ]
+        try:
+            sound = [path for path in self.list() if path.name not in self._damaged]
+        except CheckpointError as error:
+            return self._notes.append(str(error))
         place = (parse_name(latest.name) or ())[1:]
         replaced = [path for path in sound if path != latest and (parse_name(path.name) or ())[1:] == place]
-        for path in [*replaced, *self.retention.surplus([p for p in sound if p not in replaced], self._metrics)]:
-            self._names.discard(path.name)
+        kept = [path for path in sound if path not in replaced]
+        for path in [*replaced, *self.retention.surplus(kept, self._metrics)]:
             self._metrics.pop(path.name, None)
             try:
                 remove_checkpoint(path, self._disk)
             except CheckpointError as error:
                 self._notes.append(str(error))
+        return None
 
     def _next_name(self, contents: Contents) -> str:
         place = (contents.update, contents.micro_batches)
-        newest = max((key for name in self._names if (key := parse_name(name))), default=None)
+        listed = self.list()
+        newest = parse_name(listed[-1].name) if listed else None
         if newest is None or place > newest[1:]:
             return checkpoint_name(*place, newest[0] if newest else 0)
         return checkpoint_name(*place, newest[0] + 1)
@@ -254,9 +264,9 @@ class CheckpointStore:
             if entry.name.startswith((SAVING, TRASH)) and entry.is_dir(follow_symlinks=False):
                 self._disk.remove_tree(Path(entry.path))
 
-    def _metric(self, name: str) -> float | None:
+    def _metric(self, path: Path) -> float | None:
         try:
-            return _value(read_manifest(self._folder / name).extra, self.retention.best_metric)
+            return _value(read_manifest(path).extra, self.retention.best_metric)
         except CheckpointError:
             return None  # whether it can be used is `newest`'s business
 

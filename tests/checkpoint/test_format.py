@@ -1,14 +1,16 @@
 """What is written comes back bit for bit, is plain safetensors and JSON, and loads for ever."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import xxhash
-from support.checkpoints import GOLDEN, assert_same_contents, contents, golden_contents
+from support.checkpoints import GOLDEN, assert_same_contents, assert_same_tensors, contents, golden_contents
 
 from multibackend.checkpoint import Contents, read_checkpoint, read_manifest, verify, write_checkpoint
 from multibackend.checkpoint.contents import checkpoint_name, parse_name
@@ -169,3 +171,15 @@ def test_names_of_directories() -> None:
         assert parse_name(other) is None
     with pytest.raises(CheckpointError, match="is no name for update 7"):
         write_checkpoint(Path("/nowhere/update-00000008"), contents(7))
+
+
+def test_the_documents_reader_reads() -> None:
+    """The program in `docs/checkpoint_format.md`, as it is printed there, on the golden checkpoint."""
+    text = (Path(__file__).parents[2] / "docs" / "checkpoint_format.md").read_text(encoding="utf-8")
+    (program,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def read(" in code]
+    names: dict[str, Any] = {}
+    exec(program, names)
+    manifest, groups = names["read"](GOLDEN)
+    assert manifest["state"] == golden_contents().state
+    for group, arrays in golden_contents().tensors.items():
+        assert_same_tensors(groups[group], arrays)

@@ -1,5 +1,6 @@
 """The checkpoints of a run: order, retention, the lock, background saves and what is left behind."""
 
+import gc
 import json
 import os
 import socket
@@ -330,3 +331,55 @@ def test_a_handle_does_not_change_contents(tmp_path: Path) -> None:
         path = store.save(mine, metric=0.5).wait()
     assert mine.extra == {}
     assert_same_contents(read_checkpoint(path), replace(mine, extra={"metric": {"name": "loss", "value": 0.5}}))
+
+
+def test_a_metric_is_of_its_own_checkpoint(tmp_path: Path) -> None:
+    """What was read with one and is saved without has none."""
+    options: dict[str, Any] = {"keep_last": 1, "keep_best": 1, "best_metric": "loss"}
+    with CheckpointStore(tmp_path, **options) as store:
+        found = read_checkpoint(store.save(contents(1), metric=0.5).wait())
+        store.save(replace(contents(2), extra=found.extra)).wait()
+        save_all(store, 3)
+        assert names(store) == ["update-00000001", "update-00000003"]
+
+
+def test_a_closed_store(tmp_path: Path) -> None:
+    """It refuses to save; closing again does nothing. One that is dropped without closing gives its lock back."""
+    store = CheckpointStore(tmp_path)
+    store.close()
+    store.close()
+    with pytest.raises(CheckpointError, match="it is closed"):
+        store.save(contents(1))
+    store = CheckpointStore(tmp_path)
+    del store
+    gc.collect()
+    CheckpointStore(tmp_path).close()
+
+
+def test_a_forked_child_cannot_save(tmp_path: Path) -> None:
+    """The lock stays with the parent, who goes on."""
+    code = f"""
+import os
+from support.checkpoints import contents
+from multibackend.checkpoint import CheckpointStore
+from multibackend.errors import CheckpointError
+store = CheckpointStore({str(tmp_path)!r})
+child = os.fork()
+if child == 0:
+    try:
+        store.save(contents(1))
+    except CheckpointError:
+        os._exit(7)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+try:
+    CheckpointStore({str(tmp_path)!r})
+except CheckpointError as error:
+    assert "this very process" in str(error)
+else:
+    raise SystemExit("the lock is gone")
+store.save(contents(2)).wait()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
