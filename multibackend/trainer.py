@@ -19,13 +19,7 @@ from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_m
 from multibackend.checkpoint import write_checkpoint
 from multibackend.driver import Driver
 from multibackend.errors import BatchStatisticsWarning, CapabilityError
-from multibackend.evaluation import (
-    EvaluationPlan,
-    evaluate,
-    evaluation_size,
-    evaluation_source,
-    plan_evaluations,
-)
+from multibackend.evaluation import EvaluationPlan, evaluate, evaluation_size, evaluation_source, plan_evaluations
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.goal import Goal
@@ -147,8 +141,8 @@ class Trainer:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
 
         Args:
-            updates, epochs: where the run ends; give one of them,
-            micro_batches: or this, which may lie in the middle of a window. The next `fit` goes on there.
+            updates, epochs, micro_batches: where the run ends; give one of them. Micro-batches may end inside a window,
+                where the next `fit` goes on.
             evaluate_every: evaluate on `eval_data` after every so many updates of the run, and at its end.
             evaluate_ema: evaluate the moving average instead of the parameters.
             best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what early stopping
@@ -261,7 +255,7 @@ class Trainer:
             self._saver.save(place, lambda: take(self._parts, self._books), metric, last=last)
 
     def save(self, path: str | Path) -> Path:
-        """Write a checkpoint of the run as it stands, also in the middle of a window, to a directory that is not there.
+        """Write a checkpoint of the run as it stands, also inside a window, to a directory that is not there.
 
         Raises:
             CheckpointError: it cannot be written; the message says why.

@@ -77,11 +77,13 @@ def test_cut_at_every_micro_batch(options: str, strategy: str, tmp_path: Path) -
     strategies = {"torch": "auto", "jax": strategy}
     straight = {name: mb.Trainer(given, name, strategy=strategies[name]) for name in BACKENDS}
     start = straight["torch"].snapshot().parameters
-    goers: dict[str, mb.Trainer] = {}
     for name in BACKENDS:
         straight[name].load_parameters(start)
     results = {name: straight[name].fit(micro_batches=MICRO_BATCHES) for name in BACKENDS}
+    histories = {name: columns(results[name]) for name in BACKENDS}
+    ends = {name: straight[name].snapshot() for name in BACKENDS}
     assert (len(results["torch"].skipped) > 0) == (options.startswith("schedule") or options == "fp16")
+    goers = straight  # each is put back again and again, which spares a compilation each time
     for writer in BACKENDS:
         cut = mb.Trainer(given, writer, strategy=strategies[writer])
         cut.load_parameters(start)
@@ -89,19 +91,17 @@ def test_cut_at_every_micro_batch(options: str, strategy: str, tmp_path: Path) -
             cut.fit(micro_batches=done)
             path = cut.save(tmp_path / f"{writer}-{done}")
             for reader in BACKENDS:
-                if reader in goers:
-                    put_back(goers[reader]._parts, open_run(path))
-                else:
-                    goers[reader] = mb.Trainer.resume(path, given, reader, strategy=strategies[reader])
+                put_back(goers[reader]._parts, open_run(path))
                 result = goers[reader].fit(micro_batches=MICRO_BATCHES)
-                assert result.skipped == results[reader].skipped
                 if reader == writer:
-                    assert_snapshots_identical(goers[reader].snapshot(), straight[reader].snapshot())
-                    assert_bit_identical(columns(result), columns(results[reader]), what=f"history, cut at {done}")
-                elif given.precision == "float64":
-                    assert_snapshots_match(goers[reader].snapshot(), straight[reader].snapshot(), FEW_UPDATES_RESUMED)
+                    assert result.skipped == results[reader].skipped
+                    assert_snapshots_identical(goers[reader].snapshot(), ends[reader])
+                    assert_bit_identical(columns(result), histories[reader], what=f"history, cut at {done}")
+                elif given.precision == "float64":  # in fp16 windows may overflow on one backend only
+                    assert result.skipped == results[reader].skipped
+                    assert_snapshots_match(goers[reader].snapshot(), ends[reader], FEW_UPDATES_RESUMED)
         cut.fit(micro_batches=MICRO_BATCHES)
-        assert_snapshots_identical(cut.snapshot(), straight[writer].snapshot())
+        assert_snapshots_identical(cut.snapshot(), ends[writer])
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32"])
@@ -141,7 +141,7 @@ def test_evaluation_and_early_stopping_go_on(tmp_path: Path) -> None:
     words: dict[str, Any] = {"updates": 60, "evaluate_every": 2, "keep_best": True}
 
     def fit(trainer: mb.Trainer) -> mb.FitResult:
-        return trainer.fit(**words, early_stopping=mb.EarlyStopping(metric="mae", patience=4))
+        return trainer.fit(**words, early_stopping=mb.EarlyStopping(metric="mean_absolute_error", patience=4))
 
     expected = fit(mb.Trainer(given, "torch"))
     assert expected.stopped is not None
