@@ -159,12 +159,12 @@ class Driver:
         self.abandon()
         if stop < window.size:
             self._check_interruptible()
-            native = program.accumulate(state, window.placed, window.native, window.done, stop)  # type: ignore[attr-defined]
+            native = program.run_part(state, window.placed, window.native, window.done, stop)  # type: ignore[attr-defined]
             self._open = _Open(window.stack, window.placed, stop, native)
         else:
             rates = self._rates(1)
             if window.done:
-                done = program.close(state, window.placed, window.native, window.done, rates)  # type: ignore[attr-defined]
+                done = program.run_rest(state, window.placed, window.native, window.done, rates)  # type: ignore[attr-defined]
             else:
                 done = program.run(state, window.placed, rates)
             self.state, results = done

@@ -308,14 +308,14 @@ class Interruptible(Protocol):
     An open window is the backend's own; `placed` holds that window alone. The state is the one before it throughout.
     """
 
-    def accumulate(self, state: Any, placed: Any, opened: Any | None, start: int, stop: int) -> Any:
+    def run_part(self, state: Any, placed: Any, opened: Any | None, start: int, stop: int) -> Any:
         """The window with its micro-batches from index `start` to `stop` - 1 added; None is one that has not begun.
 
         The state stays usable, the open window that was passed does not.
         """
         ...
 
-    def close(self, state: Any, placed: Any, opened: Any, start: int, rates: Rates) -> tuple[Any, Any]:
+    def run_rest(self, state: Any, placed: Any, opened: Any, start: int, rates: Rates) -> tuple[Any, Any]:
         """Run the micro-batches from index `start` on and make the update: the bits that `run` would have given."""
         ...
 

@@ -69,14 +69,14 @@ class JaxProgram:
         with self._precision.scope():
             return self._execution.run(state, placed, rates)
 
-    def accumulate(
+    def run_part(
         self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
     ) -> OpenWindow:
         with self._precision.scope():
             carry = None if opened is None else opened.carry
             return OpenWindow(stop, self._execution.accumulate(state, placed, carry, Bounds(start, stop)))
 
-    def close(
+    def run_rest(
         self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
     ) -> tuple[TrainState, Any]:
         with self._precision.scope():

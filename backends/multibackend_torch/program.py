@@ -119,7 +119,7 @@ class TorchProgram:
             self.windows_per_dispatch = int(max(1, min(windows, _MOST_WINDOWS)))
         return state, rows
 
-    def accumulate(
+    def run_part(
         self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
     ) -> OpenWindow:
         state.module.train()
@@ -127,7 +127,7 @@ class TorchProgram:
         with self._inside(placed) as micro_batches:
             return add(state, window, micro_batches, self._forward, self._experiment, self._randomness.stamp, stop)
 
-    def close(
+    def run_rest(
         self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
     ) -> tuple[TrainState, list[WindowRow]]:
         state.module.train()
