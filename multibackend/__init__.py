@@ -15,11 +15,13 @@ from multibackend.stopping import EarlyStopping
 
 if TYPE_CHECKING:
     from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
+    from multibackend.resuming.saving import Checkpointing
     from multibackend.trainer import FitResult, Trainer
 
 __all__ = [
     "AccumulationReport",
     "BackendInfo",
+    "Checkpointing",
     "CompareReport",
     "EarlyStopping",
     "EffectiveBatch",
@@ -46,6 +48,7 @@ __all__ = [
 # what runs an experiment rather than describes it: imported when it is first asked for, a quarter of the import
 _LATER = {
     "AccumulationReport": "multibackend.parity",
+    "Checkpointing": "multibackend.resuming.saving",
     "CompareReport": "multibackend.parity",
     "FitResult": "multibackend.trainer",
     "Trainer": "multibackend.trainer",

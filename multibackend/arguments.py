@@ -7,6 +7,7 @@ from typing import Any
 
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
+from multibackend.goal import Goal
 from multibackend.stopping import EarlyStopping
 from multibackend.validation import Problems
 
@@ -39,17 +40,23 @@ def check_ema(experiment: Experiment) -> None:
         )
 
 
-def check_goal(updates: Any, epochs: Any, evaluate_ema: Any, keep_best: Any, early_stopping: Any) -> int:
-    """The number of updates or epochs that `fit` was given; raises `ConfigurationError` with every problem."""
+def check_goal(
+    updates: Any, epochs: Any, micro_batches: Any, evaluate_ema: Any, keep_best: Any, early_stopping: Any
+) -> Goal:
+    """The goal that `fit` was given; raises `ConfigurationError` with every problem."""
     problems = Problems("fit")
-    if (updates is None) == (epochs is None):
-        problems.add(f"give either updates= or epochs=, got updates={updates!r} and epochs={epochs!r}")
-    for name, value in (("updates", updates), ("epochs", epochs)):
-        if value is not None:
-            problems.integer(name, value, minimum=0)
+    goals = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
+    given = {name: value for name, value in goals.items() if value is not None}
+    if len(given) != 1:
+        problems.add(
+            f"give either updates= or epochs= (or micro_batches=), got updates={updates!r} and epochs={epochs!r}"
+            + (f" and micro_batches={micro_batches!r}" if micro_batches is not None else "")
+        )
+    for name, value in given.items():
+        problems.integer(name, value, minimum=0)
     problems.boolean("evaluate_ema", evaluate_ema)
     problems.boolean("keep_best", keep_best)
     if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
         problems.add(f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}", wrong_type=True)
     problems.raise_if_any()
-    return int(updates if updates is not None else epochs)
+    return Goal(**{name: int(value) for name, value in given.items()})

@@ -10,17 +10,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from multibackend.errors import MultibackendError
+from multibackend.errors import Interrupted, MultibackendError
 
 if TYPE_CHECKING:
     from multibackend.experiment import Experiment
     from multibackend.loading import ExperimentFile
+    from multibackend.resuming.saving import Checkpointing
 
 __all__ = ["main"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
 _SHARED = ("updates", "epochs", "precision", "ema_decay")
+_REMEMBERED = (
+    "backend",
+    "precision",
+    "ema_decay",
+    "device",
+    "strategy",
+    "evaluate_every",
+    "updates",
+    "epochs",
+    "save_every",
+    "save_seconds",
+    "keep_last",
+    "keep_every",
+)
 _BACKEND = "the backend (default: %(default)s)"
 
 
@@ -31,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.line = shlex.join(["multibackend", *given])
     try:
         return options.run(options, rest)
+    except Interrupted as ended:  # which has said how to go on
+        return int(ended.code or 1)
     except MultibackendError as error:
         print(f"multibackend {options.command}: {error}", file=sys.stderr)
         return 2
@@ -48,9 +65,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", help="write the log and the weights to this directory")
     train.add_argument("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when")
     train.add_argument("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--updates", type=int, help="how many updates the run makes")
-    length.add_argument("--epochs", type=int, help="how many epochs the run makes")
+    train.add_argument("--resume", default="never", help="go on from --run-dir: never, auto (if it can) or must")
+    _add_training(train)
+
+    resume = _command(commands, "resume", _resume, "go on with a run that was stopped or killed")
+    resume.add_argument("--backend", default=None, help="another backend than before")
+    resume.add_argument(
+        "--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved"
+    )
+    resume.add_argument("--ema-decay", type=float, help=argparse.SUPPRESS)
+    resume.add_argument("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
+    _add_training(resume)
 
     compare = _command(commands, "compare", _compare, "train on two backends and compare; exit 1 if they differ")
     compare.add_argument("--backends", default="torch,jax", help="two names (default: %(default)s)")
@@ -80,17 +105,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `resume` have in common."""
+    parser.add_argument("--save-every", type=int, metavar="N", help="save after every N-th update")
+    parser.add_argument("--save-seconds", type=float, metavar="S", help="save every S seconds (default: 600)")
+    parser.add_argument("--keep-last", type=int, metavar="N", help="how many checkpoints stay (default: 3)")
+    parser.add_argument("--keep-every", type=int, metavar="N", help="those of every N-th update stay for good")
+    parser.add_argument("--may-differ", action="append", metavar="NAME", help="what may be another than was saved")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--updates", type=int, help="how many updates the run makes")
+    length.add_argument("--epochs", type=int, help="how many epochs the run makes")
+
+
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace, list[str]], int], text: str
 ) -> argparse.ArgumentParser:
     """A command on an experiment file. Flags that it does not know go to the file's experiment()."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False, add_help=False)
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a Python file with a function experiment(...)")
+    if name == "resume":
+        parser.add_argument("file", nargs="?", metavar="RUN_DIR", help="the directory that train --run-dir wrote")
+    else:
+        parser.add_argument("file", nargs="?", metavar="FILE", help="a Python file with a function experiment(...)")
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
     parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
-    if name in ("train", "evaluate"):
+    if name in ("train", "evaluate", "resume"):
         parser.add_argument("--device", help="override the backend's default device")
-        parser.add_argument("--strategy", default="auto", help="how a window executes (default: %(default)s)")
+        strategy = None if name == "resume" else "auto"
+        parser.add_argument("--strategy", default=strategy, help="how a window executes (default: %(default)s)")
     parser.set_defaults(run=run, parser=parser)
     return parser
 
@@ -118,6 +159,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
 
     from multibackend.reporting.progress import ProgressBar  # noqa: PLC0415
     from multibackend.reporting.tables import print_metrics  # noqa: PLC0415
+    from multibackend.runfile import RunFile  # noqa: PLC0415
     from multibackend.trainer import Trainer  # noqa: PLC0415
     from multibackend.weights import save_weights  # noqa: PLC0415
 
@@ -130,7 +172,13 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         device=options.device,
         callbacks=[ProgressBar(console)],
         strategy=options.strategy,
+        checkpointing=_checkpointing(options),
+        resume=options.resume,
+        may_differ=options.may_differ or (),
     )
+    if options.run_dir is not None:
+        remembered = {name: value for name in _REMEMBERED if (value := getattr(options, name)) is not None}
+        RunFile(file.path.resolve(), tuple(rest), remembered).write(Path(options.run_dir))
     updates = file.updates if options.updates is None and options.epochs is None else options.updates
     result = trainer.fit(updates=updates, epochs=options.epochs, evaluate_every=options.evaluate_every)
     if result.history:
@@ -152,6 +200,37 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if file.after is not None:
         file.after(trainer)
     return 0
+
+
+def _checkpointing(options: argparse.Namespace) -> Checkpointing:
+    from multibackend.resuming.saving import Checkpointing  # noqa: PLC0415
+
+    named = {
+        "every": options.save_every,
+        "every_seconds": options.save_seconds,
+        "keep_last": options.keep_last,
+        "keep_every": options.keep_every,
+    }
+    return Checkpointing(**{name: value for name, value in named.items() if value is not None})
+
+
+def _resume(options: argparse.Namespace, rest: list[str]) -> int:
+    """As `train` was called, with what is given now in place of what was given then."""
+    from multibackend.runfile import RunFile  # noqa: PLC0415
+
+    if options.help or options.file is None:
+        options.parser.print_help()
+        return 0 if options.help else 2
+    run_dir = Path(options.file)
+    told = RunFile.read(run_dir, options.moved)
+    given = {name: value for name in _REMEMBERED if (value := getattr(options, name)) is not None}
+    then = dict(told.options)
+    if "updates" in given or "epochs" in given:
+        then = {name: value for name, value in then.items() if name not in ("updates", "epochs")}
+    for name in _REMEMBERED:
+        setattr(options, name, given.get(name, then.get(name)))
+    options.file, options.run_dir, options.resume = told.file, run_dir, "auto"
+    return _train(options, [*told.flags, *rest])
 
 
 def _compare(options: argparse.Namespace, rest: list[str]) -> int:
@@ -180,16 +259,20 @@ def _compare(options: argparse.Namespace, rest: list[str]) -> int:
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from rich.console import Console  # noqa: PLC0415
 
+    from multibackend.checkpoint import list_checkpoints  # noqa: PLC0415
     from multibackend.errors import ConfigurationError  # noqa: PLC0415
     from multibackend.reporting.tables import print_metrics  # noqa: PLC0415
     from multibackend.trainer import Trainer  # noqa: PLC0415
-    from multibackend.weights import load_weights  # noqa: PLC0415
+    from multibackend.weights import load_checkpoint, load_weights  # noqa: PLC0415
 
     _, experiment = _load(options, rest)
     if options.weights is None and options.run_dir is None:
         raise ConfigurationError("evaluate", ["give the weights: --run-dir DIR as passed to train, or --weights FILE"])
     trainer = Trainer(experiment, options.backend, device=options.device, strategy=options.strategy)
-    load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
+    if options.weights is None and list_checkpoints(options.run_dir):
+        load_checkpoint(trainer, options.run_dir)
+    else:
+        load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
     print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
     return 0
 

@@ -10,11 +10,15 @@ MultibackendError
 ├── DataError                   (ValueError)   the data do not fit the experiment
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
+├── CheckpointError                            a checkpoint cannot be written, or is not one that can be trusted
+│   └── ResumeError             (ValueError)   the experiment does not fit the checkpoint; lists every difference
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
 
 BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
+Interrupted                     (SystemExit)   a signal ended the run, which was saved
+CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
 """
 
 from __future__ import annotations
@@ -26,16 +30,20 @@ __all__ = [
     "BackendNotInstalledError",
     "BatchStatisticsWarning",
     "CapabilityError",
+    "CheckpointError",
+    "CheckpointWarning",
     "ConfigurationError",
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "Interrupted",
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
     "OutOfMemoryError",
     "PackageNotInstalledError",
     "ParameterMatchError",
+    "ResumeError",
 ]
 
 
@@ -86,6 +94,38 @@ class ExperimentFileError(MultibackendError, ValueError):
     """A file or object does not define a usable `experiment` function."""
 
 
+class CheckpointError(MultibackendError):
+    """A checkpoint could not be written, or one that was read is damaged, hostile or of a newer format.
+
+    `path` is the checkpoint or run directory, `file` the name of the file in it that is at fault, if one is. What was
+    saved before is untouched.
+    """
+
+    def __init__(self, message: str, *, path: object = None, file: str | None = None) -> None:
+        self.path = None if path is None else str(path)
+        self.file = file
+        super().__init__(message)
+
+
+class ResumeError(CheckpointError, ValueError):
+    """An experiment does not fit the checkpoint that it should go on from. `differences` has one sentence for each."""
+
+    def __init__(self, message: str, differences: Sequence[str]) -> None:
+        self.differences = tuple(differences)
+        super().__init__(message)
+
+
+class Interrupted(SystemExit, KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ended `fit` of a run with a run directory, after the window and with everything saved.
+
+    Uncaught it ends the process with the code that a shell would give: 143 or 130. `message` says how to go on.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message = message
+        super().__init__(code)
+
+
 class NonFiniteError(MultibackendError, ArithmeticError):
     """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
 
@@ -120,3 +160,7 @@ class MatchError(MultibackendError, AssertionError):
 
 class BatchStatisticsWarning(UserWarning):
     """A model takes batch statistics from micro-batches that are small; given once per run, at its first `fit`."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was passed over because it is damaged, or an old one could not be removed."""

@@ -107,6 +107,7 @@ class EvaluationPlan:
 
     Attributes:
         due: the update after which the next evaluation is made, a multiple of `every`.
+        metric, mode: decide which is the best.
         made: the evaluations so far.
         best: of them.
     """
@@ -114,7 +115,7 @@ class EvaluationPlan:
     def __init__(
         self, every: int, metric: str, mode: str, parameters: Callable[[], dict[str, np.ndarray]] | None
     ) -> None:
-        self._every, self._metric, self._mode, self._parameters = every, metric, mode, parameters
+        self._every, self.metric, self.mode, self._parameters = every, metric, mode, parameters
         self.due = 0
         self.made: list[Evaluation] = []
         self.best: BestValue | None = None
@@ -123,14 +124,18 @@ class EvaluationPlan:
         """Plan the next evaluation, update number `update` having been made."""
         self.due = update - update % self._every + self._every
 
+    def made_at(self, update: int) -> bool:
+        """Whether the newest evaluation was made after update number `update`."""
+        return bool(self.made) and self.made[-1].update == update
+
     def enter(self, update: int, metrics: Mapping[str, Any]) -> None:
         """Enter an evaluation after update number `update`."""
         self.made.append(Evaluation(update, metrics))
         self.go_on(update)
-        value = float(metrics[self._metric])
-        if improves(value, None if self.best is None else self.best.value, self._mode):
+        value = float(metrics[self.metric])
+        if improves(value, None if self.best is None else self.best.value, self.mode):
             kept = None if self._parameters is None else self._parameters()
-            self.best = BestValue(update, value, self._metric, self._mode, kept)
+            self.best = BestValue(update, value, self.metric, self.mode, kept)
 
 
 def plan_evaluations(

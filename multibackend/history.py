@@ -92,6 +92,10 @@ class History(Sequence[UpdateRecord]):
             self._parts[name].append(columns[name])
         self._length += len(columns["update"])
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every column, by name; `extend(**arrays)` of an empty history makes it this one."""
+        return {name: self[name] for name in self.columns}
+
     def __len__(self) -> int:
         return self._length
 

@@ -49,6 +49,8 @@ class Ledger:
 
     Attributes:
         update: updates that are known to have been made.
+        micro_batches: of the windows that were read, whether they made an update or not.
+        idle_examples: in windows skipped since the last update.
         history: a record for each.
         skipped: windows that made none.
         rates: the learning rate by update.
@@ -58,10 +60,11 @@ class Ledger:
 
     def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: events.Broadcast) -> None:
         self._experiment, self._program, self._feed, self._emit = experiment, program, feed, emit
-        self._unread: deque[tuple[WindowStack, Any]] = deque()
+        self._unread: deque[tuple[WindowStack, Any, np.ndarray]] = deque()
         self._last_read = time.perf_counter()
-        self._idle_examples = 0  # in windows skipped since the last update
+        self.idle_examples = 0
         self.update = 0
+        self.micro_batches = 0
         terms = experiment.loss_terms
         self.history = History(term_name(name, len(terms)) for name in terms if len(terms) > 1)
         self.rates = RateTable(_learning_rate(experiment))
@@ -76,11 +79,16 @@ class Ledger:
 
     @property
     def unread_windows(self) -> int:
-        return sum(len(stack) for stack, _ in self._unread)
+        return sum(len(stack) for stack, _, _ in self._unread)
+
+    @property
+    def expected_micro_batches(self) -> int:
+        """Micro-batches handed to the device in whole windows."""
+        return self.micro_batches + sum(int(sizes.sum()) for _, _, sizes in self._unread)
 
     def add(self, stack: WindowStack, results: Any) -> None:
         """Enter windows that were handed to the device; their data are not kept."""
-        self._unread.append((replace(stack, fields={}, ragged=None), results))
+        self._unread.append((replace(stack, fields={}, ragged=None), results, stack.sizes))
 
     def read_if_due(self) -> None:
         """At intervals read all but the newest results, with which the device may still be busy."""
@@ -97,13 +105,15 @@ class Ledger:
             self._read()
 
     def _read(self) -> None:
-        stack, unread = self._unread.popleft()
+        stack, unread, sizes = self._unread.popleft()
         results = self._program.read(unread)
         bad = ~results.finite & ~results.overflowed
         failed = np.flatnonzero(bad) if self._experiment.on_nonfinite == "raise" else []
         if len(failed):
             self._unread.clear()  # nothing from the failed window on was applied
+            self.micro_batches += int(sizes[: failed[0]].sum())
             self._raise(stack, results, int(failed[0]))
+        self.micro_batches += int(sizes.sum())
         skipped, columns = self._enter_skipped(stack, results, len(stack)), self._enter(stack, results)
         over = self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch
         self._tell(skipped, columns, stack.start.epoch if over else None)
@@ -162,9 +172,9 @@ class Ledger:
     def _check_progress(self, stack: WindowStack, results: WindowResults) -> None:
         # each overflow halves the loss scale, so some of them are progress too
         progress = results.applied.any() or results.overflowed.any()
-        self._idle_examples = 0 if progress else self._idle_examples + int(stack.examples.sum())
+        self.idle_examples = 0 if progress else self.idle_examples + int(stack.examples.sum())
         epoch = self._feed.examples  # of a stream unknown until its end
-        if epoch is not None and self._idle_examples >= epoch:
+        if epoch is not None and self.idle_examples >= epoch:
             raise DataError(
                 f"no window of a whole epoch made an update, so the run would never end; the last {len(self.skipped)} "
                 f"windows were skipped, the last because it was {self.skipped[-1].reason} (nonfinite: its gradient is "

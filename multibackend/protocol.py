@@ -26,6 +26,8 @@ __all__ = [
     "Backend",
     "BackendPlugin",
     "EvaluationSums",
+    "HalfWindow",
+    "Interruptible",
     "MemoryAware",
     "Program",
     "Rates",
@@ -159,6 +161,32 @@ class Snapshot:
     ema: Arrays = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class HalfWindow:
+    """A window of which some micro-batches have run, on the host, in canonical names and layouts.
+
+    The `Snapshot` beside it is the state before the window.
+
+    Attributes:
+        done: micro-batches that have run.
+        accumulator: the sum of their gradients by parameter, times the loss scale in fp16; a parameter that none of
+            them used may be absent.
+        model_state: BatchNorm statistics and the like as those micro-batches left them.
+        totals: [rows, terms], sums of losses, to be multiplied by `factors` and then added. A backend that adds on the
+            device has one row, another one a row per micro-batch.
+        factors: float64 [rows, terms].
+        weights: float64 [rows, terms], the sums of the weights that only the model's run told; [0, terms] where they
+            are known from the data.
+    """
+
+    done: int
+    accumulator: Arrays
+    model_state: Arrays
+    totals: np.ndarray
+    factors: np.ndarray
+    weights: np.ndarray
+
+
 class Program(Protocol):
     """An experiment made executable on one device. States and what `place` returns are the backend's own.
 
@@ -270,6 +298,33 @@ class MemoryAware(Protocol):
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Whether an error is the framework's way to say that a device has no memory left."""
+        ...
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """What a program may offer besides `Program`: to stop in the middle of a window and go on, bit for bit.
+
+    An open window is the backend's own; `placed` holds that window alone. The state is the one before it throughout.
+    """
+
+    def run_part(self, state: Any, placed: Any, opened: Any | None, start: int, stop: int) -> Any:
+        """The window with its micro-batches from index `start` to `stop` - 1 added; None is one that has not begun.
+
+        The state stays usable, the open window that was passed does not.
+        """
+        ...
+
+    def run_rest(self, state: Any, placed: Any, opened: Any, start: int, rates: Rates) -> tuple[Any, Any]:
+        """Run the micro-batches from index `start` on and make the update: the bits that `run` would have given."""
+        ...
+
+    def snapshot_window(self, state: Any, opened: Any) -> HalfWindow:
+        """Copy an open window to the host."""
+        ...
+
+    def restore_window(self, state: Any, placed: Any, half: HalfWindow) -> Any:
+        """An open window from its copy, also from that of another backend."""
         ...
 
 

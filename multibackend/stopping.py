@@ -84,6 +84,19 @@ class EarlyStopping:
         problems.choice("mode", self.mode, MODES)
         problems.raise_if_any()
 
+    @property
+    def remembered(self) -> tuple[float, float, float]:
+        """(best value, its update, evaluations since): what a run that goes on after a stop must be given back. The
+        first two are NaN before there is a best one.
+        """
+        value, update = (math.nan, math.nan) if self._best is None else self._best
+        return value, float(update), float(self._waited)
+
+    @remembered.setter
+    def remembered(self, given: tuple[float, float, float]) -> None:
+        value, update, waited = given
+        self._best, self._waited = None if math.isnan(value) else (value, int(update)), int(waited)
+
     def __call__(self, event: Event) -> Stop | None:
         if isinstance(event, FitStarted):
             self._best, self._waited = None, 0

@@ -6,7 +6,6 @@ import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +15,30 @@ from multibackend import events
 from multibackend.arguments import check_arguments, check_ema, check_goal
 from multibackend.autobatch import memory_errors, resolve
 from multibackend.batch_statistics import SMALL_MICRO_BATCH, small_micro_batch_message
-from multibackend.errors import BatchStatisticsWarning, CapabilityError, NonFiniteError
-from multibackend.evaluation import (
-    Evaluation,
-    EvaluationPlan,
-    evaluate,
-    evaluation_size,
-    evaluation_source,
-    plan_evaluations,
-)
+from multibackend.checkpoint import write_checkpoint
+from multibackend.driver import Driver
+from multibackend.errors import BatchStatisticsWarning, CapabilityError
+from multibackend.evaluation import EvaluationPlan, evaluate, evaluation_size, evaluation_source, plan_evaluations
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
-from multibackend.history import History, SkippedWindow
-from multibackend.ledger import MOST_UNREAD, Ledger
+from multibackend.goal import Goal
+from multibackend.ledger import Ledger
 from multibackend.matched import with_arrays
-from multibackend.protocol import Program, Rates, Snapshot
+from multibackend.protocol import Snapshot
 from multibackend.recompute import batch_norm_layers, check_recomputable, cut
 from multibackend.registry import load_backend
 from multibackend.reporting.jsonl import JsonLog
-from multibackend.stopping import BestValue, EarlyStopping
-from multibackend.windows import Position
+from multibackend.result import FitResult
+from multibackend.resuming.books import Books
+from multibackend.resuming.going_on import RunParts, adapted, compile_alike, open_run, put_back, starting_state, take
+from multibackend.resuming.interrupts import Watch
+from multibackend.resuming.saving import DEFAULT_RULES, Checkpointing, Place, Saver, check_resuming
+from multibackend.resuming.state import RunState, to_contents
+from multibackend.stopping import EarlyStopping
 
 __all__ = ["FitResult", "Trainer"]
 
-
-@dataclass(frozen=True)
-class FitResult:
-    """What `fit` gives back.
-
-    Attributes:
-        history: a record per update, from the beginning of the run.
-        skipped: the windows that made no update.
-        updates: made since the beginning of the run.
-        epochs: finished since the beginning of the run.
-        seconds: spent in this call of `fit`.
-        evaluations: that this call made, `fit(evaluate_every=...)`.
-        best: of them.
-        stopped: the reason where a listener, such as `EarlyStopping`, ended the run.
-    """
-
-    history: History
-    skipped: tuple[SkippedWindow, ...]
-    updates: int
-    epochs: int
-    seconds: float
-    evaluations: tuple[Evaluation, ...] = ()
-    best: BestValue | None = None
-    stopped: str | None = None
+Stoppers = Sequence[EarlyStopping]
 
 
 class Trainer:
@@ -71,7 +47,7 @@ class Trainer:
     Args:
         experiment: what to train.
         backend: a name from `multibackend.list_backends()`.
-        run_dir: a directory for the log, `log.jsonl`; created if need be. None writes no files.
+        run_dir: a directory for the log, `log.jsonl`, and the checkpoints; created if need be. None writes no files.
         device: a name from the backend's devices; its first one unless given.
         callbacks: functions that are called with each event of `multibackend.events`; each may end the run.
         strategy: how a window executes, one of the backend's strategies; "auto" chooses. Never visible in the result.
@@ -80,6 +56,12 @@ class Trainer:
             same bits. None does where it can pay, see `multibackend.feed.Feed`; pass False for data that may be read
             by one thread only, or that draw from the framework's own random numbers. Only where every window has the
             same number of micro-batches.
+        checkpointing: when the run is saved in `run_dir`, and which checkpoints stay; None for never. While it is
+            saved, SIGTERM and Ctrl-C during `fit` finish the window, save, and raise `Interrupted`.
+        resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto": go on from the
+            newest valid one, if there is one; "must": there has to be one. Damaged ones are passed over with a warning.
+        may_differ: what may be another than in the checkpoint, by the names that a refusal lists, such as
+            "learning_rate" or "data length".
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
     `trainer.experiment` has the number.
@@ -104,8 +86,15 @@ class Trainer:
         strategy: str = "auto",
         windows_per_dispatch: int | None = None,
         read_ahead: bool | None = None,
+        checkpointing: Checkpointing | None = DEFAULT_RULES,
+        resume: str | RunState = "never",
+        may_differ: Sequence[str] = (),
     ) -> None:
         check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
+        directory = None if run_dir is None else Path(run_dir)
+        check_resuming(directory, checkpointing, resume)
+        run = starting_state(None if checkpointing is None else directory, resume)
+        experiment = experiment if run is None else adapted(experiment, run)
         native = self._native = load_backend(backend)
         how: dict[str, Any] = {
             "device": device,
@@ -113,18 +102,26 @@ class Trainer:
             "windows_per_dispatch": None if windows_per_dispatch is None else int(windows_per_dispatch),
         }
         experiment, self.micro_batch = resolve(experiment, native, **how)
-        self.experiment, self.backend = experiment, backend
+        self.backend = backend
         self.device = native.devices()[0] if device is None else device
         self._feed = Feed(experiment, read_ahead=read_ahead)
         with memory_errors(native, experiment):
-            self.program: Program = native.compile(experiment, example=self._feed.example(), **how)
+            experiment, self.program = compile_alike(native, experiment, run, self._feed.example(), how)
             self._feed.check(self._feed.example(), self.program.output_shape)
-            self._state = self.program.init()
-        log = [JsonLog(Path(run_dir))] if run_dir is not None else []
+        self.experiment: Experiment = experiment
+        log = [JsonLog(directory)] if directory is not None else []
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
         self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
         self._ledger = Ledger(experiment, self.program, self._feed, self._emit)
-        self._warned = False
+        with memory_errors(native, experiment):
+            self._driver = Driver(self.program, self._feed, self._ledger)
+        self._warned, self._books, self._resumed = False, Books(), run is not None
+        self._saver: Saver | None = None
+        if directory is not None and checkpointing is not None:
+            start, chosen = None if run is None else run.path, isinstance(resume, RunState)
+            self._saver = Saver(directory, checkpointing, start, chosen=chosen)
+        if run is not None:
+            self._books = put_back(self._parts, run, may_differ)
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
@@ -133,6 +130,7 @@ class Trainer:
         *,
         updates: int | None = None,
         epochs: int | None = None,
+        micro_batches: int | None = None,
         evaluate_every: int | None = None,
         evaluate_ema: bool = False,
         best: str | None = None,
@@ -142,7 +140,8 @@ class Trainer:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
 
         Args:
-            updates, epochs: where the run ends; give one of them.
+            updates, epochs, micro_batches: where the run ends; give one of them. Micro-batches may end inside a window,
+                where the next `fit` goes on.
             evaluate_every: evaluate on `eval_data` after every so many updates of the run, and at its end.
             evaluate_ema: evaluate the moving average instead of the parameters.
             best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what early stopping
@@ -161,43 +160,56 @@ class Trainer:
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
         (350, 0.0712)
         """
-        goal = check_goal(updates, epochs, evaluate_ema, keep_best, early_stopping)
+        goal = check_goal(updates, epochs, micro_batches, evaluate_ema, keep_best, early_stopping)
+        stoppers = self._stoppers if early_stopping is None else [early_stopping, *self._stoppers]
         plan = plan_evaluations(
             self.experiment,
             evaluate_every,
             best,
-            self._stoppers if early_stopping is None else [early_stopping, *self._stoppers],
+            stoppers,
             ema=evaluate_ema,
             parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
         )
-        per_epoch = self._feed.windows_per_epoch()
-        planned = goal if epochs is None else None if per_epoch is None else goal * per_epoch
-        with self._emit.joined_by(early_stopping):
-            return self._fit(updates, epochs, planned, plan, ema=evaluate_ema)
+        self._emit.stop = None
+        with self._emit.joined_by(early_stopping), Watch(self._ask_to_stop, active=self._saver is not None) as watch:
+            result = self._fit(goal, plan, stoppers, watch, ema=evaluate_ema)
+        if self._saver is not None:
+            watch.end(self._saver.run_dir, result.updates, self.backend)
+        return result
 
     def _fit(
-        self, updates: int | None, epochs: int | None, planned: int | None, plan: EvaluationPlan | None, *, ema: bool
+        self, goal: Goal, plan: EvaluationPlan | None, stoppers: Stoppers, watch: Watch, *, ema: bool
     ) -> FitResult:
         """The loop, and what is told of it."""
-        started, ledger, self._emit.stop = time.perf_counter(), self._ledger, None
-        where = {"device": self.device, "strategy": self.program.strategy}
+        started, ledger = time.perf_counter(), self._ledger
         try:
             ledger.read_all()
+            if self._saver is not None:
+                self._saver.open(ledger.update, self._driver.micro_batches)
             if plan is not None:
                 plan.go_on(ledger.update)
-            self._emit(events.FitStarted, update=ledger.update, updates=planned, **where)
+            planned = goal.planned(self._feed.windows_per_epoch(), self._feed.accumulation.steps(0))
+            how = {"device": self.device, "strategy": self.program.strategy}
+            self._emit(events.FitStarted, update=ledger.update, updates=planned, **how)
+            if self._resumed:
+                self._books.hand_over(plan, stoppers)
+            self._resumed, self._books = False, Books()
             self._warn_of_small_micro_batches()
             with memory_errors(self._native, self.experiment):
-                self._loop(updates, epochs, plan, ema=ema)
-            if plan is not None and not (plan.made and plan.made[-1].update == ledger.update):
+                self._loop(goal, plan, stoppers, ema=ema)
+            if watch.caught is None and plan is not None and not plan.made_at(ledger.update):
                 self._evaluate(ema=ema, plan=plan)
+            self._save(plan, stoppers, last=True)
         except BaseException as error:
-            self._settle(error)
+            self._driver.settle(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
+                self._close()
+            with contextlib.suppress(Exception):
                 self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
             raise
         finally:
             self._feed.rest()
+        self._close()
         seconds, stop = time.perf_counter() - started, self._emit.stop
         stopped = None if stop is None else stop.reason
         self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
@@ -205,23 +217,74 @@ class Trainer:
             ledger.history,
             tuple(ledger.skipped),
             ledger.update,
-            self._feed.settled(ledger.update).epoch,
+            self._driver.epochs(),
             seconds,
             () if plan is None else tuple(plan.made),
             None if plan is None else plan.best,
             stopped,
         )
 
-    def _loop(self, updates: int | None, epochs: int | None, plan: EvaluationPlan | None, *, ema: bool) -> None:
-        ledger = self._ledger
-        while self._emit.stop is None and not self._reached(updates, epochs):
-            self._run_next(_nearest(updates, plan), epochs)
+    def _loop(self, goal: Goal, plan: EvaluationPlan | None, stoppers: Stoppers, *, ema: bool) -> None:
+        ledger, driver, saver = self._ledger, self._driver, self._saver
+        while self._emit.stop is None and not driver.reached(goal):
+            nearest = goal if plan is None else goal.before(updates=plan.due)
+            driver.run_next(nearest if saver is None else saver.ahead(nearest))
             ledger.read_if_due()
             if plan is not None and ledger.expected >= plan.due:
                 ledger.read_all()  # some of the expected updates may have been skipped
                 if ledger.update >= plan.due:
                     self._evaluate(ema=ema, plan=plan)
+            if saver is not None and saver.may_be_due(ledger.expected, driver.micro_batches):
+                ledger.read_all()
+                if saver.may_be_due(ledger.update, driver.micro_batches):
+                    self._save(plan, stoppers)
         ledger.read_all()
+
+    def _close(self) -> None:
+        if self._saver is not None:
+            self._saver.close()
+
+    def _save(self, plan: EvaluationPlan | None, stoppers: Stoppers, *, last: bool = False) -> None:
+        """Save into the run's directory, if there is one."""
+        self._books = Books.of(plan, stoppers)
+        if self._saver is not None:
+            update = self._ledger.update
+            place = Place(update, self._driver.micro_batches, len(self._books.made))
+            metric = None if plan is None or not plan.made_at(update) else self._saver.metric_of(plan.made[-1].metrics)
+            self._saver.save(place, lambda: take(self._parts, self._books), metric, last=last)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint of the run as it stands, also inside a window, to a directory that is not there.
+
+        Raises:
+            CheckpointError: it cannot be written; the message says why.
+
+        >>> trainer.save("best")                                                    # doctest: +SKIP
+        PosixPath('best')
+        """
+        return write_checkpoint(Path(path), to_contents(take(self._parts, self._books)))
+
+    @classmethod
+    def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
+        """A trainer that goes on from a checkpoint, on the backend that wrote it or on another.
+
+        On the same backend, device and library versions the finished run is bit-identical to one that never stopped,
+        also from the middle of an epoch or of a window; on another backend it agrees as closely as two backends do.
+
+        Args:
+            path: a checkpoint, or a run's directory, whose newest valid checkpoint is taken.
+            experiment: the same again; what it is decides, not where it comes from.
+            backend: the one that wrote the checkpoint unless given.
+            options: of `Trainer`: `may_differ`, `device`, `callbacks`, ...; `run_dir` to go on saving.
+
+        Raises:
+            CheckpointError: there is no valid checkpoint.
+            ResumeError: the experiment does not fit it; every difference is listed.
+
+        >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
+        """
+        run = open_run(path)
+        return cls(experiment, run.backend if backend is None else backend, resume=run, **options)
 
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
@@ -243,7 +306,9 @@ class Trainer:
             check_ema(self.experiment)
         self._ledger.read_all()
         with memory_errors(self._native, self.experiment, size):
-            found = evaluate(self.program, self._state, self.experiment, source, size, check=self._feed.check, ema=ema)
+            found = evaluate(
+                self.program, self._driver.state, self.experiment, source, size, check=self._feed.check, ema=ema
+            )
         update, scheduled = self._ledger.update, plan is not None
         if plan is not None:
             plan.enter(update, found)
@@ -294,8 +359,7 @@ class Trainer:
         """
         source = check_recomputable(self.experiment, self.backend, self.program, data)
         self._ledger.read_all()
-        batches = cut(source, int(self.experiment.micro_batch_size))
-        self._state = self.program.recompute_statistics(self._state, batches)  # type: ignore[attr-defined]
+        self._driver.recompute_statistics(cut(source, int(self.experiment.micro_batch_size)))
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
@@ -305,59 +369,21 @@ class Trainer:
     def snapshot(self) -> Snapshot:
         """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
         self._ledger.read_all()
-        return self.program.snapshot(self._state)
+        return self.program.snapshot(self._driver.state)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot: its parameters, model state, optimizer slots and number of updates, which decides the
         learning rate. The place in the data stays.
         """
-        self._ledger.read_all()
-        self._state = self.program.restore(snapshot)
-        self._ledger.update = snapshot.update
+        self._driver.restore(snapshot)
 
-    def _reached(self, updates: int | None, epochs: int | None) -> bool:
-        ledger = self._ledger
-        if updates is None:
-            if self._size_is_open():
-                ledger.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
-            return self._feed.settled(ledger.expected).epoch >= (epochs or 0)
-        if ledger.expected >= updates:
-            ledger.read_all()  # some of the expected updates may have been skipped
-        return ledger.update >= updates
+    @property
+    def _parts(self) -> RunParts:
+        example = self._feed.example()
+        return RunParts(self.experiment, self.backend, self.program, self._driver, self._ledger, example)
 
-    def _run_next(self, updates: int | None, epochs: int | None) -> None:
-        """Hand the next windows to the device."""
-        ledger, room = self._ledger, self.program.windows_per_dispatch
-        if self._size_is_open():
-            ledger.read_all()
-        first = ledger.expected
-        left = None if updates is None else updates - first
-        stack = self._feed.next(first, room, self.program.output_shape, left=left, epochs=epochs)
-        placed = self.program.place(stack)
-        # the rates of all updates that these windows may turn out to make, in a table of constant length
-        rates = ledger.rates.between(ledger.update, first + len(stack))
-        table = np.full(max(2 * room + MOST_UNREAD, len(rates)), rates[-1])
-        table[: len(rates)] = rates
-        self._state, results = self.program.run(self._state, placed, Rates(ledger.update, table))
-        ledger.add(stack, results)
-
-    def _size_is_open(self) -> bool:
-        """Whether the size of the next window depends on unread results: one of them may have been skipped."""
-        accumulation, ledger = self._feed.accumulation, self._ledger
-        if accumulation.constant:
-            return False
-        possible = range(ledger.update, ledger.expected + 1)
-        return len({accumulation.steps(update) for update in possible}) > 1
-
-    def _settle(self, error: BaseException) -> None:
-        """After an error, a listener's perhaps: nothing is left unread, and the state is not frozen."""
-        while True:  # each round reads something
-            if isinstance(error, NonFiniteError):
-                return self._go_back(error)
-            try:
-                return self._ledger.read_all()
-            except Exception as another:
-                error = another
+    def _ask_to_stop(self, signal: str) -> None:
+        self._emit.stop = self._emit.stop or events.Stop(signal)
 
     def _warn_of_small_micro_batches(self) -> None:
         """Once per run, where a model takes batch statistics from small micro-batches."""
@@ -367,15 +393,3 @@ class Trainer:
         self._warned, message = True, small_micro_batch_message(layers, size)
         self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
         warnings.warn(message, BatchStatisticsWarning, stacklevel=3)
-
-    def _go_back(self, error: NonFiniteError) -> None:
-        """Stand where the failed window begins, with a state that is not frozen any more."""
-        self._state = self.program.restore(self.program.snapshot(self._state))
-        self._feed.position = Position(error.epoch, error.offset)
-
-
-def _nearest(updates: int | None, plan: EvaluationPlan | None) -> int | None:
-    """The update up to which windows may be handed to the device."""
-    if plan is None:
-        return updates
-    return plan.due if updates is None else min(updates, plan.due)

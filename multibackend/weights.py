@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,12 @@ from safetensors.numpy import save_file
 from multibackend.errors import DataError
 from multibackend.matched import with_arrays
 from multibackend.protocol import Snapshot
+from multibackend.resuming.going_on import open_run
 from multibackend.trainer import Trainer
 
-__all__ = ["load_weights", "save_weights"]
+__all__ = ["load_checkpoint", "load_weights", "save_weights"]
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def save_weights(snapshot: Snapshot, path: str | Path) -> None:
@@ -41,7 +45,21 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         DataError: the file is not there, or is no weights file.
         ParameterMatchError: its parameters and the model's do not pair up.
     """
-    parameters, state = _read(Path(path))
+    _put(trainer, *_read(Path(path)))
+
+
+def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
+    """Give a trainer the weights of a checkpoint, or of the newest valid one in a run's directory.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        ParameterMatchError: its parameters and the model's do not pair up.
+    """
+    snapshot = open_run(path).snapshot
+    _put(trainer, snapshot.parameters, snapshot.model_state)
+
+
+def _put(trainer: Trainer, parameters: Arrays, state: Arrays) -> None:
     arrays, model = {**state, **parameters}, trainer.experiment.model
     trainer.restore(with_arrays(trainer.snapshot(), arrays, model, trainer.program, parameters))
 

@@ -69,6 +69,13 @@ class WindowStack:
     def __len__(self) -> int:
         return len(self.counts)
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """int64 [windows], how many micro-batches each window has, the ragged one included."""
+        sizes = self.counts.astype(np.int64)
+        sizes[-1] += self.ragged is not None
+        return sizes
+
     def micro_batches(self, window: int) -> Iterator[tuple[Fields, np.ndarray]]:
         """The micro-batches of one window, each with its factors [terms], the ragged one last."""
         for step in range(self.counts[window]):

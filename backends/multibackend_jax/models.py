@@ -60,9 +60,10 @@ class FlaxModel:
         layouts: of every parameter and state array.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
         dropout_layers: their names, portable or not; those of rate 0 aside.
+        paths: of every parameter and state array, where flax keeps it; in linen with the collection first.
         statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
         kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for a user's module.
-        paths: for each array its dotted path in the framework's own tree.
+        native: for each array the dotted path under which users of the framework store it.
     """
 
     parameters: Arrays
@@ -72,7 +73,8 @@ class FlaxModel:
     dropout_layers: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
-    paths: Mapping[str, str] = field(default_factory=dict)
+    paths: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    native: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_model(
@@ -140,13 +142,13 @@ class _Leaves:
         paths = [path for path, _ in nnx.to_flat_state(state)]
         layers = [owners.get(tuple(path[:-1])) for path in paths]
         self.names = canonical_names(paths, layers)
+        self.paths = {name: tuple(map(str, path)) for name, path in zip(self.names, paths, strict=True)}
         self.arrays = {n: precision.cast_array(jnp.asarray(v)) for n, v in zip(self.names, values, strict=True)}
         self.layouts = {
             name: layout_of(str(path[-1]), array.shape, layer)
             for (name, array), path, layer in zip(self.arrays.items(), paths, layers, strict=True)
         }
         self.layers = dict(zip(self.names, layers, strict=True))
-        self.paths = {name: ".".join(map(str, path)) for name, path in zip(self.names, paths, strict=True)}
 
     def restore(self, arrays: Arrays) -> nnx.State:
         return jax.tree.unflatten(self._structure, [arrays[name] for name in self.names])
@@ -178,6 +180,7 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
     layers = {".".join(map(str, path)): owner for path, owner in owners.items()}
     layouts = {**parameters.layouts, **others.layouts}
     kinds = {name: kind_of(layer) for name, layer in {**parameters.layers, **others.layers}.items()}
+    paths = {**parameters.paths, **others.paths}
     return FlaxModel(
         parameters.arrays,
         others.arrays,
@@ -185,7 +188,8 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
         apply,
         statistics=decays_of(layers, others.arrays),
         kinds=kinds,
-        paths={**parameters.paths, **others.paths},
+        paths=paths,
+        native={name: ".".join(path) for name, path in paths.items()},
     )
 
 
@@ -270,7 +274,9 @@ def _wrap_linen(
         return outputs, {name: _leaf(changed, paths[name]) for name in state} if train else state
 
     native = {name: ".".join(path if others or built is module else path[1:]) for name, path in paths.items()}
-    return FlaxModel(parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), kinds, native)
+    return FlaxModel(
+        parameters, others, layouts, apply, dropout_layers, decays_of(layers, others), kinds, paths, native
+    )
 
 
 def _initial(init: Callable[..., Any], call: Callable[..., Any], given: dict[tuple[str, ...], Any]) -> dict:

@@ -13,16 +13,17 @@ from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import with_zeros
 from multibackend.precision import LossScale
-from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.protocol import EvaluationSums, HalfWindow, Rates, Snapshot, WindowResults
 from multibackend.tracing import Forced, Trace
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.names import native_arrays
 from multibackend_jax.norm import moved
+from multibackend_jax.open_window import OpenWindow, from_host, to_half
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
-from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.strategies import Bounds, PlacedWindows, Strategy
 from multibackend_jax.trace import Tracer
 from multibackend_jax.updates import NATIVE
 from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
@@ -49,7 +50,7 @@ class JaxProgram:
         self.windows_per_dispatch = windows_per_dispatch
         self.output_shape = output_shape
         self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
-        self.parameter_kinds, self.native = model.kinds, native_arrays(model.paths, model.layouts)
+        self.parameter_kinds, self.native = model.kinds, native_arrays(model.native, model.layouts)
         self.dropout_layers, self.batch_norm_layers = model.dropout_layers, tuple(model.statistics)
         self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
         self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]
@@ -72,6 +73,27 @@ class JaxProgram:
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
         with self._precision.scope():
             return self._execution.run(state, placed, rates)
+
+    def run_part(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
+    ) -> OpenWindow:
+        with self._precision.scope():
+            carry = None if opened is None else opened.carry
+            return OpenWindow(stop, self._execution.accumulate(state, placed, carry, Bounds(start, stop)))
+
+    def run_rest(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
+    ) -> tuple[TrainState, Any]:
+        with self._precision.scope():
+            return self._execution.close(state, placed, opened.carry, start, rates)
+
+    def snapshot_window(self, state: TrainState, opened: OpenWindow) -> HalfWindow:
+        return to_half(opened, self._to_host)
+
+    def restore_window(self, state: TrainState, placed: PlacedWindows, half: HalfWindow) -> OpenWindow:
+        with self._precision.scope():
+            carry = from_host(state, half, placed.stack, self._functions, self._to_native)
+            return OpenWindow(half.done, jax.device_put(jax.tree.map(jnp.copy, carry), self._device))
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
@@ -139,6 +161,19 @@ class JaxProgram:
                 ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
+
+    @property
+    def paths(self) -> Mapping[str, tuple[str, ...]]:
+        """Where flax keeps each parameter and state array, by canonical name."""
+        return self._model.paths
+
+    def to_flax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Canonical arrays in flax's own layouts."""
+        return {name: self._model.layouts[name].from_canonical(np.asarray(array)) for name, array in arrays.items()}
+
+    def from_flax(self, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The inverse."""
+        return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
     def compilations(self) -> int:
         return self._execution.compilations()

@@ -94,8 +94,16 @@ class PlacedWindows:
     ragged: Arrays | None
 
 
+class Bounds(NamedTuple):
+    """The micro-batches of a window from index `start` to `stop` - 1."""
+
+    start: int
+    stop: int
+
+
 class Strategy(Protocol):
-    """One way to execute windows. `run` returns results with the windows of each, in order.
+    """One way to execute windows. `run` returns results with the windows of each, in order. `accumulate` and `close`:
+    `multibackend.protocol.Interruptible`, for which nothing in what `run` compiles is different.
 
     `reads_fields_once`: each field enters one dispatch only, so on CPU it may stay a host array until then.
     """
@@ -107,6 +115,12 @@ class Strategy(Protocol):
         self, state: TrainState, placed: PlacedWindows, rates: Rates
     ) -> tuple[TrainState, list[tuple[Row, int]]]: ...
 
+    def accumulate(self, state: TrainState, placed: PlacedWindows, carry: Carry | None, bounds: Bounds) -> Carry: ...
+
+    def close(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Row, int]]]: ...
+
     def compilations(self) -> int: ...
 
 
@@ -115,6 +129,12 @@ def _at(array: jax.Array, *index: jax.Array) -> jax.Array:
     rest = array.shape[len(index) :]
     start = (*index, *(np.int32(0) for _ in rest))
     return lax.dynamic_slice(array, start, (*(1 for _ in index), *rest)).reshape(rest)
+
+
+def _own_start(functions: WindowFunctions, state: TrainState) -> Carry:
+    """A carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
+    copied = {"model_state": state.model_state, "loss_scale": state.loss_scale}
+    return functions.start(state._replace(**jax.tree.map(jnp.copy, copied)))
 
 
 def _compilations(*functions: Any) -> int:
@@ -134,9 +154,12 @@ class Scan:
         options = functions.compiler_options
         self.one = jax.jit(self._one, donate_argnums=0, compiler_options=options)
         self.many = jax.jit(self._many, donate_argnums=0, compiler_options=options)
+        self.start = jax.jit(self._start)
+        self.part = jax.jit(self._part, donate_argnums=1, compiler_options=options)
+        self.rest = jax.jit(self._rest, donate_argnums=0, compiler_options=options)
 
     def compilations(self) -> int:
-        return _compilations(self.one, self.many)
+        return _compilations(self.one, self.many, self.part, self.rest)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
         stack, results = placed.stack, []
@@ -152,6 +175,46 @@ class Scan:
             results.append((measured, 1))
         return state, results
 
+    def accumulate(self, state: TrainState, placed: PlacedWindows, carry: Carry | None, bounds: Bounds) -> Carry:
+        steering = Steering.pack(placed.stack, 1, Rates(0, np.zeros(1)), self._dtype)
+        carry = self.start(state) if carry is None else carry
+        place = np.array([*bounds, placed.stack.sizes[0]], np.int32)
+        return self.part(state, carry, placed.fields, steering, place)
+
+    def close(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+        steering = Steering.pack(placed.stack, 1, rates, self._dtype)
+        state, measured = self.rest(state, carry, placed.fields, steering, np.int32(start), placed.ragged)
+        return state, [(measured, 1)]
+
+    def _start(self, state: TrainState) -> Carry:
+        return _own_start(self._functions, state)
+
+    def _part(self, state: TrainState, carry: Carry, fields: Arrays, steering: Steering, place: jax.Array) -> Carry:
+        """Micro-batches of the first window: the loop of `_one` between other bounds."""
+        functions, (start, stop, size) = self._functions, place
+        shape = FactorShape(next(iter(fields.values())).shape[1], functions.terms)
+        window, update = jnp.zeros([], jnp.int32), state.optimizer.gradient_step
+
+        def body(step: jax.Array, carry: Carry) -> Carry:
+            batch = {name: _at(array, window, step) for name, array in fields.items()}
+            factors = steering.factors(window, step, shape)
+            return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step, size))
+
+        return lax.fori_loop(start, stop, body, carry)
+
+    def _rest(
+        self,
+        state: TrainState,
+        carry: Carry,
+        fields: Arrays,
+        steering: Steering,
+        start: jax.Array,
+        ragged: Arrays | None,
+    ) -> tuple[TrainState, Row]:
+        return self._one(state, fields, steering, 0, ragged, start, carry)
+
     def _one(
         self,
         state: TrainState,
@@ -159,8 +222,12 @@ class Scan:
         steering: Steering,
         window: jax.Array | int = 0,
         ragged: Arrays | None = None,
+        start: jax.Array | int = 0,
+        carry: Carry | None = None,
     ) -> tuple[TrainState, Row]:
-        """Window number `window` of the stack, and its ragged last micro-batch if it has one."""
+        """Window number `window` of the stack, and its ragged last micro-batch if it has one; the rest of it where
+        micro-batches have gone into a `carry` already.
+        """
         functions = self._functions
         shape = FactorShape(next(iter(fields.values())).shape[1], functions.terms)
         window = jnp.asarray(window, jnp.int32)
@@ -172,11 +239,12 @@ class Scan:
             factors = steering.factors(window, step, shape)
             return functions.accumulate(state.parameters, carry, batch, factors, Stamp(update, step, size))
 
-        carry = lax.fori_loop(0, count, body, functions.start(state))
+        begun: Carry = functions.start(state) if carry is None else carry
+        whole: Carry = lax.fori_loop(start, count, body, begun)
         if ragged is not None:
             factors = steering.ragged_factors(shape)
-            carry = functions.accumulate(state.parameters, carry, ragged, factors, Stamp(update, count, size))
-        return functions.finish(state, carry, steering.rates(shape), steering.first)
+            whole = functions.accumulate(state.parameters, whole, ragged, factors, Stamp(update, count, size))
+        return functions.finish(state, whole, steering.rates(shape), steering.first)
 
     def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
         """The first `steering.windows` windows of the stack."""
@@ -210,27 +278,49 @@ class Dispatch:
         return _compilations(self.micro, self.ragged, self.finish)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
-        stack, results = placed.stack, []
-        shape = FactorShape(next(iter(placed.fields.values())).shape[1], self._functions.terms)
-        steering = jax.device_put(Steering.pack(stack, len(stack), rates, self._dtype))
-        for window, count in enumerate(stack.counts):
-            update = state.optimizer.gradient_step
-            carry = self.start(state)
-            size = count + (placed.ragged is not None and window == len(stack) - 1)
-            for step in range(count):
-                place = np.array([window, step, size], np.int32)
-                carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
-            if placed.ragged is not None and window == len(stack) - 1:
-                stamp = (update, np.int32(count), np.int32(size))
-                carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, shape=shape)
-            state, measured = self.finish(state, carry, steering, shape=shape)
+        results, steering = [], jax.device_put(Steering.pack(placed.stack, len(placed.stack), rates, self._dtype))
+        for window in range(len(placed.stack)):
+            state, measured = self._window(state, placed, self.start(state), steering, window)
             results.append((measured, 1))
         return state, results
 
+    def accumulate(self, state: TrainState, placed: PlacedWindows, carry: Carry | None, bounds: Bounds) -> Carry:
+        steering = jax.device_put(Steering.pack(placed.stack, 1, Rates(0, np.zeros(1)), self._dtype))
+        carry = self.start(state) if carry is None else carry
+        return self._add(state, placed, carry, steering, 0, range(*bounds))
+
+    def close(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+        steering = jax.device_put(Steering.pack(placed.stack, 1, rates, self._dtype))
+        state, measured = self._window(state, placed, carry, steering, 0, start)
+        return state, [(measured, 1)]
+
+    def _window(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, steering: Steering, window: int, start: int = 0
+    ) -> tuple[TrainState, Row]:
+        """A window from its micro-batch `start` on."""
+        stack, count = placed.stack, int(placed.stack.counts[window])
+        shape = FactorShape(next(iter(placed.fields.values())).shape[1], self._functions.terms)
+        carry = self._add(state, placed, carry, steering, window, range(start, count))
+        if placed.ragged is not None and window == len(stack) - 1:
+            stamp = (state.optimizer.gradient_step, np.int32(count), np.int32(count + 1))
+            carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, shape=shape)
+        return self.finish(state, carry, steering, shape=shape)
+
+    def _add(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, steering: Steering, window: int, steps: range
+    ) -> Carry:
+        """Full micro-batches of a window."""
+        size = int(placed.stack.counts[window]) + (placed.ragged is not None and window == len(placed.stack) - 1)
+        for step in steps:
+            place = np.array([window, step, size], np.int32)
+            update = state.optimizer.gradient_step
+            carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
+        return carry
+
     def _start(self, state: TrainState) -> Carry:
-        """A carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
-        copied = {"model_state": state.model_state, "loss_scale": state.loss_scale}
-        return self._functions.start(state._replace(**jax.tree.map(jnp.copy, copied)))
+        return _own_start(self._functions, state)
 
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array

@@ -15,7 +15,7 @@ from multibackend.experiment import Experiment
 from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
 from multibackend.precision import LossScale
-from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.protocol import EvaluationSums, HalfWindow, Rates, Snapshot, WindowResults
 from multibackend.tracing import Forced, Trace
 from multibackend.windows import WindowStack
 from multibackend_torch.dropout import Draws
@@ -31,6 +31,7 @@ from multibackend_torch.names import (
     unchanged,
 )
 from multibackend_torch.norm import Momentum, averaging
+from multibackend_torch.open_window import OpenWindow, add, close, from_host, to_half
 from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
@@ -128,6 +129,46 @@ class TorchProgram:
             windows = _SECONDS_PER_RUN * len(rows) / max(time.perf_counter() - started, 1e-9)
             self.windows_per_dispatch = int(max(1, min(windows, _MOST_WINDOWS)))
         return state, rows
+
+    def run_part(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
+    ) -> OpenWindow:
+        state.module.train()
+        window = OpenWindow() if opened is None else opened
+        with self._inside(placed) as micro_batches:
+            return add(state, window, micro_batches, self._forward, self._experiment, self._randomness.stamp, stop)
+
+    def run_rest(
+        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
+    ) -> tuple[TrainState, list[WindowRow]]:
+        state.module.train()
+        weights, rate = placed.stack.weights[0].tolist(), float(rates.values[state.update - rates.first])
+        with self._inside(placed) as micro_batches:
+            row = close(
+                state,
+                opened,
+                micro_batches,
+                self._forward,
+                self._experiment,
+                weights,
+                rate,
+                self._randomness.stamp,
+            )
+        return state, [row]
+
+    def snapshot_window(self, state: TrainState, opened: OpenWindow) -> HalfWindow:
+        return to_half(state, opened, len(self._losses))
+
+    def restore_window(self, state: TrainState, placed: PlacedWindows, half: HalfWindow) -> OpenWindow:
+        return from_host(state, half, dynamic=placed.stack.dynamic)
+
+    @contextlib.contextmanager
+    def _inside(self, placed: PlacedWindows) -> Iterator[Iterator[MicroBatch]]:
+        """Where micro-batches of the one window in `placed` run."""
+        if self._momentum is not None:
+            self._momentum.steps = placed.size(0)
+        with self._precision.scope(self._device), self._randomness.scope():
+            yield next(placed.micro_batches())
 
     def read(self, results: Sequence[WindowRow]) -> WindowResults:
         totals = torch.stack([total for row in results for total in row.totals]).cpu().double().numpy()

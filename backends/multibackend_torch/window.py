@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from multibackend.precision import LossScale
 from multibackend_torch.names import named_parameters, named_state
 from multibackend_torch.optimizers import set_learning_rate
 
-__all__ = ["Batch", "MicroBatch", "TrainState", "WindowRow", "run_window"]
+__all__ = ["Batch", "Forward", "MicroBatch", "Sums", "TrainState", "WindowRow", "accumulate", "finish", "run_window"]
 
 Batch = dict[str, torch.Tensor]
 MicroBatch = tuple[Batch, list[float]]  # with its factors, one per term of the loss
@@ -66,6 +67,16 @@ class WindowRow:
     loss_scale: float
 
 
+class Sums(NamedTuple):
+    """What the micro-batches of a window gave: by micro-batch and term the losses' sums and their factors; and by
+    micro-batch the weights where only the loss knows them.
+    """
+
+    totals: list[torch.Tensor]
+    factors: list[float]
+    weights: list[torch.Tensor]
+
+
 def run_window(
     state: TrainState,
     micro_batches: Iterator[MicroBatch],
@@ -77,8 +88,21 @@ def run_window(
 ) -> WindowRow:
     """Accumulate, normalise, check, clip, update. `weights` of the terms are NaN where only the loss knows them."""
     before = [buffer.clone() for buffer in state.buffers]
+    sums = accumulate(state, micro_batches, forward, experiment, stamp)
+    return finish(state, sums, before, experiment, weights, rate)
+
+
+def finish(
+    state: TrainState,
+    sums: Sums,
+    before: list[torch.Tensor],
+    experiment: Experiment,
+    weights: list[float],
+    rate: float,
+) -> WindowRow:
+    """Normalise, check, clip, update. `before` is what `state.buffers` held as the window began."""
+    totals, factors, found = sums
     loss_scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
-    totals, factors, found = _accumulate(state, micro_batches, forward, experiment, loss_scale, stamp)
     gradients = _gradients(state.trained.values())
     if found:
         weights = [float(sum(weight.item() for weight in found))]
@@ -104,18 +128,19 @@ def run_window(
     return WindowRow(totals, factors, weights, share, scale, norm, norms, finite, applied, loss_scale)
 
 
-def _accumulate(
+def accumulate(
     state: TrainState,
     micro_batches: Iterator[MicroBatch],
     forward: Forward,
     experiment: Experiment,
-    loss_scale: float,
     stamp: Callable[[int, int], None],
-) -> tuple[list[torch.Tensor], list[float], list[torch.Tensor]]:
-    """Backward passes of all micro-batches: their losses' sums, their factors, and their weights if dynamic."""
+    first: int = 0,
+) -> Sums:
+    """Backward passes of micro-batches, from the one with index `first` on."""
+    loss_scale = 1.0 if state.loss_scale is None else state.loss_scale.scale
     totals, factors, weights = [], [], []
     seeds, seed_factors = [], None
-    for index, (batch, shares) in enumerate(micro_batches):
+    for index, (batch, shares) in enumerate(micro_batches, first):
         stamp(state.update, index)
         sums, weight = forward(state.module, batch)
         if weight is not None:
@@ -128,7 +153,7 @@ def _accumulate(
         _backward(sums, seeds)
         totals += [total.detach() for total in sums]
         factors += shares
-    return totals, factors, weights
+    return Sums(totals, factors, weights)
 
 
 def _backward(sums: list[torch.Tensor], seeds: list[torch.Tensor]) -> None:

@@ -11,7 +11,10 @@ from multibackend.parity.tolerances import TOLERANCES, Tolerance, tolerance_for
 
 __all__ = [
     "FEW_UPDATES_FLOAT32",
+    "FEW_UPDATES_RESUMED",
     "FORMULA",
+    "HOPS",
+    "HOPS_FLOAT32",
     "MANY_UPDATES",
     "MANY_UPDATES_FLOAT32",
     "ONE_WINDOW",
@@ -46,3 +49,12 @@ MANY_UPDATES_FLOAT32: Final = 5e-3
 
 SCHEDULE_FLOAT32: Final = 1e-6
 """A rate against `optax.schedules`, which computes in float32; relative to the peak."""
+
+FEW_UPDATES_RESUMED: Final = 1e-12
+"""A float64 run that goes on on the other backend, some updates later: what two backends differ by anyway."""
+
+HOPS: Final = 1e-9
+"""100 float64 updates that change the backend every 7, against a run that never did."""
+
+HOPS_FLOAT32: Final = 5e-6
+"""The same in float32, on a well-conditioned problem: 6e-8 at each hop."""

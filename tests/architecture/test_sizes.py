@@ -20,6 +20,7 @@ LARGE_CLASSES = {
     "Experiment": "one check per group of arguments",
     "TorchProgram": "the port has ten methods",
     "JaxProgram": "the port has ten methods",
+    "Driver": "whole windows, parts of one, going on and going back, on one state and one place",
     "Ledger": "what is read and what is entered",
     "History": "the protocol of a sequence",
 }
@@ -27,6 +28,7 @@ DISCARDED = {"allclose", "array_equal", "equal", "isclose", "array_equiv"}
 PUBLIC = [
     "AccumulationReport",
     "BackendInfo",
+    "Checkpointing",
     "CompareReport",
     "EarlyStopping",
     "EffectiveBatch",

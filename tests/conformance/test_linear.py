@@ -1,11 +1,12 @@
 """Every backend and strategy, a stranger's included, passes the part of the suite that a linear model can show."""
 
 import pytest
-from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH
+from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH, TORCH_COMPILED
 
 from multibackend.testing.conformance import (
     AverageConformance,
     GroupConformance,
+    ResumeConformance,
     ScheduleConformance,
     SkipConformance,
     StateConformance,
@@ -40,4 +41,9 @@ class TestGroups(GroupConformance):
 
 @pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
 class TestAverages(AverageConformance):
+    pass
+
+
+@pytest.mark.parametrize("variant", [STUB, TORCH, TORCH_COMPILED, SCAN, SCAN_MANY, DISPATCH], ids=str)
+class TestResuming(ResumeConformance):
     pass

@@ -25,6 +25,7 @@ from multibackend.testing.conformance.models import (
     StatisticsConformance,
 )
 from multibackend.testing.conformance.options import MemoryConformance, PrecisionConformance, TermConformance
+from multibackend.testing.conformance.resuming import ResumeConformance
 from multibackend.testing.conformance.schedules import ScheduleConformance
 from multibackend.testing.conformance.skipping import SkipConformance
 from multibackend.testing.conformance.state import StateConformance
@@ -39,6 +40,7 @@ __all__ = [
     "PartialUseConformance",
     "PrecisionConformance",
     "RandomConformance",
+    "ResumeConformance",
     "ScheduleConformance",
     "SkipConformance",
     "StateConformance",

@@ -81,8 +81,8 @@ class TraceConformance:
         for updates in (1, 2):
             for batch, factors, stamp in _micro_batches(traced):
                 before = traced.snapshot()
-                program.trace(traced._state, batch, factors, stamp=stamp)
-                program.trace(traced._state, batch, factors, stamp=stamp, train=False)
+                program.trace(traced._driver.state, batch, factors, stamp=stamp)
+                program.trace(traced._driver.state, batch, factors, stamp=stamp, train=False)
                 assert_snapshots_identical(traced.snapshot(), before)
             traced.fit(updates=updates)
             plain.fit(updates=updates)

@@ -1,0 +1,117 @@
+"""Parameters and model state as Orbax checkpoints in Flax's own structure, for those who go on with Flax alone.
+
+    from multibackend_jax.orbax import export_orbax, import_orbax
+
+    export_orbax(trainer, "digits.orbax")
+    tree = orbax.checkpoint.StandardCheckpointer().restore("/absolute/digits.orbax")
+    module.apply(tree, x)                                               # linen: {"params": ..., "batch_stats": ...}
+    nnx.replace_by_pure_dict(state, nnx.restore_int_paths(tree))        # nnx: the pure dict of the module's state
+
+Orbax has no digests, and no place for data position or accumulators: to go on with a run, save a checkpoint of this
+library (`Trainer.save`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from multibackend.errors import CheckpointError, PackageNotInstalledError, ParameterMatchError
+from multibackend.names import check_same_names
+from multibackend.protocol import Snapshot
+from multibackend_jax.program import JaxProgram
+
+__all__ = ["export_orbax", "import_orbax"]
+
+
+class _Trainer(Protocol):
+    program: Any
+
+    def snapshot(self) -> Snapshot: ...
+
+    def restore(self, snapshot: Snapshot) -> None: ...
+
+
+def export_orbax(trainer: _Trainer, path: str | Path) -> None:
+    """Write parameters and model state of a trainer on the jax backend to a directory that is not there yet.
+
+    Raises:
+        PackageNotInstalledError: orbax-checkpoint is not installed.
+        CheckpointError: the trainer is on another backend, or Orbax cannot write.
+
+    >>> export_orbax(trainer, "digits.orbax")   # doctest: +SKIP
+    """
+    orbax, program, snapshot = _orbax(), _program(trainer), trainer.snapshot()
+    arrays = program.to_flax({**snapshot.model_state, **snapshot.parameters})
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = program.paths[name]
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    try:
+        with orbax.StandardCheckpointer() as checkpointer:
+            checkpointer.save(Path(path).absolute(), tree)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"orbax cannot write {path}: {error}", path=path) from error
+
+
+def import_orbax(trainer: _Trainer, path: str | Path) -> None:
+    """Give a trainer on the jax backend the parameters and model state of an Orbax checkpoint of the same structure.
+
+    Optimizer and place in the data stay; a moving average begins anew.
+
+    Raises:
+        PackageNotInstalledError: orbax-checkpoint is not installed.
+        CheckpointError: the trainer is on another backend, or there is no Orbax checkpoint.
+        ParameterMatchError: names or shapes are others.
+
+    >>> import_orbax(trainer, "digits.orbax")   # doctest: +SKIP
+    """
+    orbax, program, own = _orbax(), _program(trainer), trainer.snapshot()
+    try:
+        with orbax.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(Path(path).absolute())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"there is no orbax checkpoint at {path}: {error}", path=path) from error
+    names = {place: name for name, place in program.paths.items()}
+    wanted = program.to_flax({**own.model_state, **own.parameters})
+    found = {names.get(place, ".".join(place)): np.asarray(array) for place, array in _leaves(tree)}
+    check_same_names(wanted, found, "the arrays of the orbax checkpoint")
+    kinds = {name: array.dtype.kind for name, array in found.items() if array.dtype.kind != wanted[name].dtype.kind}
+    if kinds:
+        raise ParameterMatchError(f"the orbax checkpoint has other kinds of numbers: {kinds}")
+    arrays = program.from_flax(found)
+    parameters = {name: arrays[name] for name in own.parameters}
+    state = {name: arrays[name] for name in own.model_state}
+    trainer.restore(replace(own, parameters=parameters, model_state=state, ema={}))
+
+
+def _leaves(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    found: list[tuple[tuple[str, ...], Any]] = []
+    for key, value in tree.items():
+        place = (*above, str(key))
+        found += _leaves(value, place) if isinstance(value, Mapping) else [(place, value)]
+    return found
+
+
+def _orbax() -> Any:
+    try:
+        from orbax import checkpoint  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise PackageNotInstalledError("orbax is not installed; run: pip install 'multibackend[orbax]'") from error
+    return checkpoint
+
+
+def _program(trainer: _Trainer) -> JaxProgram:
+    if not isinstance(trainer.program, JaxProgram):
+        raise CheckpointError(
+            "only a trainer on the jax backend has Flax's structure: save it, and open the checkpoint with "
+            'Trainer.resume(path, experiment, backend="jax")'
+        )
+    return trainer.program

@@ -1,0 +1,23 @@
+"""Checkpoints: a portable format, written so that nothing is lost and read so that nothing is believed.
+
+`write_checkpoint` and `read_checkpoint` are for one checkpoint anywhere; `CheckpointStore` keeps those of a run.
+`docs/checkpoint_format.md` describes the files.
+"""
+
+from multibackend.checkpoint.contents import Contents
+from multibackend.checkpoint.files import read_checkpoint, read_manifest, verify, write_checkpoint
+from multibackend.checkpoint.manifest import Manifest
+from multibackend.checkpoint.store import CheckpointStore, Handle, list_checkpoints, newest_checkpoint
+
+__all__ = [
+    "CheckpointStore",
+    "Contents",
+    "Handle",
+    "Manifest",
+    "list_checkpoints",
+    "newest_checkpoint",
+    "read_checkpoint",
+    "read_manifest",
+    "verify",
+    "write_checkpoint",
+]

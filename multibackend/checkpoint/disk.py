@@ -1,0 +1,100 @@
+"""The few things that saving asks of a file system, in one place: a test records their order and pulls the plug."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from multibackend.errors import CheckpointError
+
+__all__ = ["Disk", "explain"]
+
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the data in the drive's cache
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network and user-space file systems
+_CAUSES = {
+    errno.ENOSPC: "the disk is full; free some space, or keep fewer checkpoints",
+    errno.EDQUOT: "the disk quota is used up; free some space, or keep fewer checkpoints",
+    errno.EROFS: "the file system is read-only; choose another directory",
+    errno.EACCES: "permission denied; check who owns the directory",
+    errno.EPERM: "permission denied; check who owns the directory",
+    errno.ENOENT: "the directory has vanished; something removed it while the run was going on",
+    errno.ENOTDIR: "a part of the path is a file, not a directory",
+    errno.EFBIG: "the file would be larger than is allowed here (see `ulimit -f`)",
+    errno.EIO: "the device reports an input/output error; what it holds may be lost",
+    errno.ESTALE: "the network file system has dropped the directory",
+    errno.ENAMETOOLONG: "the path is too long",
+}
+
+
+class Disk:
+    """Calls of the operating system, none of them with a promise of its own; the order makes the promise."""
+
+    def make_directory(self, path: Path) -> None:
+        path.mkdir()
+
+    def create(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+
+    def write(self, descriptor: int, data: Any) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+    def sync(self, descriptor: int) -> None:
+        """The bytes of a file, or the names in a directory, are on the device when this returns."""
+        if _FULL_SYNC is not None:
+            fcntl.fcntl(descriptor, _FULL_SYNC)
+        else:
+            os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def sync_directory(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.sync(descriptor)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY_SYNC:
+                raise
+        finally:
+            os.close(descriptor)
+
+    def remove_tree(self, path: Path) -> None:
+        """A directory and all in it; links are removed, never followed."""
+        shutil.rmtree(path)
+
+    def write_file(self, path: Path, pieces: Iterable[Any]) -> None:
+        """A new file with those bytes, all of them on the device when this returns."""
+        descriptor = self.create(path)
+        try:
+            for piece in pieces:
+                self.write(descriptor, piece)
+            self.sync(descriptor)
+        finally:
+            self.close(descriptor)
+
+    def make_directories(self, path: Path) -> None:
+        """A directory and those above it that are missing, their names on the device too."""
+        missing = [path] if not path.is_dir() else []
+        while missing and not missing[-1].parent.is_dir():
+            missing.append(missing[-1].parent)
+        for directory in reversed(missing):
+            with suppress(FileExistsError):  # another process was quicker
+                self.make_directory(directory)
+            self.sync_directory(directory.parent)
+
+
+def explain(error: OSError, doing: str, path: object) -> CheckpointError:
+    """What an operating system's error means for a checkpoint."""
+    cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
+    return CheckpointError(f"{doing} {path} failed: {cause} ({error})", path=path)

@@ -1,0 +1,136 @@
+"""Strict JSON: what is written comes back as the same values, and what is read can cost neither time nor memory.
+
+Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole numbers of thousands
+of digits. Here they are errors, and so are more than `MOST_BYTES` bytes, `MOST_VALUES` values or `DEEPEST` levels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+
+__all__ = ["DEEPEST", "MOST_BYTES", "MOST_VALUES", "JSONTextError", "dump", "load", "plain"]
+
+MOST_BYTES = 6 * 2**20
+MOST_VALUES = 200_000  # a value costs up to about 200 bytes of memory while it is read
+DEEPEST = 64
+_LONGEST_INTEGER = 40  # characters; 128 bits with their sign
+_LARGEST_INTEGER = 2**128
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an open one to the end, else its quotes take for ever
+_NOT_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class JSONTextError(ValueError):
+    """Text or a value is not JSON as it is kept here; the message says why."""
+
+
+def load(text: bytes | memoryview) -> Any:
+    """The value of a JSON text in ASCII, checked before anything is built.
+
+    Raises:
+        JSONTextError: what is wrong with it.
+    """
+    raw = bytes(text)
+    _check_size(raw)
+    try:
+        return json.loads(
+            raw.decode("ascii"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+    except JSONTextError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise JSONTextError(f"it is no JSON text: {error}") from error
+
+
+def dump(value: Any, what: str) -> str:
+    """One line of ASCII JSON for `value`; `what` names it in messages.
+
+    Raises:
+        JSONTextError: the value has no exact JSON text, or is more than could be read back.
+    """
+    text = json.dumps(plain(value, what), allow_nan=False)
+    try:
+        _check_size(text.encode("ascii"))
+    except JSONTextError as problem:
+        raise JSONTextError(f"{what}: {problem}; large things belong in tensors") from None
+    return text
+
+
+def plain(value: Any, what: str, depth: int = 0) -> Any:
+    """`value` in dicts, lists, str, int, float, bool and None only; numpy's scalars become Python's."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int | float):
+        return _number(value, what)
+    if depth > DEEPEST - 4:
+        raise JSONTextError(f"{what} is nested more than {DEEPEST - 4} deep")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise JSONTextError(f"{what} has the key {key!r:.80}; keys must be strings")
+        return {str(key): plain(item, f"{what}.{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{what}[{index}]", depth + 1) for index, item in enumerate(value)]
+    raise JSONTextError(f"{what} is a {type(value).__name__}; only plain JSON is kept (arrays belong in tensors)")
+
+
+def _number(value: float, what: str) -> float:
+    if isinstance(value, int):
+        if abs(value) >= _LARGEST_INTEGER:
+            raise JSONTextError(f"{what} is a whole number of {value.bit_length()} bits; at most 128 are kept")
+        return int(value)
+    if not math.isfinite(value):
+        raise JSONTextError(f"{what} is {value!r}, which JSON cannot hold; keep it as a tensor, or as None")
+    return float(value)
+
+
+def _check_size(raw: bytes) -> None:
+    if len(raw) > MOST_BYTES:
+        raise JSONTextError(f"it has {len(raw)} bytes, more than the {MOST_BYTES} that are read")
+    if not raw.isascii():
+        raise JSONTextError("it has characters beyond ASCII")
+    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    if values > MOST_VALUES:
+        raise JSONTextError(f"it has about {values} values, more than the {MOST_VALUES} that are read")
+    depth = 0
+    for bracket in _STRING.sub(b"", raw).translate(None, _NOT_BRACKET):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > DEEPEST:
+            raise JSONTextError(f"it is nested more than {DEEPEST} deep")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise JSONTextError(f"the key {twice!r:.80} appears twice in one object")
+    return result
+
+
+def _constant(text: str) -> NoReturn:
+    raise JSONTextError(f"{text} is no JSON number")
+
+
+def _integer(text: str) -> int:
+    if len(text) > _LONGEST_INTEGER:
+        raise JSONTextError(f"a whole number has {len(text)} digits, more than 128 bits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise JSONTextError(f"{text[:40]} is beyond every float")
+    return number

@@ -1,0 +1,180 @@
+"""The safetensors layout: 8 bytes with the header's length, a JSON header, then the tensors' bytes without a gap.
+
+Written so that any safetensors reader can load it, and so that memory mapped files can be used in place: the data begin
+at a multiple of 64 bytes, tensors whose size is a multiple of 64 come first, the others by the size of their elements.
+Read with every claim of the header checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multibackend.checkpoint.contents import tensor_name_problem
+from multibackend.checkpoint.jsontext import JSONTextError, load
+
+__all__ = ["DTYPES", "Entry", "TensorError", "parse_header", "prepare", "view"]
+
+# safetensors' word for each type that is kept, and numpy's
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_WORDS = {dtype: word for word, dtype in DTYPES.items()}
+ALIGNMENT = 64
+LENGTH_BYTES = 8
+_MOST_DIMENSIONS = 32
+_CHUNK = 4 * 2**20  # written and hashed at once: large enough to leave the interpreter's lock alone
+_SMALL = 2**18  # tensors below are joined, so that thousands of them are not thousands of system calls
+
+
+class TensorError(ValueError):
+    """An array or a header cannot be kept or trusted; the message says why."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a file: its type, its shape and where its bytes lie, counted from the end of the header."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def prepare(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[np.ndarray]]:
+    """The length and header of a file, and the arrays whose bytes follow it, in order.
+
+    Raises:
+        TensorError: a name or a type that is not kept.
+    """
+    stored = {name: _stored(name, array) for name, array in arrays.items()}
+    order = sorted(stored, key=lambda name: _rank(stored[name], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # the layout is PyTorch's; some readers insist
+    offset = 0
+    for name in order:
+        array = stored[name]
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": _WORDS[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
+    head = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    parse_header(text, offset)  # never write what would be refused when read
+    return head, [stored[name] for name in order]
+
+
+def chunks(head: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | bytearray | memoryview]:
+    """The bytes of a file in pieces: tensors in slices of 4 MiB, without a copy, small ones joined."""
+    pending = bytearray(head)
+    for array in arrays:
+        data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+        if len(data) <= _SMALL:
+            pending += data
+            data = data[:0]
+        if pending and (len(data) or len(pending) >= _CHUNK):
+            yield pending
+            pending = bytearray()
+        for start in range(0, len(data), _CHUNK):
+            yield data[start : start + _CHUNK]
+    if pending:
+        yield pending
+
+
+def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
+    """The entries of a header, in the order of their data, which must fill `data_bytes` exactly.
+
+    Raises:
+        TensorError: what is wrong: a name, a type, a shape, overlapping or missing bytes, bad JSON.
+    """
+    try:
+        header = load(text)
+    except JSONTextError as problem:
+        raise TensorError(f"its header cannot be read: {problem}") from problem
+    if not isinstance(header, dict):
+        raise TensorError(f"its header is a {type(header).__name__}, not an object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TensorError("the header's __metadata__ is not an object of strings")
+    entries = sorted(((name, _entry(name, claim)) for name, claim in header.items()), key=_place)
+    position = 0
+    for name, entry in entries:
+        if entry.begin != position:
+            kind = "overlap those before it" if entry.begin < position else "leave a gap"
+            raise TensorError(f"the bytes {entry.begin} to {entry.end} of {name!r:.80} {kind}")
+        position = entry.end
+    if position != data_bytes:
+        raise TensorError(f"its tensors take {position} bytes, and {data_bytes} follow the header")
+    return dict(entries)
+
+
+def view(data: np.ndarray, entry: Entry, name: str) -> np.ndarray:
+    """The tensor in `data`, the file's bytes after its header, without a copy."""
+    part = data[entry.begin : entry.end]
+    if entry.dtype == np.bool_ and part.size and int(part.max()) > 1:
+        raise TensorError(f"{name!r:.80} has bytes other than 0 and 1, and its type is BOOL")
+    array = part.view(entry.dtype).reshape(entry.shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def _stored(name: Any, array: Any) -> np.ndarray:
+    problem = tensor_name_problem(name)
+    if problem:
+        raise TensorError(problem)
+    array = np.asarray(array)
+    little = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
+    if little not in _WORDS:
+        raise TensorError(f"{name!r:.80} has the type {array.dtype}; {', '.join(map(str, _WORDS))} are kept")
+    if array.ndim > _MOST_DIMENSIONS:
+        raise TensorError(f"{name!r:.80} has {array.ndim} dimensions, more than {_MOST_DIMENSIONS}")
+    return np.asarray(array, dtype=little, order="C")
+
+
+def _rank(array: np.ndarray, name: str) -> tuple[bool, int, str]:
+    return array.nbytes % ALIGNMENT != 0, -array.itemsize, name
+
+
+def _place(item: tuple[str, Entry]) -> tuple[int, int]:
+    return item[1].begin, item[1].end
+
+
+def _entry(name: str, claim: Any) -> Entry:
+    problem = tensor_name_problem(name)
+    if problem:
+        raise TensorError(problem)
+    if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
+        raise TensorError(f"{name!r:.80} is not described by dtype, shape and data_offsets")
+    word, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
+    if not isinstance(word, str) or word not in DTYPES:
+        raise TensorError(f"{name!r:.80} has the type {word!r:.40}; {', '.join(DTYPES)} are read")
+    if not _naturals(shape) or len(shape) > _MOST_DIMENSIONS:
+        raise TensorError(f"{name!r:.80} has the shape {shape!r:.80}")
+    if not _naturals(offsets) or len(offsets) != 2:
+        raise TensorError(f"{name!r:.80} has the data_offsets {offsets!r:.80}")
+    (begin, end), dtype = offsets, DTYPES[word]
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise TensorError(f"{name!r:.80} of shape {shape!r:.80} and type {word} does not take {end - begin} bytes")
+    return Entry(dtype, tuple(shape), begin, end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

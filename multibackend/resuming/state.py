@@ -1,0 +1,247 @@
+"""What a run's state is, and its two forms: in memory, and as the contents of a checkpoint.
+
+Random numbers need no state: masks, shuffling and framework randomness alike are pure functions of the seed, the
+update, the micro-batch and the epoch (`multibackend.rng`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from multibackend.checkpoint import Contents
+from multibackend.errors import CheckpointError
+from multibackend.history import History, SkippedWindow
+from multibackend.matching.links import Matching
+from multibackend.names import match_names, normalised, pair_state, renamed, shapes_of
+from multibackend.precision import LossScale
+from multibackend.protocol import HalfWindow, Snapshot
+from multibackend.resuming.books import Books
+from multibackend.windows import Position
+
+__all__ = ["RunState", "from_contents", "matched", "to_contents"]
+
+_REASONS = ("nonfinite", "weightless", "overflow")
+_SKIPPED = "skipped/"
+_SHARES = "gradient_shares"
+_ACCUMULATOR, _MODEL_STATE = "accumulator/", "model_state/"
+
+Arrays = Mapping[str, np.ndarray]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a run needs to go on.
+
+    Attributes:
+        snapshot: parameters, model state, optimizer slots, update, loss scale, moving average.
+        position: where the next window begins in the data; the open one where there is one.
+        half: the open window.
+        micro_batches: in the whole windows so far.
+        history, skipped, idle_examples, gradient_shares: as `multibackend.ledger.Ledger` has them, shares by parameter.
+        backend: that wrote it.
+        dropout_layers: the names by which masks were drawn.
+        experiment: `multibackend.resuming.description.describe`.
+        books: evaluations and early stopping.
+        path: of the checkpoint that it was read from.
+    """
+
+    snapshot: Snapshot
+    position: Position
+    half: HalfWindow | None
+    micro_batches: int
+    history: History
+    skipped: Sequence[SkippedWindow]
+    idle_examples: int
+    gradient_shares: Mapping[str, float]
+    backend: str
+    dropout_layers: tuple[str, ...]
+    experiment: Mapping[str, Any]
+    books: Books
+    path: Path | None = None
+
+
+def to_contents(run: RunState) -> Contents:
+    """A run's state as what a checkpoint holds; arrays are not copied."""
+    snapshot, half, scale = run.snapshot, run.half, run.snapshot.loss_scale
+    groups: dict[str, Arrays] = {
+        "parameters": snapshot.parameters,
+        "model_state": snapshot.model_state,
+        "optimizer": {f"{slot}/{n}": a for slot, arrays in snapshot.optimizer.items() for n, a in arrays.items()},
+        "ema": snapshot.ema,
+        "evaluations": run.books.arrays(),
+        "best": (run.books.best and run.books.best.parameters) or {},
+        "history": {
+            **(run.history.arrays() if len(run.history) else {}),
+            **_skipped_columns(run.skipped),
+            _SHARES: np.array([run.gradient_shares[name] for name in sorted(snapshot.parameters)]),
+        },
+    }
+    if half is not None:
+        groups["window"] = {
+            **{_ACCUMULATOR + name: array for name, array in half.accumulator.items()},
+            **{_MODEL_STATE + name: array for name, array in half.model_state.items()},
+            "totals": half.totals,
+            "factors": half.factors,
+            "weights": half.weights,
+        }
+    state = {
+        "backend": run.backend,
+        "experiment": dict(run.experiment),
+        "data": {"epoch": run.position.epoch, "offset": run.position.offset, "micro_batches": run.micro_batches},
+        "schedule": {"update": snapshot.update},
+        "randomness": {
+            "seed": run.experiment.get("seed"),
+            "law": "pure functions of seed, update, micro-batch and epoch",
+            "dropout_layers": list(run.dropout_layers),
+        },
+        "loss_scale": None if scale is None else {"scale": scale.scale, "updates": scale.updates},
+        "idle_examples": run.idle_examples,
+        "history": {"terms": list(run.history.terms)},
+        "evaluations": run.books.words(),
+    }
+    filled = {name: arrays for name, arrays in groups.items() if arrays}
+    return Contents(filled, state, snapshot.update, 0 if half is None else half.done)
+
+
+def from_contents(contents: Contents) -> RunState:
+    """The inverse; raises `CheckpointError` for a checkpoint that holds no run."""
+    try:
+        return _from_contents(contents)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint holds no run of this library: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _from_contents(contents: Contents) -> RunState:
+    state, tensors = contents.state, contents.tensors
+    scale, data, books = state["loss_scale"], state["data"], tensors.get("history", {})
+    parameters = tensors["parameters"]
+    history = History(_typed(state["history"]["terms"], list))
+    columns = {name: books[name] for name in history.columns if name in books}
+    if columns:
+        history.extend(**columns)
+    shares = zip(sorted(parameters), books[_SHARES].tolist(), strict=True)
+    return RunState(
+        snapshot=Snapshot(
+            parameters=dict(parameters),
+            model_state=dict(tensors.get("model_state", {})),
+            optimizer=_by_slot(tensors.get("optimizer", {})),
+            update=contents.update,
+            loss_scale=None if scale is None else LossScale(float(scale["scale"]), _typed(scale["updates"], int)),
+            ema=dict(tensors.get("ema", {})),
+        ),
+        position=Position(_natural(data["epoch"]), _natural(data["offset"])),
+        half=_half(tensors["window"], contents.micro_batches) if contents.micro_batches else None,
+        micro_batches=_natural(data["micro_batches"]),
+        history=history,
+        skipped=_skipped(books),
+        idle_examples=_natural(state["idle_examples"]),
+        gradient_shares=dict(shares),
+        backend=_typed(state["backend"], str),
+        dropout_layers=tuple(_typed(state["randomness"]["dropout_layers"], list)),
+        experiment=_typed(state["experiment"], dict),
+        books=Books.read(tensors.get("evaluations", {}), state["evaluations"], tensors.get("best", {})),
+    )
+
+
+def matched(run: RunState, own: Snapshot, rename: Mapping[str, str]) -> RunState:
+    """A run's state in the names and layouts of another program, whose state at its beginning is `own`.
+
+    Raises:
+        ParameterMatchError: the parameters do not pair up.
+    """
+    matching = _matching(shapes_of(run.snapshot.parameters), shapes_of(own.parameters), rename)
+
+    def across(arrays: Arrays) -> dict[str, np.ndarray]:
+        known = Matching(tuple(link for link in matching.links if link.reference in arrays))
+        return known.to_other(arrays)
+
+    def state_across(arrays: Arrays) -> dict[str, np.ndarray]:
+        saved = shapes_of(arrays)
+        pairs = pair_state(saved, shapes_of(own.model_state), rename)
+        back = pair_state(shapes_of(own.model_state), saved, rename)  # where `rename` speaks of the other side
+        pairs = {**{partner: name for name, partner in back.items()}, **pairs}
+        return {name: arrays[partner] for name, partner in pairs.items()}
+
+    snapshot, half = run.snapshot, run.half
+    names = {link.reference: link.other for link in matching.links}
+    return replace(
+        run,
+        snapshot=replace(
+            snapshot,
+            parameters=across(snapshot.parameters),
+            model_state={**own.model_state, **state_across(snapshot.model_state)},
+            optimizer={slot: across(arrays) for slot, arrays in snapshot.optimizer.items()},
+            ema=across(snapshot.ema),
+        ),
+        half=None
+        if half is None
+        else replace(half, accumulator=across(half.accumulator), model_state=state_across(half.model_state)),
+        gradient_shares={names[name]: share for name, share in run.gradient_shares.items()},
+        books=run.books.with_parameters(across((run.books.best and run.books.best.parameters) or {})),
+    )
+
+
+def _matching(
+    saved: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]], rename: Mapping[str, str]
+) -> Matching:
+    """The links between a checkpoint's parameters, the reference, and a program's. `rename` may speak of either."""
+    if saved == own:
+        return Matching.of_pairs({name: name for name in own}, saved)
+    known = {normalised(name) for name in own}
+    if rename and all(normalised(renamed(name, rename)) in known for name in saved):
+        pairs = match_names(own, saved, rename)
+        return Matching.of_pairs({partner: name for name, partner in pairs.items()}, saved)
+    return Matching.of_pairs(match_names(saved, own, rename), saved)
+
+
+def _half(arrays: Arrays, done: int) -> HalfWindow:
+    def part(prefix: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+    rows = (arrays["totals"], arrays["factors"], arrays["weights"])
+    if any(array.ndim != 2 for array in rows) or rows[0].shape != rows[1].shape:
+        raise ValueError(f"the window's sums have the shapes {[array.shape for array in rows]}")
+    return HalfWindow(done, part(_ACCUMULATOR), part(_MODEL_STATE), *rows)
+
+
+def _by_slot(arrays: Arrays) -> dict[str, dict[str, np.ndarray]]:
+    slots: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        slot, _, name = key.partition("/")
+        slots.setdefault(slot, {})[name] = array
+    return slots
+
+
+def _skipped_columns(skipped: Sequence[SkippedWindow]) -> dict[str, np.ndarray]:
+    rows = [(s.update, s.epoch, s.offset, _REASONS.index(s.reason)) for s in skipped]
+    columns = np.array(rows, np.int64).reshape(-1, 4).T.copy()
+    return {} if not rows else {f"{_SKIPPED}{name}": columns[index] for index, name in enumerate(_NAMES)}
+
+
+_NAMES = ("update", "epoch", "offset", "reason")
+
+
+def _skipped(books: Arrays) -> list[SkippedWindow]:
+    columns = [books[f"{_SKIPPED}{name}"].tolist() for name in _NAMES if f"{_SKIPPED}{name}" in books]
+    rows = zip(*columns, strict=True)
+    return [SkippedWindow(update, epoch, offset, _REASONS[reason]) for update, epoch, offset, reason in rows]
+
+
+def _typed(value: Any, kind: Callable[..., T]) -> T:
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        raise TypeError(f"{value!r:.80} should be a {getattr(kind, '__name__', kind)}")
+    return value  # type: ignore[return-value]
+
+
+def _natural(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r:.80} should be a whole number >= 0")
+    return value

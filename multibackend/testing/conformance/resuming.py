@@ -1,0 +1,56 @@
+"""Runs that are saved, stopped and gone on with."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from multibackend.errors import CapabilityError
+from multibackend.optimizers import SGD
+from multibackend.protocol import Interruptible
+from multibackend.testing.assertions import assert_bit_identical, assert_raises, assert_snapshots_identical
+from multibackend.testing.conformance.problems import START, columns, regression
+from multibackend.testing.variant import Variant
+
+__all__ = ["ResumeConformance"]
+
+MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
+EXAMPLES, STEPS = 29, 3  # micro-batches of 3: windows of 3, 3, 3 and a ragged 1
+
+
+class ResumeConformance:
+    """A run that stops and goes on has the bits of one that did not. Needs "linear"."""
+
+    def test_saved_run_goes_on(self, variant: Variant) -> None:
+        """Saved in the middle of an epoch, and gone on with by another trainer: state and history, bit for bit."""
+        experiment = variant.experiment(
+            regression(EXAMPLES), gradient_accumulation_steps=STEPS, shuffle=True, optimizer=MOMENTUM, ema_decay=0.9
+        )
+        straight, first, second = (variant.trainer(experiment, START) for _ in range(3))
+        expected = straight.fit(updates=9)
+        first.fit(updates=5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = first.save(Path(folder) / "saved")
+            given = {"strategy": variant.strategy, "windows_per_dispatch": variant.windows_per_dispatch}
+            second = type(first).resume(path, experiment, variant.backend, **given)
+        result = second.fit(updates=9)
+        assert_snapshots_identical(second.snapshot(), straight.snapshot())
+        assert_bit_identical(columns(result), columns(expected), what="history")
+
+    def test_stopping_inside_windows(self, variant: Variant) -> None:
+        """Stopped after every micro-batch, also before a ragged one, the run is the same, bit for bit. A backend that
+        is not `Interruptible` says so instead.
+        """
+        experiment = variant.experiment(
+            regression(EXAMPLES), gradient_accumulation_steps=STEPS, optimizer=MOMENTUM, max_grad_norm=1.0
+        )
+        straight, cut = variant.trainer(experiment, START), variant.trainer(experiment, START)
+        if not isinstance(cut.program, Interruptible):
+            assert_raises(CapabilityError, lambda: cut.fit(micro_batches=1), "middle of a window")
+            return
+        expected = straight.fit(epochs=2)
+        for micro_batches in range(1, 20):
+            cut.fit(micro_batches=micro_batches)
+        result = cut.fit(epochs=2)
+        assert_snapshots_identical(cut.snapshot(), straight.snapshot())
+        assert_bit_identical(columns(result), columns(expected), what="history")
