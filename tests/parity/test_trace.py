@@ -101,7 +101,7 @@ def inside_kinds(backend: str, builder: Any) -> list[str]:
 def test_torch_module_is_left_alone() -> None:
     """No hook, no gradient, no mode, no random number is left behind, also after an error on the way."""
     trainer, _ = traced("torch", TorchBlocks)
-    state = trainer._state
+    state = trainer._driver.state
     stack = Feed(trainer.experiment).next(0, 1, trainer.program.output_shape, left=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     state.module.blocks[1].eval()
