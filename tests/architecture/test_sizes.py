@@ -22,6 +22,7 @@ LARGE_CLASSES = {
     "JaxProgram": "the port has ten methods",
     "Driver": "whole windows, parts of one, going on and going back, on one state and one place",
     "Ledger": "what is read and what is entered",
+    "WindowFunctions": "the parts of a window, and what they need of the experiment",
     "History": "the protocol of a sequence",
 }
 DISCARDED = {"allclose", "array_equal", "equal", "isclose", "array_equiv"}
