@@ -4,6 +4,9 @@
    Files are in the page cache when they are loaded. "durable": the bytes and the names are on the device.
 2. A training loop with and without a save in the background, in turns: what the save adds to the loop besides the copy
    that the snapshot is, as a share of one update. The model is as large as what is saved.
+
+On a machine that others use, `--quiet SECONDS` waits for a quiet moment before each round, and leaves out rounds during
+which other processes took more than 15 % of the processors.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from safetensors.numpy import load_file, save_file
 
 from multibackend.checkpoint import CheckpointStore, Contents, read_checkpoint, verify, write_checkpoint
 
+MOST_DISTURBED = 0.15  # of all processors, taken by others during a round that counts
 GROUPS = ("parameters", "exp_avg", "exp_avg_sq")
 TENSORS = 10
 _DISTRIBUTIONS = ("multibackend", "numpy", "safetensors", "xxhash", "orbax-checkpoint", "jax", "torch")
@@ -40,15 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoints", description=__doc__)
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quiet", type=float, default=0, help="seconds to wait for quiet moments, altogether")
     parser.add_argument("--folder", type=Path, help="where to write; default the system's temporary directory")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     options = parser.parse_args(arguments)
-    console, loads = Console(width=120), [os.getloadavg()[0]]
+    console, loads, quiet = Console(width=120), [os.getloadavg()[0]], Quiet(options.quiet)
     side = max(64, int((options.megabytes * 1e6 / 4 / len(GROUPS) / TENSORS) ** 0.5) // 16 * 16)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        speeds = measure_speeds(Path(folder), side, options.rounds)
+        speeds = measure_speeds(Path(folder), side, options.rounds, quiet)
         loads.append(os.getloadavg()[0])
-        background = measure_background(Path(folder), side, options.rounds)
+        background = measure_background(Path(folder), side, options.rounds, quiet)
     loads.append(os.getloadavg()[0])
     megabytes = len(GROUPS) * TENSORS * side * side * 4 / 1e6
     console.print(speed_table(speeds, megabytes))
@@ -71,7 +76,40 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure_speeds(folder: Path, side: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+class Quiet:
+    """Says how much of the machine others take, and waits for moments when that is little."""
+
+    def __init__(self, patience: float) -> None:
+        self.on, self._until = patience > 0, time.monotonic() + patience
+        self._since = self._now()
+
+    def wait(self) -> None:
+        """Until others take little for a second, or patience is at an end."""
+        while self.on and time.monotonic() < self._until:
+            self._since = self._now()
+            time.sleep(1)
+            if self.disturbed() < MOST_DISTURBED / 2:
+                break
+        self._since = self._now()
+
+    def disturbed(self) -> float:
+        """The share of all processors that others took since `wait`."""
+        now = self._now()
+        total, others = (after - before for after, before in zip(now, self._since, strict=True))
+        return others / max(total, 1e-9)
+
+    def counts(self) -> bool:
+        """Whether what was measured since `wait` counts."""
+        return not self.on or time.monotonic() > self._until or self.disturbed() < MOST_DISTURBED
+
+    def _now(self) -> tuple[float, float]:
+        """Seconds of all processors, and those that others took of them."""
+        ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        per_second, idle = os.sysconf("SC_CLK_TCK"), ticks[3] + ticks[4]
+        return sum(ticks) / per_second, (sum(ticks) - idle) / per_second - time.process_time()
+
+
+def measure_speeds(folder: Path, side: int, rounds: int, quiet: Quiet) -> dict[str, dict[str, list[float]]]:
     """Seconds of each round, by what is done and by contender."""
     rng = np.random.default_rng(0)
     state = {
@@ -96,12 +134,17 @@ def measure_speeds(folder: Path, side: int, rounds: int) -> dict[str, dict[str, 
     for turn in range(rounds + 1):  # the first one warms up
         for name, save in _rotated(saves, turn):
             path = folder / name.replace(" ", "-")
-            shutil.rmtree(path, ignore_errors=True)
-            os.sync()  # so that nobody waits for the bytes of the one before
-            seconds["save"][name].append(_timed(lambda save=save, path=path: save(path)))
+
+            def act(save: Any = save, path: Path = path) -> float:
+                shutil.rmtree(path, ignore_errors=True)
+                os.sync()  # so that nobody waits for the bytes of the one before
+                return _timed(lambda: save(path))
+
+            seconds["save"][name].append(_quietly(act, quiet))
         for name, (written, load) in _rotated(loads, turn):
             path = folder / written.replace(" ", "-")
-            seconds["load"][name].append(_timed(lambda load=load, path=path: load(path)))
+            taken = _quietly(lambda load=load, path=path: _timed(lambda: load(path)), quiet)
+            seconds["load"][name].append(taken)
     for path in folder.iterdir():
         shutil.rmtree(path)
     return {kind: {name: values[1:] for name, values in found.items()} for kind, found in seconds.items()}
@@ -137,7 +180,7 @@ class Loop:
         """Seconds (and those on a processor) of some updates; after the first a snapshot is taken, and saved."""
         gc.collect()
         os.sync()
-        handle, found = None, {"copy": 0.0, "save": 0.0}
+        handle, found, saving = None, {"copy": 0.0, "save": 0.0}, 0.0
         started, worked = time.perf_counter(), time.thread_time()
         for index in range(updates):
             if index == 1 and copy:
@@ -163,16 +206,22 @@ class Loop:
         return found
 
 
-def measure_background(folder: Path, side: int, rounds: int, updates: int = 8) -> dict[str, Any]:
+def measure_background(folder: Path, side: int, rounds: int, quiet: Quiet, updates: int = 5) -> dict[str, Any]:
     """The loop with a snapshot alone, and with a snapshot that is saved meanwhile, in turns."""
     loop = Loop(side)
     copied: list[dict[str, float]] = []
     saved: list[dict[str, float]] = []
     with CheckpointStore(folder / "run", keep_last=1) as store:
-        for turn in range(rounds + 1):
-            pair = [(copied, None), (saved, store)]
-            for found, into in pair if turn % 2 else pair[::-1]:
-                found.append(loop.run(updates, copy=True, store=into, number=turn))
+        turn = 0
+        while len(saved) < rounds + 1:
+            turn += 1
+            found: dict[bool, dict[str, float]] = {}
+            quiet.wait()
+            for saving in (turn % 2 == 0, turn % 2 == 1):
+                found[saving] = loop.run(updates, copy=True, store=store if saving else None, number=turn)
+            if turn == 1 or quiet.counts():
+                copied.append(found[False])
+                saved.append(found[True])
     copied, saved = copied[1:], saved[1:]  # the first one warms up
 
     def extra(what: str) -> list[float]:
@@ -227,6 +276,15 @@ def _rotated(contenders: dict[str, Any], turn: int) -> list[tuple[str, Any]]:
     items = list(contenders.items())
     shift = turn % len(items)
     return items[shift:] + items[:shift]
+
+
+def _quietly(act: Callable[[], float], quiet: Quiet) -> float:
+    """Again until nobody has disturbed it."""
+    while True:
+        quiet.wait()
+        seconds = act()
+        if quiet.counts():
+            return seconds
 
 
 def _timed(act: Callable[[], object]) -> float:

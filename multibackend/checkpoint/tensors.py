@@ -39,8 +39,10 @@ _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 ALIGNMENT = 64
 LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 32
-_CHUNK = 4 * 2**20  # written and hashed at once: large enough to leave the interpreter's lock alone
-_SMALL = 2**18  # tensors below are joined, so that thousands of them are not thousands of system calls
+# Written and hashed at once. Between two pieces the writer needs the interpreter's lock, for which the training loop
+# may have to wait until the writer gets a processor; so pieces are few.
+_CHUNK = 64 * 2**20
+_SMALL = 2**20  # tensors below are joined
 
 
 class TensorError(ValueError):
@@ -84,14 +86,14 @@ def prepare(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[np.ndarray]]:
 
 
 def chunks(head: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | bytearray | memoryview]:
-    """The bytes of a file in pieces: tensors in slices of 4 MiB, without a copy, small ones joined."""
+    """The bytes of a file in pieces: large tensors without a copy, small ones joined."""
     pending = bytearray(head)
     for array in arrays:
         data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
         if len(data) <= _SMALL:
             pending += data
             data = data[:0]
-        if pending and (len(data) or len(pending) >= _CHUNK):
+        if pending and (len(data) or len(pending) >= 16 * _SMALL):
             yield pending
             pending = bytearray()
         for start in range(0, len(data), _CHUNK):
