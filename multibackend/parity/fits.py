@@ -102,7 +102,12 @@ def find_fit(
             return found[-1]
     if not found:
         return None
-    plain = {fit.rearrangement.axes: fit for fit in reversed(found) if fit.rearrangement is not None}
+    rank = sum(size > 1 for size in other.shape)
+    plain = {  # nothing split
+        fit.rearrangement.axes: fit
+        for fit in reversed(found)
+        if fit.rearrangement is not None and len(fit.rearrangement.axes) == rank
+    }
     normal = next((plain[axes] for axes in usual if axes in plain), found[0])
     best = min(found, key=lambda fit: fit.difference)
     return best if best.difference <= _CLEARLY * normal.difference else normal
