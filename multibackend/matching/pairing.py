@@ -12,7 +12,7 @@ from multibackend.matching.assignment import assign
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.sides import CANONICAL, Pair, Side
-from multibackend.matching.words import Name, index_similarity, leaf_of, module_of, read_names, role_similarity
+from multibackend.matching.words import LEAVES, Name, index_similarity, leaf_of, module_of, read_names, role_similarity
 from multibackend.names import normalised
 
 __all__ = ["Likeness", "changes_between", "equal_names", "make_pair", "pair_by_likeness"]
@@ -20,7 +20,6 @@ __all__ = ["Likeness", "changes_between", "equal_names", "make_pair", "pair_by_l
 _ROUNDS = 3
 _IMPOSSIBLE = 1e3
 _TELLING = 0.12  # an exchange that costs less than this is not decided by names
-_KNOWN_LEAVES = frozenset({"weight", "bias", "mean", "var"})
 
 
 def equal_names(reference: Side, other: Side, texts: Mapping[str, str]) -> dict[str, str]:
@@ -209,7 +208,7 @@ def _by_leaf(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
     def score(a: str, b: str) -> float:
         if a == b:
             return 0.5
-        return -0.5 if a in _KNOWN_LEAVES and b in _KNOWN_LEAVES else 0.0
+        return -0.5 if a in LEAVES and b in LEAVES else 0.0
 
     return np.array([[score(a, b) for b in theirs] for a in ours])
 
