@@ -11,8 +11,7 @@ Needs `pip install 'multibackend[all,transformers]'`.
 
 from __future__ import annotations
 
-import sys
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -47,14 +46,16 @@ def vit(flavour: str) -> object:
     return getattr(transformers, f"{flavour}ViTForImageClassification")(config)
 
 
-def library() -> object:
+def library() -> Any:
     """The transformers library, or an end in words where it is not there or has no Flax models."""
     try:
         import transformers
     except ImportError:
         transformers = None
     if transformers is None or not hasattr(transformers, "FlaxGPT2LMHeadModel"):
-        sys.exit("this example needs transformers before 4.57 with Flax: pip install 'multibackend[all,transformers]'")
+        raise SystemExit(
+            "this example needs transformers before 4.57 with Flax: pip install 'multibackend[all,transformers]'"
+        )
     transformers.logging.set_verbosity_error()
     return transformers
 
