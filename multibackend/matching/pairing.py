@@ -102,7 +102,8 @@ def pair_by_likeness(
 ) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     """The best assignment, {name of other: name of reference}, and the sets within which it is not certain.
 
-    `fixed`, pairs that stand already, vote for the arrays beside them.
+    `fixed`, pairs that stand already, vote for the arrays beside them. What is certain is judged without votes: two
+    arrays of a module that were guessed support each other, right or wrong.
     """
     names, others = likeness.names, likeness.others
     where = {name: i for i, name in enumerate(names)}, {name: j for j, name in enumerate(others)}
@@ -127,7 +128,7 @@ def pair_by_likeness(
     sets = [
         s
         for block in blocks
-        for s in _uncertain(cost, *block, dict(zip(found[0].tolist(), found[1].tolist(), strict=True)))
+        for s in _uncertain(-likeness.score, *block, dict(zip(found[0].tolist(), found[1].tolist(), strict=True)))
     ]
     return pairs, [tuple(names[i] for i in found) for found in sets]
 
