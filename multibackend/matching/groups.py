@@ -13,7 +13,7 @@ import numpy as np
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Link, Part, Rearrangement
 from multibackend.matching.sides import Group, Side
-from multibackend.matching.words import Name, index_similarity, leaf_of, module_of, read_names, role_similarity
+from multibackend.matching.words import LEAVES, Name, index_similarity, leaf_of, module_of, read_names, role_similarity
 
 __all__ = ["find_groups"]
 
@@ -81,7 +81,8 @@ def _families(side: Side, parts: Mapping[str, str]) -> Iterator[_Family]:
             continue
         module = module_of(text)
         for ancestor in dict.fromkeys((module_of(module), module_of(module_of(module)), module)):
-            siblings[ancestor, leaf_of(text), tuple(side.shapes[name])].append(name)
+            leaf = leaf_of(text) if leaf_of(text) in LEAVES else ""
+            siblings[ancestor, leaf, tuple(side.shapes[name])].append(name)
     for (ancestor, leaf, shape), members in siblings.items():  # type: ignore[misc]
         for count in range(2, min(len(members), _MOST_PARTS) + 1):
             for chosen in _choices(members, read, count):

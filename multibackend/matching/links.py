@@ -47,6 +47,11 @@ class Rearrangement:
         permuted = array.reshape(tuple(self.merged[axis] for axis in self.axes))
         return np.asarray(permuted.transpose(np.argsort(self.axes)).reshape(shape), order="C")
 
+    def reversed(self, shape: tuple[int, ...]) -> Rearrangement:
+        """The change back to an array of `shape`, as a change of its own."""
+        merged = tuple(self.merged[axis] for axis in self.axes)
+        return Rearrangement(merged, tuple(int(axis) for axis in np.argsort(self.axes)), shape)
+
     @property
     def moves(self) -> bool:
         """Whether it does more than reshape."""
@@ -143,6 +148,19 @@ class Link:
         shape = self.reference_shape if self.reference_part is None else self.reference_part.piece
         return self.rearrangement.inverse(self.of_other(array), shape)
 
+    def reversed(self) -> Link:
+        """Seen from the other model."""
+        piece = self.reference_shape if self.reference_part is None else self.reference_part.piece
+        return Link(
+            self.other,
+            self.reference,
+            self.rearrangement.reversed(piece),
+            self.other_shape,
+            self.other_part,
+            self.reference_part,
+            self.evidence,
+        )
+
 
 def _in_words(change: Rearrangement, shape: tuple[int, ...]) -> list[str]:
     if not change.moves:
@@ -216,13 +234,9 @@ class Matching:
             seen.add(key)
         return result
 
-    def of_reference(self, name: str) -> tuple[Link, ...]:
-        """The links of one of the reference's arrays."""
-        return tuple(link for link in self.links if link.reference == name)
-
-    def of_other(self, name: str) -> tuple[Link, ...]:
-        """The links of one of the other's arrays."""
-        return tuple(link for link in self.links if link.other == name)
+    def reversed(self) -> Matching:
+        """With the other model as the reference."""
+        return Matching(tuple(link.reversed() for link in self.links), self.other_only, self.reference_only)
 
     def to_json(self) -> str:
         """As text for `from_json`."""

@@ -12,7 +12,7 @@ from multibackend.matching.assignment import assign
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.sides import CANONICAL, Pair, Side
-from multibackend.matching.words import Name, index_similarity, leaf_of, module_of, read_names, role_similarity
+from multibackend.matching.words import LEAVES, Name, index_similarity, leaf_of, module_of, read_names, role_similarity
 from multibackend.names import normalised
 
 __all__ = ["Likeness", "changes_between", "equal_names", "make_pair", "pair_by_likeness"]
@@ -20,7 +20,6 @@ __all__ = ["Likeness", "changes_between", "equal_names", "make_pair", "pair_by_l
 _ROUNDS = 3
 _IMPOSSIBLE = 1e3
 _TELLING = 0.12  # an exchange that costs less than this is not decided by names
-_KNOWN_LEAVES = frozenset({"weight", "bias", "mean", "var"})
 
 
 def equal_names(reference: Side, other: Side, texts: Mapping[str, str]) -> dict[str, str]:
@@ -103,7 +102,8 @@ def pair_by_likeness(
 ) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     """The best assignment, {name of other: name of reference}, and the sets within which it is not certain.
 
-    `fixed`, pairs that stand already, vote for the arrays beside them.
+    `fixed`, pairs that stand already, vote for the arrays beside them. What is certain is judged without votes: two
+    arrays of a module that were guessed support each other, right or wrong.
     """
     names, others = likeness.names, likeness.others
     where = {name: i for i, name in enumerate(names)}, {name: j for j, name in enumerate(others)}
@@ -128,7 +128,7 @@ def pair_by_likeness(
     sets = [
         s
         for block in blocks
-        for s in _uncertain(cost, *block, dict(zip(found[0].tolist(), found[1].tolist(), strict=True)))
+        for s in _uncertain(-likeness.score, *block, dict(zip(found[0].tolist(), found[1].tolist(), strict=True)))
     ]
     return pairs, [tuple(names[i] for i in found) for found in sets]
 
@@ -209,7 +209,7 @@ def _by_leaf(ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
     def score(a: str, b: str) -> float:
         if a == b:
             return 0.5
-        return -0.5 if a in _KNOWN_LEAVES and b in _KNOWN_LEAVES else 0.0
+        return -0.5 if a in LEAVES and b in LEAVES else 0.0
 
     return np.array([[score(a, b) for b in theirs] for a in ours])
 

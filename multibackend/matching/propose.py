@@ -54,8 +54,9 @@ def propose(
     if free or others:
         names = [n for n in reference.shapes if n not in grouped[0] | reference.integers or n in fixed.values()]
         partners = [n for n in other.shapes if n not in grouped[1] | other.integers or n in fixed]
-        likeness = Likeness(reference, other, names, partners, texts)
-        pairs, sets = pair_by_likeness(reference, other, likeness, fixed)
+        if names and partners:
+            likeness = Likeness(reference, other, names, partners, texts)
+            pairs, sets = pair_by_likeness(reference, other, likeness, fixed)
     evidence = {
         **dict.fromkeys(pairs, "name and shape"),
         **dict.fromkeys(fixed, "name"),

@@ -132,6 +132,10 @@ def _read_set(
     prior = 1e-9 * (1 - np.eye(len(names)))
     taken = assign(costs + prior)
     own = costs[np.arange(len(names)), taken]
+    if own.mean() > _HOPELESS:  # the models differ: names and order are what is left, and layouts by directions
+        kept = [replace(pair, evidence=f"{pair.evidence}, gradients differ") for pair in members]
+        turned = _by_directions([p for p in kept if p.open and p.reference in ours and p.other in theirs], ours, theirs)
+        return [turned.get(pair.reference, pair) for pair in kept], []
     pairs = []
     for i, j in enumerate(taken):
         rest = np.delete(costs[i], j)
@@ -153,8 +157,6 @@ def _narrowed(pair: Pair, ours: Arrays, theirs: Arrays, floor: float) -> Pair:
 
 def _kept(pair: Pair, costs: Sequence[float]) -> Pair:
     best = min(costs)
-    if best > _HOPELESS:
-        return replace(pair, evidence=f"{pair.evidence}; gradients differ by {np.sqrt(best):.0e} either way")
     kept = [change for change, cost in zip(pair.changes, costs, strict=True) if cost <= 4 * best + _TIED]
     rest = [cost for cost in costs if cost > 4 * best + _TIED]
     evidence = pair.evidence if not rest else f"{pair.evidence}, layout: {_evidence(best, min(rest))}"
@@ -167,14 +169,49 @@ def _read_changes(pairs: Sequence[Pair], ours: Arrays, theirs: Arrays, floor: fl
     for pair in pairs:
         role = read_names([pair.reference, pair.other])
         roles[role[0].role, role[1].role, pair.changes].append(pair)
-    result = {}
+    result, hopeless = {}, []
     for (_, _, changes), members in roles.items():
         seen = [pair for pair in members if pair.reference in ours and pair.other in theirs]
         if not seen:
             continue
         costs = np.mean([[_cost(pair, c, ours, theirs, floor) for c in changes] for pair in seen], axis=0)
-        result.update({pair.reference: _kept(pair, costs.tolist()) for pair in members})
+        if costs.min() > _HOPELESS:
+            hopeless += seen
+        else:
+            result.update({pair.reference: _kept(pair, costs.tolist()) for pair in members})
+    return {**result, **_by_directions(hopeless, ours, theirs)}
+
+
+def _by_directions(pairs: Sequence[Pair], ours: Arrays, theirs: Arrays) -> dict[str, Pair]:
+    """The layout of pairs whose gradients agree in no way, because the two models differ.
+
+    A gradient is a sum of (what comes back) x (what came in), and often one of the two is still the same on both sides:
+    what is compared is which directions each axis holds. Arrays of one name within their modules are laid out alike.
+    """
+    leaves = defaultdict(list)
+    for pair in pairs:
+        leaves[pair.reference.rpartition(".")[2], pair.other.rpartition(".")[2], pair.changes].append(pair)
+    result = {}
+    for (_, _, changes), members in leaves.items():
+        scores = np.mean([[_common(c(ours[p.reference]), theirs[p.other]) for c in changes] for p in members], axis=0)
+        order = np.argsort(-scores)
+        words = f"gradients differ, their directions agree to {scores[order[0]]:.2f}, next best {scores[order[1]]:.2f}"
+        best = changes[int(order[0])]
+        result.update({p.reference: p.taking(best, f"{p.evidence}, layout: {words}") for p in members})
     return result
+
+
+def _common(first: np.ndarray, second: np.ndarray) -> float:
+    """In [0, 1]: how far two arrays share the directions of their axes, whatever else."""
+    total = 0.0
+    for axis in range(second.ndim):
+        grams = []
+        for array in (first, second):
+            rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+            grams.append(rows @ rows.T)
+        size = float(np.linalg.norm(grams[0]) * np.linalg.norm(grams[1]))
+        total += float(np.sum(grams[0] * grams[1])) / size if size > 0 else 0.0
+    return total / max(second.ndim, 1)
 
 
 def _read_groups(groups: Sequence[Group], ours: Arrays, theirs: Arrays, floor: float) -> tuple[Group, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, s
     for members in [*proposal.sets, *alone]:
         if any(name in reference.parameters for name in members):
             base = values[members[0]]
-            shapes = tuple(base.shape), [tuple(values[name].shape) for name in members]
+            shapes: tuple[Any, list[Any]] = (tuple(base.shape), [tuple(values[name].shape) for name in members])
             others = [tuple(other.shapes[partner[name].other]) for name in members]
             allowed = None if len(members) > 1 else partner[members[0]].changes
             labels = _orbits(base.size, _permutations(*shapes, others, allowed))

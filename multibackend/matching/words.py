@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Name", "index_similarity", "leaf_of", "module_of", "read_names", "role_similarity"]
+__all__ = ["LEAVES", "Name", "index_similarity", "leaf_of", "module_of", "read_names", "role_similarity"]
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -54,7 +54,7 @@ _SYNONYMS = {
     }.items()
     for word in words.split()
 }
-_LEAVES = {"weight": "weight", "bias": "bias", "mean": "mean", "var": "var"}
+LEAVES = frozenset({"weight", "bias", "mean", "var"})
 _NO_NEWS = {"running", "c", "base", "model", "module"}
 
 
@@ -99,9 +99,9 @@ def leaf_of(name: str) -> str:
     ('weight', 'var', 'bias')
     """
     words = [_usual(word) for word in _WORD.findall(name.rpartition(".")[2]) if not word.isdigit()]
-    known = [word for word in words if word in _LEAVES or word == "embed"]
+    known = [word for word in words if word in LEAVES or word == "embed"]
     if known:
-        return _LEAVES.get(known[-1], "weight")
+        return "weight" if known[-1] == "embed" else known[-1]
     return words[-1] if words else ""
 
 

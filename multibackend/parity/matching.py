@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from multibackend.errors import MultibackendError
+from multibackend.errors import MultibackendError, ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.feed import Feed
 from multibackend.matched import given_matching, side_of
@@ -44,8 +44,7 @@ def match_models(reference: Trainer, other: Trainer) -> Matching:
     model = reference.experiment.model
     given = given_matching(reference.experiment.model)
     if given is not None:
-        given.check(sides[0].shapes, sides[1].shapes)
-        return given
+        return _checked(given, sides)
     sides = unstack(*sides), unstack(*reversed(sides))
     proposal = propose(*sides, rename=model.rename, transform=model.transform)
     left = [
@@ -56,6 +55,20 @@ def match_models(reference: Trainer, other: Trainer) -> Matching:
     if proposal.plain or not (proposal.open or any(left) or _by_likeness(proposal)):
         return finish(proposal, *sides)
     return _settled(proposal, sides, {**snapshots[0].parameters, **snapshots[0].model_state}, Probe(reference, other))
+
+
+def _checked(given: Matching, sides: tuple[Side, Side]) -> Matching:
+    """A given matching, turned round where it was found with the backends the other way round."""
+    shapes = sides[0].shapes, sides[1].shapes
+    try:
+        given.check(*shapes)
+    except ParameterMatchError as error:
+        try:
+            given.reversed().check(*shapes)
+        except ParameterMatchError:
+            raise error from None
+        return given.reversed()
+    return given
 
 
 def _by_likeness(proposal: Proposal) -> bool:
