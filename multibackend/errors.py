@@ -10,6 +10,7 @@ MultibackendError
 ├── DataError                   (ValueError)   the data do not fit the experiment
 ├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
+├── GoldenFileError             (ValueError)   a golden file is not there, or is none
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "GoldenFileError",
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
@@ -84,6 +86,10 @@ class ParameterMatchError(MultibackendError, ValueError):
 
 class ExperimentFileError(MultibackendError, ValueError):
     """A file or object does not define a usable `experiment` function."""
+
+
+class GoldenFileError(MultibackendError, ValueError):
+    """A golden file is not there, or something in it is not what `multibackend.golden.record` writes."""
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):

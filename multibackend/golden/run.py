@@ -1,0 +1,181 @@
+"""The run behind a golden trace: made once to record it, made again to be held against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from multibackend.data.streams import is_stream
+from multibackend.dropout import layer_name, pair_layers
+from multibackend.experiment import Experiment
+from multibackend.golden.draw import draw_all, law_of
+from multibackend.golden.file import Golden
+from multibackend.golden.summary import Summary, short, summarise
+from multibackend.matching import Matching
+from multibackend.names import match_names, pair_state, shapes_of
+from multibackend.order import order_of
+from multibackend.parity.dropout import dropout_layers
+from multibackend.protocol import Snapshot
+from multibackend.registry import list_backends
+from multibackend.trainer import Trainer
+from multibackend.validation import Problems
+
+__all__ = ["record", "repeat"]
+
+_COLUMNS = ("loss", "grad_norm", "learning_rate", "weight", "examples", "epoch")
+Arrays = Mapping[str, np.ndarray]
+
+
+def record(
+    experiment: Experiment, backend: str, *, updates: int = 20, device: str | None = None, strategy: str = "auto"
+) -> Golden:
+    """Make a run from initial parameters that every framework draws alike, and keep what tells it from another.
+
+    Dropout layers draw portable masks, because those of one framework cannot be repeated in another.
+
+    Args:
+        experiment: what to train.
+        backend: on which.
+        updates: how many.
+        device, strategy: as for `Trainer`.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        NonFiniteError, OutOfMemoryError, ...: as from `Trainer.fit`.
+
+    >>> from multibackend import golden                                             # doctest: +SKIP
+    >>> golden.save(golden.record(experiment, "torch", updates=20), "digits.json")  # doctest: +SKIP
+    """
+    trainer = _build(experiment, backend, None, device=device, strategy=strategy)
+    parameters = trainer.parameters()
+    matching = Matching.of_pairs({name: name for name in parameters}, shapes_of(parameters))
+    state = {name: name for name in trainer.snapshot().model_state}
+    return _run(trainer, updates, matching, state, None)
+
+
+def repeat(
+    golden: Golden,
+    experiment: Experiment,
+    backend: str,
+    *,
+    updates: int | None = None,
+    device: str | None = None,
+    strategy: str = "auto",
+) -> Golden:
+    """The run that a golden trace was recorded from, now, on this backend; all names are those of the recording.
+
+    Args:
+        golden: from `record` or `load`; its seed and laws give the initial parameters.
+        experiment, backend, device, strategy: as for `record`.
+        updates: how many; as many as were recorded unless given.
+
+    Raises:
+        ParameterMatchError: the model's parameters and the recorded ones do not pair up.
+    """
+    trainer = _build(experiment, backend, golden, device=device, strategy=strategy)
+    own, rename = trainer.snapshot(), experiment.model.rename
+    recorded = {name: summary.shape for name, summary in golden.start.items()}
+    pairs = match_names(recorded, shapes_of(own.parameters), rename)
+    matching = Matching.of_pairs(pairs, recorded)
+    shapes = {name: summary.shape for name, summary in golden.state_start.items()}
+    state = pair_state(shapes, shapes_of(own.model_state), rename)
+    return _run(trainer, golden.updates if updates is None else updates, matching, state, golden)
+
+
+def _build(experiment: Experiment, backend: str, golden: Golden | None, **how: Any) -> Trainer:
+    """A trainer whose dropout layers, if there are any, draw portable masks, by the recorded names."""
+    trainer = Trainer(experiment, backend, **how)
+    layers, model = dropout_layers(trainer), experiment.model
+    new: dict[str, str] = {}
+    if golden is not None and (layers or golden.dropout_layers):
+        pairs = pair_layers(golden.dropout_layers, layers, model.rename)
+        new = {name: partner for name, partner in pairs.items() if layer_name(name, model.rename) != partner}
+    if not layers or (experiment.dropout == "portable" and not new):
+        return trainer
+    return Trainer(experiment.replace(dropout="portable", model=model.renamed(new)), backend, **how)
+
+
+def _run(trainer: Trainer, updates: int, matching: Matching, state: Mapping[str, str], golden: Golden | None) -> Golden:
+    """Draw the initial parameters, make the updates, keep what is to be kept.
+
+    Args:
+        trainer: at update 0.
+        updates: how many.
+        matching: the recorded parameters are the reference.
+        state: {name of model state: recorded name}.
+        golden: whose initial parameters to start from; None for the laws of the model's own.
+    """
+    problems = Problems("golden")
+    problems.integer("updates", updates, minimum=1)
+    problems.raise_if_any()
+    own, experiment = trainer.snapshot(), trainer.experiment
+    laws = {name: law_of(array) for name, array in matching.to_reference(own.parameters).items()}
+    seed = int(experiment.seed) if golden is None else golden.seed
+    drawn = matching.to_other(draw_all(laws if golden is None else golden.laws, seed))
+    parameters = {name: array.astype(own.parameters[name].dtype) for name, array in drawn.items()}
+    trainer.restore(Snapshot(parameters=parameters, model_state=own.model_state, update=own.update))
+
+    def kept() -> tuple[dict[str, Summary], dict[str, Summary]]:
+        snapshot = trainer.snapshot()
+        found = matching.to_reference(snapshot.parameters)
+        return _summaries(found), _summaries({state[name]: snapshot.model_state[name] for name in state})
+
+    start, state_start = kept()
+    gradients: dict[str, list[float]] = {name: [] for name in start}
+    places = _gradient_updates(int(updates))
+    for place in places:
+        trainer.fit(updates=place)
+        norms = trainer.gradient_norms()
+        for link in matching.links:
+            gradients[link.reference].append(norms[link.other])
+    result = trainer.fit(updates=updates)  # all are made
+    end, state_end = kept()
+    shares = trainer.gradient_shares()
+    return Golden(
+        experiment=experiment.name,
+        backend=trainer.backend,
+        versions=next((info.version for info in list_backends() if info.name == trainer.backend), ""),
+        device=trainer.device,
+        precision=experiment.precision,
+        seed=int(experiment.seed),
+        updates=int(updates),
+        dropout=experiment.dropout,
+        dropout_layers=dropout_layers(trainer),
+        history={name: _column(name, result.history[name].tolist()) for name in _COLUMNS},
+        skipped=tuple((window.update, window.reason) for window in result.skipped),
+        gradient_updates=places,
+        gradients={name: tuple(map(short, norms)) for name, norms in gradients.items()},
+        shares={link.reference: short(shares[link.other]) for link in matching.links},
+        data=_first_window(experiment),
+        laws=laws,
+        start=start,
+        end=end,
+        state_start=state_start,
+        state_end=state_end,
+    )
+
+
+def _column(name: str, values: list[float]) -> tuple[float, ...]:
+    """A column of the history: what was measured to twelve digits, what the host decided as it is."""
+    return tuple(map(short, values)) if name in ("loss", "grad_norm") else tuple(values)
+
+
+def _gradient_updates(updates: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, ... and the last: errors grow, so the first ones say most."""
+    return tuple(sorted({*(2**power for power in range(updates.bit_length())), updates}))
+
+
+def _summaries(arrays: Arrays) -> dict[str, Summary]:
+    return {name: summarise(array) for name, array in arrays.items()}
+
+
+def _first_window(experiment: Experiment) -> dict[str, Summary]:
+    """The fields of the first window in the order of the run; a stream, which may be read once only, is left alone."""
+    if is_stream(experiment.train_data):
+        return {}
+    order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
+    wanted = int(experiment.micro_batch_size) * experiment.accumulation.steps(0)
+    rows = order.take(0, 0, order.available(0, 0, wanted))
+    return _summaries({name: array for name, array in rows.items() if array.dtype.kind in "biuf"})
