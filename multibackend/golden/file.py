@@ -12,7 +12,8 @@ from typing import Any
 
 from multibackend.errors import GoldenFileError
 from multibackend.golden.draw import Law
-from multibackend.golden.summary import Summary
+from multibackend.golden.summary import Summary, places
+from multibackend.precision import PRECISIONS
 
 __all__ = ["FORMAT", "Golden", "load", "save"]
 
@@ -142,13 +143,17 @@ class _Reader:
         """The whole file."""
         words = {name: self.value(content, name, str) for name in _WORDS}
         counts = {name: self.value(content, name, int) for name in _COUNTS}
+        if words["precision"] not in PRECISIONS:
+            self.fail("precision", f"one of {', '.join(PRECISIONS)}", words["precision"])
+        if counts["updates"] < 1:
+            self.fail("updates", "at least 1", counts["updates"])
         history = self.history(content, counts["updates"])
-        places = tuple(self.numbers(self.value(content, "gradient_updates", list), "gradient_updates"))
-        if any(place != int(place) or not 1 <= place <= counts["updates"] for place in places):
-            self.fail("gradient_updates", f"numbers of updates, 1 to {counts['updates']}", list(places))
+        kept_at = tuple(self.numbers(self.value(content, "gradient_updates", list), "gradient_updates"))
+        if any(not isinstance(place, int) or not 1 <= place <= counts["updates"] for place in kept_at):
+            self.fail("gradient_updates", f"numbers of updates, 1 to {counts['updates']}", list(kept_at))
         tables: dict[str, Any] = {"gradients": {}, "shares": {}, "laws": {}}
         for name, norms in self.value(content, "gradients", dict).items():
-            tables["gradients"][name] = tuple(self.numbers(norms, f"gradients.{name}", length=len(places)))
+            tables["gradients"][name] = tuple(self.numbers(norms, f"gradients.{name}", length=len(kept_at)))
         for name, share in self.value(content, "shares", dict).items():
             tables["shares"][name] = self.numbers([share], f"shares.{name}")[0]
         for name, law in self.value(content, "laws", dict).items():
@@ -164,7 +169,7 @@ class _Reader:
             history=history,
             dropout_layers=tuple(map(str, self.value(content, "dropout_layers", list))),
             skipped=self.skipped(content),
-            gradient_updates=tuple(int(place) for place in places),
+            gradient_updates=kept_at,
         )
 
     def history(self, content: Mapping[str, Any], updates: int) -> dict[str, tuple[float, ...]]:
@@ -196,7 +201,10 @@ class _Reader:
         wanted = [column.name for column in fields(kind)]
         if not isinstance(entry, Mapping) or set(entry) != set(wanted):
             self.fail(where, f"an object with {', '.join(wanted)}", entry)
-        values: dict[str, Any] = {"shape": tuple(map(int, self.numbers(entry["shape"], f"{where}.shape")))}
+        shape = self.numbers(entry["shape"], f"{where}.shape")
+        if not all(isinstance(length, int) and length >= 0 for length in shape):
+            self.fail(f"{where}.shape", "whole numbers", shape)
+        values: dict[str, Any] = {"shape": tuple(shape)}
         for name in wanted[1:]:
             if name == "digest":
                 values[name] = self.value(entry, name, str)
@@ -204,9 +212,8 @@ class _Reader:
                 values[name] = tuple(self.numbers(entry[name], f"{where}.{name}"))
             else:
                 values[name] = self.numbers([entry[name]], f"{where}.{name}")[0]
-        size = math.prod(values["shape"])
-        if min(values["shape"], default=0) < 0 or ("elements" in values and len(values["elements"]) > size):
-            self.fail(where, "no more elements than its shape has", entry)
+        if "elements" in values and len(values["elements"]) != len(places(math.prod(shape))):
+            self.fail(where, "as many elements as are kept of its shape", entry)
         return kind(**values)
 
     def same_names(self, tables: Mapping[str, Mapping[str, Any]]) -> None:

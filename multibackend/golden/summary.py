@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-__all__ = ["Summary", "difference", "short", "summarise"]
+__all__ = ["Summary", "difference", "places", "short", "summarise"]
 
 _ELEMENTS = 4
 
@@ -57,7 +57,7 @@ def summarise(array: np.ndarray) -> Summary:
         norm=short(math.sqrt(float((values * values).sum()))),
         mean=short(float(values.mean())) if values.size else 0.0,
         largest=short(float(np.abs(values).max(initial=0.0))),
-        elements=tuple(map(short, values[_places(values.size)].tolist())),
+        elements=tuple(map(short, values[places(values.size)].tolist())),
         digest=xxhash.xxh3_64_hexdigest(f"{own.dtype.name}{own.shape}".encode() + little.tobytes()),
     )
 
@@ -76,18 +76,20 @@ def difference(expected: Summary, actual: Summary, floor: float = 0.0) -> tuple[
             f"shape {list(expected.shape)} against {list(actual.shape)}, norm",
             (expected.norm, actual.norm),
         )
-    scale = max(expected.largest, actual.largest, floor, np.finfo(np.float64).tiny)
+    sizes = [size for size in (expected.largest, actual.largest) if math.isfinite(size)]
+    scale = max([*sizes, floor, float(np.finfo(np.float64).tiny)])
     norms = expected.norm, actual.norm
-    found = [(_gap(*norms) / max(*norms, scale), "norm", norms)]
+    gap = _gap(*norms)
+    found = [(gap / max(*norms, scale) if math.isfinite(gap) else gap, "norm", norms)]
     found.append((_gap(expected.mean, actual.mean) / scale, "mean", (expected.mean, actual.mean)))
-    places = _places(math.prod(expected.shape))
-    for place, one, other in zip(places, expected.elements, actual.elements, strict=True):
+    kept = zip(places(math.prod(expected.shape)), expected.elements, actual.elements, strict=True)
+    for place, one, other in kept:
         index = [int(i) for i in np.unravel_index(place, expected.shape)]
         found.append((_gap(one, other) / scale, f"element {index}", (one, other)))
     return max(found, key=lambda item: item[0])
 
 
-def _places(size: int) -> np.ndarray:
+def places(size: int) -> np.ndarray:
     """The flat indices of the elements that are kept of so many."""
     return np.unique(np.linspace(0, max(size - 1, 0), min(_ELEMENTS, size)).astype(int))
 
