@@ -79,15 +79,15 @@ class GoldenReport:
         """What differs: the settings, the first divergence, how many losses and parameters moved and how far."""
         lines = [*self.settings]
         found = self.first_divergence
-        if found is not None:
-            where = f" ({self.place})" if self.place else ""
-            first, second = found.values
-            lines.append(
-                f"First divergence: {found.stage} at update {found.update}: {found.what}{where}: recorded {first:.9g}, "
-                f"now {second:.9g} (relative {found.difference:.1e})"
-            )
-            lines += self.moved()
-        return [*lines, *self.notes]
+        if found is None:
+            return [*lines, *self.notes]
+        what = f"{found.stage}: {found.what} ({self.place})" if self.place else found.what
+        first, second = found.values
+        lines.append(
+            f"First divergence: {what} at update {found.update}: recorded {first:.9g}, now {second:.9g} "
+            f"(relative {found.difference:.1e})"
+        )
+        return lines + self.moved()
 
     def moved(self) -> list[str]:
         """How many losses and parameters moved beyond the tolerance, and which ones the most."""
@@ -224,7 +224,8 @@ def _update(index: int, golden: Golden, actual: Golden, tolerance: Tolerance) ->
     for what, bound in bounds.items():
         values = golden.history[what][index], actual.history[what][index]
         if _relative(*values) > bound:
-            yield Divergence(stages[what], index + 1, what, values, _relative(*values)), ""
+            named = "weight of the window" if what == "weight" else what  # a parameter may be called so
+            yield Divergence(stages[what], index + 1, named, values, _relative(*values)), ""
     norms = golden.history["grad_norm"][index], actual.history["grad_norm"][index]
     if index + 1 in golden.gradient_updates and index + 1 in actual.gradient_updates:
         one, other = golden.gradient_updates.index(index + 1), actual.gradient_updates.index(index + 1)

@@ -85,9 +85,9 @@ def test_a_run_that_parts_exits_with_1(file: str, tmp_path: Path, capsys: pytest
     assert main(["record", file, "--check", path, "--learning-rate", "0.2"]) == 1
     printed = capsys.readouterr().out
     assert "does NOT match the golden trace of stub" in printed
-    assert "First divergence: update at update 2: learning_rate: recorded 0.1, now 0.2" in printed
+    assert "First divergence: learning_rate at update 2: recorded 0.1, now 0.2" in printed
     assert main([*arguments, "--learning-rate", "0.2", "--output", path]) == 0
-    assert "learning_rate: recorded 0.1, now 0.2" in capsys.readouterr().out
+    assert "learning_rate at update 2: recorded 0.1, now 0.2" in capsys.readouterr().out
     assert main(["record", file, "--check", path, "--learning-rate", "0.2"]) == 0
 
 

@@ -168,7 +168,8 @@ def test_the_first_divergence_is_named(
     found = report.first_divergence
     assert found is not None
     assert (found.stage, found.update, found.what) == (stage, update, what)
-    assert f"First divergence: {stage} at update {update}: {what}" in str(report)
+    said = f"{stage}: {what} ({report.place})" if report.place else what
+    assert f"First divergence: {said} at update {update}: recorded " in str(report)
     assert found.values[0] != found.values[1]
 
 
@@ -352,7 +353,7 @@ def test_a_file_is_left_alone_where_nothing_moved(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "updates", "words"),
     [
-        ({"optimizer": SGD(learning_rate=0.2)}, 5, "learning_rate: recorded 0.1, now 0.2"),
+        ({"optimizer": SGD(learning_rate=0.2)}, 5, "learning_rate at update 1: recorded 0.1, now 0.2"),
         ({"optimizer": SGD(learning_rate=0.2)}, 5, "4 of 5 losses moved"),
         ({"optimizer": SGD(learning_rate=0.2)}, 5, "2 of 2 parameters moved"),
         ({}, 4, "updates: recorded with 5, asked for is 4"),

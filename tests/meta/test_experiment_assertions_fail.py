@@ -101,7 +101,7 @@ def test_a_run_that_parts_from_its_golden_trace_fails_with_words(path: Path) -> 
         lambda: assert_golden(other, path, backend="torch"),
         "line on torch",
         f"in {path}",
-        "First divergence: loss at update 3: loss: recorded ",
+        "First divergence: loss at update 3: recorded ",
         "2 of 4 losses moved, most at update ",
         "2 of 2 parameters moved by the end: ",
         "pytest --update-golden",

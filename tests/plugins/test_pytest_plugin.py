@@ -344,10 +344,10 @@ def test_golden_traces_are_written_held_and_rewritten(run: Run, tmp_path: Path) 
 
     write(tmp_path, settings="RATE = 0.2\n")
     failed = run("--backend=stub", "-k", "named", code=1)
-    assert "First divergence: update at update 1: learning_rate: recorded 0.1, now 0.2 (relative 5.0e-01)" in failed
+    assert "First divergence: learning_rate at update 1: recorded 0.1, now 0.2 (relative 5.0e-01)" in failed
     assert "pytest --update-golden" in failed
     printed = run("--backend=stub", "--update-golden", "-k", "named")
-    assert "tests/golden/named.json\n  First divergence: update at update 1: learning_rate" in printed
+    assert "tests/golden/named.json\n  First divergence: learning_rate at update 1" in printed
     assert "losses moved, most at update" in printed
     assert "2 of 2 parameters moved by the end" in printed
     changed = {path.stem for path in folder.iterdir() if path.read_bytes() != before[path]}
