@@ -229,7 +229,8 @@ def _update(index: int, golden: Golden, actual: Golden, tolerance: Tolerance) ->
     norms = golden.history["grad_norm"][index], actual.history["grad_norm"][index]
     if index + 1 in golden.gradient_updates and index + 1 in actual.gradient_updates:
         one, other = golden.gradient_updates.index(index + 1), actual.gradient_updates.index(index + 1)
-        pairs = {name: (kept[one], actual.gradients[name][other]) for name, kept in golden.gradients.items()}
+        names = [name for name in golden.gradients if name in actual.gradients]  # not those that one side has fused
+        pairs = {name: (golden.gradients[name][one], actual.gradients[name][other]) for name in names}
         gaps = {name: _relative(*values, floor=_FLOOR * max(norms)) for name, values in pairs.items()}
         for name in sorted(gaps, key=lambda name: -gaps[name]):
             if gaps[name] > tolerance.parameters:
@@ -259,7 +260,7 @@ def _floor(golden: Mapping[str, Summary], actual: Mapping[str, Summary]) -> floa
 
 def _is_noise(golden: Golden, actual: Golden, name: str, tolerance: Tolerance) -> bool:
     """Whether the gradient of a parameter is nothing but rounding in both runs."""
-    return max(golden.shares[name], actual.shares[name]) <= tolerance.noise
+    return max(golden.shares.get(name, 1.0), actual.shares.get(name, 0.0)) <= tolerance.noise
 
 
 def _bound(report: GoldenReport, name: str, tolerance: Tolerance) -> float:

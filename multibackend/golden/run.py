@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,10 +50,9 @@ def record(
     >>> golden.save(golden.record(experiment, "torch", updates=20), "digits.json")  # doctest: +SKIP
     """
     trainer = _build(experiment, backend, None, device=device, strategy=strategy)
-    parameters = trainer.parameters()
-    matching = Matching.of_pairs({name: name for name in parameters}, shapes_of(parameters))
-    state = {name: name for name in trainer.snapshot().model_state}
-    return _run(trainer, updates, matching, state, None)
+    own = trainer.snapshot()
+    arrays = {**own.model_state, **own.parameters}
+    return _run(trainer, updates, Matching.of_pairs({name: name for name in arrays}, shapes_of(arrays)), None)
 
 
 def repeat(
@@ -75,13 +75,19 @@ def repeat(
         ParameterMatchError: the model's parameters and the recorded ones do not pair up.
     """
     trainer = _build(experiment, backend, golden, device=device, strategy=strategy)
-    own, rename = trainer.snapshot(), experiment.model.rename
-    recorded = {name: summary.shape for name, summary in golden.start.items()}
-    pairs = match_names(recorded, shapes_of(own.parameters), rename)
-    matching = Matching.of_pairs(pairs, recorded)
-    shapes = {name: summary.shape for name, summary in golden.state_start.items()}
-    state = pair_state(shapes, shapes_of(own.model_state), rename)
-    return _run(trainer, golden.updates if updates is None else updates, matching, state, golden)
+    return _run(trainer, golden.updates if updates is None else updates, _matching(golden, trainer), golden)
+
+
+def _matching(golden: Golden, trainer: Trainer) -> Matching:
+    """Which of the model's arrays, parameters and model state, is which of the recorded ones."""
+    own, rename = trainer.snapshot(), trainer.experiment.model.rename
+    parameters, state = (
+        {name: summary.shape for name, summary in table.items()} for table in (golden.start, golden.state_start)
+    )
+    pairs = match_names(parameters, shapes_of(own.parameters), rename)
+    return Matching.of_pairs(
+        {**pairs, **pair_state(state, shapes_of(own.model_state), rename)}, {**state, **parameters}
+    )
 
 
 def _build(experiment: Experiment, backend: str, golden: Golden | None, **how: Any) -> Trainer:
@@ -97,41 +103,47 @@ def _build(experiment: Experiment, backend: str, golden: Golden | None, **how: A
     return Trainer(experiment.replace(dropout="portable", model=model.renamed(new)), backend, **how)
 
 
-def _run(trainer: Trainer, updates: int, matching: Matching, state: Mapping[str, str], golden: Golden | None) -> Golden:
+def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | None) -> Golden:
     """Draw the initial parameters, make the updates, keep what is to be kept.
 
     Args:
         trainer: at update 0.
         updates: how many.
-        matching: the recorded parameters are the reference.
-        state: {name of model state: recorded name}.
+        matching: of the model's arrays with the recorded ones, which are the reference.
         golden: whose initial parameters to start from; None for the laws of the model's own.
     """
     problems = Problems("golden")
     problems.integer("updates", updates, minimum=1)
     problems.raise_if_any()
     own, experiment = trainer.snapshot(), trainer.experiment
-    laws = {name: law_of(array) for name, array in matching.to_reference(own.parameters).items()}
+    trained = own.parameters if golden is None else golden.start
+    shapes = {link.reference: link.reference_shape for link in matching.links}
+
+    def by_recorded_name(snapshot: Snapshot) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """(parameters, model state)."""
+        found = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
+        found = {name: array.reshape(shapes[name]) for name, array in found.items()}  # a counter stays a number
+        state = {name: array for name, array in found.items() if name not in trained}
+        return {name: array for name, array in found.items() if name in trained}, state
+
+    parameters, state = by_recorded_name(own)
+    laws = {name: law_of(array) for name, array in parameters.items()}
     seed = int(experiment.seed) if golden is None else golden.seed
-    drawn = matching.to_other(draw_all(laws if golden is None else golden.laws, seed))
-    parameters = {name: array.astype(own.parameters[name].dtype) for name, array in drawn.items()}
-    trainer.restore(Snapshot(parameters=parameters, model_state=own.model_state, update=own.update))
+    drawn = matching.to_other({**parameters, **state, **draw_all(laws if golden is None else golden.laws, seed)})
+    begin = {name: drawn[name].astype(array.dtype) for name, array in own.parameters.items()}
+    trainer.restore(Snapshot(parameters=begin, model_state=own.model_state, update=own.update))
 
-    def kept() -> tuple[dict[str, Summary], dict[str, Summary]]:
-        snapshot = trainer.snapshot()
-        found = matching.to_reference(snapshot.parameters)
-        return _summaries(found), _summaries({state[name]: snapshot.model_state[name] for name in state})
-
-    start, state_start = kept()
-    gradients: dict[str, list[float]] = {name: [] for name in start}
+    start, state_start = map(_summaries, by_recorded_name(trainer.snapshot()))
+    single = _single_links(matching, trained)
+    gradients: dict[str, list[float]] = {name: [] for name in single}
     places = _gradient_updates(int(updates))
     for place in places:
         trainer.fit(updates=place)
         norms = trainer.gradient_norms()
-        for link in matching.links:
-            gradients[link.reference].append(norms[link.other])
+        for name, partner in single.items():
+            gradients[name].append(norms[partner])
     result = trainer.fit(updates=updates)  # all are made
-    end, state_end = kept()
+    end, state_end = map(_summaries, by_recorded_name(trainer.snapshot()))
     shares = trainer.gradient_shares()
     return Golden(
         experiment=experiment.name,
@@ -147,7 +159,7 @@ def _run(trainer: Trainer, updates: int, matching: Matching, state: Mapping[str,
         skipped=tuple((window.update, window.reason) for window in result.skipped),
         gradient_updates=places,
         gradients={name: tuple(map(short, norms)) for name, norms in gradients.items()},
-        shares={link.reference: short(shares[link.other]) for link in matching.links},
+        shares={name: short(shares[partner]) for name, partner in single.items()},
         data=_first_window(experiment),
         laws=laws,
         start=start,
@@ -155,6 +167,13 @@ def _run(trainer: Trainer, updates: int, matching: Matching, state: Mapping[str,
         state_start=state_start,
         state_end=state_end,
     )
+
+
+def _single_links(matching: Matching, trained: Container[str]) -> dict[str, str]:
+    """{recorded parameter: the model's own}, where each is the whole of the other, so that norms are comparable."""
+    here, there = Counter(link.reference for link in matching.links), Counter(link.other for link in matching.links)
+    links = [link for link in matching.links if here[link.reference] == there[link.other] == 1]
+    return {link.reference: link.other for link in links if link.reference in trained}
 
 
 def _column(name: str, values: list[float]) -> tuple[float, ...]:
