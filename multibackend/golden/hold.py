@@ -35,8 +35,8 @@ class GoldenReport:
         place: where in the tensor, "norm", "mean" or "element [0, 3]", where `first_divergence` is about a tensor.
         losses: relative difference of each update's loss.
         parameters: relative difference of each parameter at the end, as far as the recording tells.
-        notes: sentences about model state that another framework keeps otherwise. They fail no run: a layer that a
-            user brings keeps its own definition, as Flax's BatchNorm the biased running variance, torch's the unbiased.
+        notes: sentences about running variances that another framework keeps otherwise. They fail no run: a layer that
+            a user brings keeps its own definition, Flax's BatchNorm the biased variance, torch's the unbiased.
     """
 
     golden: Golden
@@ -170,17 +170,21 @@ def _divergences(golden: Golden, actual: Golden, tolerance: Tolerance) -> Iterat
         return tolerance.undetermined if _is_noise(golden, actual, name, tolerance) else tolerance.parameters
 
     yield from _tensors("update", golden.updates, golden.end, actual.end, bound)
-    if golden.backend == actual.backend:  # across frameworks it is noted, see `GoldenReport.notes`
-        states = golden.state_end, actual.state_end
-        yield from _tensors("model state", golden.updates, *states, lambda _: tolerance.parameters)
+    state = {name: one for name, one in golden.state_end.items() if not _is_variance(golden, actual, name)}
+    yield from _tensors("model state", golden.updates, state, actual.state_end, lambda _: tolerance.parameters)
+
+
+def _is_variance(golden: Golden, actual: Golden, name: str) -> bool:
+    """Whether a statistic is a running variance of another framework, which may keep the biased one."""
+    return golden.backend != actual.backend and name.rpartition(".")[2] == "running_var"
 
 
 def _notes(golden: Golden, actual: Golden, tolerance: Tolerance) -> tuple[str, ...]:
-    """Model state at the end that another framework defines otherwise."""
-    if golden.backend == actual.backend or golden.updates != actual.updates:
+    """Running variances at the end that another framework defines otherwise."""
+    if golden.updates != actual.updates:
         return ()
-    bound = tolerance.parameters
-    found = _tensors("model state", golden.updates, golden.state_end, actual.state_end, lambda _: bound)
+    state = {name: one for name, one in golden.state_end.items() if _is_variance(golden, actual, name)}
+    found = _tensors("model state", golden.updates, state, actual.state_end, lambda _: tolerance.parameters)
     return tuple(
         f"Note: {one.what} ({place}): recorded {one.values[0]:.9g} on {golden.backend}, now {one.values[1]:.9g} on "
         f"{actual.backend}; training does not use it, evaluation does"

@@ -30,9 +30,9 @@ class TorchNet(nn.Module):
 
 
 class FlaxNet(nnx.Module):
-    def __init__(self, epsilon: float, rngs: nnx.Rngs) -> None:
+    def __init__(self, epsilon: float, momentum: float, rngs: nnx.Rngs) -> None:
         self.dense = nnx.Linear(3, 8, rngs=rngs)
-        self.norm = nnx.BatchNorm(8, momentum=0.9, epsilon=epsilon, rngs=rngs)
+        self.norm = nnx.BatchNorm(8, momentum=momentum, epsilon=epsilon, rngs=rngs)
         self.dropout = nnx.Dropout(0.4, rngs=rngs)
         self.head = nnx.Linear(8, 2, rngs=rngs)
 
@@ -40,9 +40,9 @@ class FlaxNet(nnx.Module):
         return self.head(self.dropout(nnx.tanh(self.norm(self.dense(x)))))
 
 
-def net(epsilon: float = 1e-5) -> mb.Model:
+def net(epsilon: float = 1e-5, momentum: float = 0.9) -> mb.Model:
     def build(rngs: nnx.Rngs) -> nnx.Module:
-        return FlaxNet(epsilon, rngs)
+        return FlaxNet(epsilon, momentum, rngs)
 
     return mb.Model(torch=TorchNet, jax=build, inputs="x", rename={"dense": "fc1"})
 
@@ -112,6 +112,7 @@ def other_loss(xp: Any, outputs: Any, batch: Any) -> Any:
     ("change", "stage", "update", "what"),
     [
         (lambda: experiment(model=net(epsilon=1e-3)), "loss", 1, "loss"),
+        (lambda: experiment(model=net(momentum=0.1)), "model state", 6, "norm.running_mean"),
         (lambda: experiment(loss=mb.losses.Custom(other_loss)), "loss", 1, "loss"),
         (lambda: experiment(optimizer=mb.optimizers.Adam(learning_rate=1e-2, eps=1e-4)), "loss", 2, "loss"),
         (lambda: experiment(optimizer=mb.optimizers.Adam(learning_rate=2e-2)), "update", 1, "learning_rate"),
