@@ -302,11 +302,6 @@ class Trainer:
         self._ledger.read_all()
         return dict(zip(self.program.parameter_names, self._ledger.gradient_shares.tolist(), strict=True))
 
-    def gradient_norms(self) -> dict[str, float]:
-        """For each parameter the norm of its gradient in the last update, before clipping; zeros before the first."""
-        self._ledger.read_all()
-        return dict(zip(self.program.parameter_names, self._ledger.last_gradient_norms.tolist(), strict=True))
-
     def snapshot(self) -> Snapshot:
         """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
         self._ledger.read_all()

@@ -135,14 +135,10 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
 
     start, state_start = map(_summaries, by_recorded_name(trainer.snapshot()))
     single = _single_links(matching, trained)
-    gradients: dict[str, list[float]] = {name: [] for name in single}
+    trainer._ledger.gradient_norms = []  # from here on it keeps them
+    result = trainer.fit(updates=updates)
+    norms = dict(zip(trainer.program.parameter_names, np.array(trainer._ledger.gradient_norms).T, strict=True))
     places = _gradient_updates(int(updates))
-    for place in places:
-        trainer.fit(updates=place)
-        norms = trainer.gradient_norms()
-        for name, partner in single.items():
-            gradients[name].append(norms[partner])
-    result = trainer.fit(updates=updates)  # all are made
     end, state_end = map(_summaries, by_recorded_name(trainer.snapshot()))
     shares = trainer.gradient_shares()
     return Golden(
@@ -158,7 +154,7 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
         history={name: _column(name, result.history[name].tolist()) for name in _COLUMNS},
         skipped=tuple((window.update, window.reason) for window in result.skipped),
         gradient_updates=places,
-        gradients={name: tuple(map(short, norms)) for name, norms in gradients.items()},
+        gradients={name: tuple(short(norms[p][place - 1]) for place in places) for name, p in single.items()},
         shares={name: short(shares[partner]) for name, partner in single.items()},
         data=_first_window(experiment),
         laws=laws,
