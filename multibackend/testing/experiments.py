@@ -138,11 +138,10 @@ def _words(report: CompareReport) -> str:
     lines = [
         verdict,
         f"First divergence: {report.first_divergence}",
-        *(f"Note: {note}" for note in report.notes),
         f"Largest difference of a loss: {report.max_loss_difference:.1e}",
         "Largest differences of the parameters at the end, relative:",
         *(f"  {name:<{width}}  {gaps[name]:.1e}" for name in largest),
     ]
     if len(gaps) > len(largest):
         lines.append(f"  ... and {len(gaps) - len(largest)} more")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])

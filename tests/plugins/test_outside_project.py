@@ -188,13 +188,13 @@ def test_a_correct_port_passes(project: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["blocks.0.norm"])
 def test_a_broken_port_fails_with_the_layer_s_name(broken: str, project: Path) -> None:
-    """The failure of the comparison names the layer in its first lines; the golden trace fails on that side only."""
+    """The layer is the first divergence of the comparison; the golden trace fails on that side only."""
     code, printed = run(project, "-k", "not learns", broken=broken)
     assert code == 1
     assert "test_the_port_matches FAILED" in printed
     failure = printed[printed.index("tagger: torch and jax do not match over 4 updates in float64") :]
-    assert "First divergence: " in failure
-    assert broken in failure
+    first = next(line for line in failure.splitlines() if "First divergence: " in line)
+    assert f"First divergence: activations: {broken} at update 1: " in first
     assert "test_the_run_is_the_recorded_one[jax] FAILED" in printed
     assert "test_the_run_is_the_recorded_one[torch] PASSED" in printed
     assert "tagger on jax" in printed
