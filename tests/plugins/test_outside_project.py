@@ -163,16 +163,23 @@ def run(project: Path, *arguments: str, broken: str = "") -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def recorded(project: Path) -> tuple[Path, str]:
+    """The project with its golden trace, recorded on torch; and what pytest printed as it wrote it."""
+    code, printed = run(project, "--update-golden", "-k", "recorded")
+    assert code == 0, printed
+    return project, printed
+
+
 def test_the_entry_point_is_declared() -> None:
     """What an installer would read from this repository is what the project beside it was given."""
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert re.search(r'\[project\.entry-points\.pytest11\]\nmultibackend = "multibackend\.testing\.plugin"', text)
 
 
-def test_a_correct_port_passes(project: Path) -> None:
+def test_a_correct_port_passes(recorded: tuple[Path, str]) -> None:
     """Both backends learn, match each other and the golden trace that torch recorded; --backend chooses."""
-    code, printed = run(project, "--update-golden", "-k", "recorded")
-    assert code == 0, printed
+    project, printed = recorded
     assert "tests/golden/test_port.test_the_run_is_the_recorded_one.json\n  it was not there" in printed
     code, printed = run(project)
     assert code == 0, printed
@@ -187,9 +194,9 @@ def test_a_correct_port_passes(project: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["blocks.0.norm"])
-def test_a_broken_port_fails_with_the_layer_s_name(broken: str, project: Path) -> None:
+def test_a_broken_port_fails_with_the_layer_s_name(broken: str, recorded: tuple[Path, str]) -> None:
     """The layer is the first divergence of the comparison; the golden trace fails on that side only."""
-    code, printed = run(project, "-k", "not learns", broken=broken)
+    code, printed = run(recorded[0], "-k", "not learns", broken=broken)
     assert code == 1
     assert "test_the_port_matches FAILED" in printed
     failure = printed[printed.index("tagger: torch and jax do not match over 4 updates in float64") :]
