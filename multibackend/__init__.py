@@ -5,17 +5,16 @@ Importing this package imports no framework. See the README for a first experime
 
 from typing import TYPE_CHECKING, Any
 
-from multibackend import data, errors, events, losses, metrics, optimizers, schedules
-from multibackend.accumulation import EffectiveBatch
-from multibackend.errors import MultibackendError
-from multibackend.experiment import Experiment, Model
-from multibackend.history import History, UpdateRecord
-from multibackend.registry import BackendInfo, list_backends
-from multibackend.stopping import EarlyStopping
-
 if TYPE_CHECKING:
+    from multibackend import data, errors, events, losses, metrics, optimizers, schedules
+    from multibackend.accumulation import EffectiveBatch
+    from multibackend.errors import MultibackendError
+    from multibackend.experiment import Experiment, Model
+    from multibackend.history import History, UpdateRecord
     from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
+    from multibackend.registry import BackendInfo, list_backends
     from multibackend.resuming.saving import Checkpointing
+    from multibackend.stopping import EarlyStopping
     from multibackend.trainer import FitResult, Trainer
 
 __all__ = [
@@ -45,16 +44,27 @@ __all__ = [
 ]
 
 
-# what runs an experiment rather than describes it: imported when it is first asked for, a quarter of the import
+# everything is imported when it is first asked for: the pytest plugin lives in this package and must cost a test
+# session that never uses it nothing, numpy included
 _LATER = {
     "AccumulationReport": "multibackend.parity",
     "Checkpointing": "multibackend.resuming.saving",
+    "BackendInfo": "multibackend.registry",
     "CompareReport": "multibackend.parity",
+    "EarlyStopping": "multibackend.stopping",
+    "EffectiveBatch": "multibackend.accumulation",
+    "Experiment": "multibackend.experiment",
     "FitResult": "multibackend.trainer",
+    "History": "multibackend.history",
+    "Model": "multibackend.experiment",
+    "MultibackendError": "multibackend.errors",
     "Trainer": "multibackend.trainer",
+    "UpdateRecord": "multibackend.history",
     "check_accumulation": "multibackend.parity",
     "compare": "multibackend.parity",
+    "list_backends": "multibackend.registry",
 }
+_MODULES = ("data", "errors", "events", "losses", "metrics", "optimizers", "schedules")
 
 
 def __getattr__(name: str) -> Any:
@@ -63,10 +73,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version  # noqa: PLC0415
 
         return version("multibackend")
-    if name not in _LATER:
+    if name not in _LATER and name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415
 
+    if name in _MODULES:
+        return import_module(f"multibackend.{name}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)
     return value
 

@@ -100,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     check = _command(commands, "check", _check, "do k micro-batches equal one batch, and why not; exit 1 if not")
     check.add_argument("--backend", help="one backend (default: all that are installed and that the model has)")
 
+    record = _command(commands, "record", _record, "keep a golden trace of a run, or check one; exit 1 if it parts")
+    record.add_argument("--backend", help="the backend (default: torch; with --check the recorded one)")
+    record.add_argument("--updates", type=int, help="how many updates (default: 20; with --check as recorded)")
+    place = record.add_mutually_exclusive_group()
+    place.add_argument("--output", metavar="GOLDEN", help="write the trace to this file, where the run has moved")
+    place.add_argument("--check", metavar="GOLDEN", help="hold the run against the trace in this file")
+
     backends = commands.add_parser("backends", help="list the backends")
     backends.set_defaults(run=_backends)
     return parser
@@ -128,7 +135,7 @@ def _command(
         parser.add_argument("file", nargs="?", metavar="FILE", help="a Python file with a function experiment(...)")
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
     parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
-    if name in ("train", "evaluate", "resume"):
+    if name in ("train", "evaluate", "record", "resume"):
         parser.add_argument("--device", help="override the backend's default device")
         strategy = None if name == "resume" else "auto"
         parser.add_argument("--strategy", default=strategy, help="how a window executes (default: %(default)s)")
@@ -309,6 +316,28 @@ def _check(options: argparse.Namespace, rest: list[str]) -> int:
     for report in reports:
         print_accumulation(Console(), report)
     return 0 if all(report.matches for report in reports) else 1
+
+
+def _record(options: argparse.Namespace, rest: list[str]) -> int:
+    from multibackend import golden  # noqa: PLC0415
+    from multibackend.errors import ConfigurationError  # noqa: PLC0415
+
+    how = {"device": options.device, "strategy": options.strategy}
+    if options.check is None:
+        options.updates = 20 if options.updates is None else options.updates
+        _, experiment = _load(options, rest)
+        if options.output is None:
+            raise ConfigurationError("record", ["say where: --output GOLDEN writes a trace, --check GOLDEN checks one"])
+        print(golden.update(options.output, experiment, options.backend or "torch", updates=options.updates, **how))
+        return 0
+    trace = golden.load(options.check)
+    options.updates = trace.updates if options.updates is None else options.updates
+    options.precision = options.precision or trace.precision
+    _, experiment = _load(options, rest)
+    backend = options.backend or trace.backend
+    report = golden.check(trace, experiment, backend, updates=options.updates, **how)
+    print(report)
+    return 0 if report.matches else 1
 
 
 def _backends(options: argparse.Namespace, rest: list[str]) -> int:

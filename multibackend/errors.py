@@ -12,6 +12,7 @@ MultibackendError
 ├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
 ├── CheckpointError                            a checkpoint cannot be written, or is not one that can be trusted
 │   └── ResumeError             (ValueError)   the experiment does not fit the checkpoint; lists every difference
+├── GoldenFileError             (ValueError)   a golden file is not there, or is none
 ├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
 ├── OutOfMemoryError            (MemoryError)  the device has no memory left
 └── MatchError                  (AssertionError)   two things that should match do not
@@ -36,6 +37,7 @@ __all__ = [
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "GoldenFileError",
     "Interrupted",
     "MatchError",
     "MultibackendError",
@@ -124,6 +126,10 @@ class Interrupted(SystemExit, KeyboardInterrupt):
     def __init__(self, message: str, code: int) -> None:
         self.message = message
         super().__init__(code)
+
+
+class GoldenFileError(MultibackendError, ValueError):
+    """A golden file is not there, or something in it is not what `multibackend.golden.record` writes."""
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):

@@ -20,6 +20,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear_regression": {},
     "token_lm": {"vocabulary": 50, "width": 16, "sequences": 200, "learning_rate": 1e-2},
     "digits": {"micro_batch_size": 16, "updates": 10},
+    "port": {},
     "char_gpt": {"sequence_length": 16, "width": 16, "heads": 2, "updates": 10, "learning_rate": 1e-2},
 }
 

@@ -1,0 +1,102 @@
+"""A tensor in one line of a file: enough to tell whether another is the same, and where it is not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+
+__all__ = ["Summary", "difference", "places", "short", "summarise"]
+
+_ELEMENTS = 4
+
+
+def short(value: float) -> float:
+    """A number to twelve digits: finer than every tolerance, and still readable in a file.
+
+    >>> short(0.10000000149011612)
+    0.10000000149
+    """
+    return float(f"{value:.12g}")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is kept of a tensor.
+
+    Attributes:
+        shape: canonical.
+        norm: the root of the sum of squares.
+        mean: of the elements.
+        largest: the largest absolute element, which differences are measured against.
+        elements: the first, the last, and some at equal distances between them, in canonical order.
+        digest: of dtype, shape and bytes; equal exactly where two tensors are bit-identical.
+    """
+
+    shape: tuple[int, ...]
+    norm: float
+    mean: float
+    largest: float
+    elements: tuple[float, ...]
+    digest: str
+
+
+def summarise(array: np.ndarray) -> Summary:
+    """What is kept of a tensor of numbers.
+
+    >>> summarise(np.array([3.0, 4.0])).norm
+    5.0
+    """
+    own = np.asarray(array, order="C")
+    values = own.astype(np.float64).reshape(-1)
+    little = own.astype(own.dtype.newbyteorder("<"), copy=False)
+    return Summary(
+        shape=tuple(own.shape),
+        norm=short(math.sqrt(float((values * values).sum()))),
+        mean=short(float(values.mean())) if values.size else 0.0,
+        largest=short(float(np.abs(values).max(initial=0.0))),
+        elements=tuple(map(short, values[places(values.size)].tolist())),
+        digest=xxhash.xxh3_64_hexdigest(f"{own.dtype.name}{own.shape}".encode() + little.tobytes()),
+    )
+
+
+def difference(expected: Summary, actual: Summary, floor: float = 0.0) -> tuple[float, str, tuple[float, float]]:
+    """The largest relative difference of what is kept: (its size, of what, both values); infinite beside a NaN.
+
+    Elements and means are measured against the largest element, as `multibackend.parity.relative_differences` does,
+    the norm against itself; nothing against less than `floor`.
+    """
+    if expected.digest == actual.digest:
+        return 0.0, "norm", (expected.norm, actual.norm)
+    if expected.shape != actual.shape:
+        return (
+            math.inf,
+            f"shape {list(expected.shape)} against {list(actual.shape)}, norm",
+            (expected.norm, actual.norm),
+        )
+    sizes = [size for size in (expected.largest, actual.largest) if math.isfinite(size)]
+    scale = max([*sizes, floor, float(np.finfo(np.float64).tiny)])
+    norms = expected.norm, actual.norm
+    gap = _gap(*norms)
+    found = [(gap / max(*norms, scale) if math.isfinite(gap) else gap, "norm", norms)]
+    found.append((_gap(expected.mean, actual.mean) / scale, "mean", (expected.mean, actual.mean)))
+    kept = zip(places(math.prod(expected.shape)), expected.elements, actual.elements, strict=True)
+    for place, one, other in kept:
+        index = [int(i) for i in np.unravel_index(place, expected.shape)]
+        found.append((_gap(one, other) / scale, f"element {index}", (one, other)))
+    return max(found, key=lambda item: item[0])
+
+
+def places(size: int) -> np.ndarray:
+    """The flat indices of the elements that are kept of so many."""
+    return np.unique(np.linspace(0, max(size - 1, 0), min(_ELEMENTS, size)).astype(int))
+
+
+def _gap(one: float, other: float) -> float:
+    """|one - other|; 0 where both are the same infinity or NaN, infinite where one is not finite."""
+    if one == other or (math.isnan(one) and math.isnan(other)):
+        return 0.0
+    size = abs(one - other)
+    return size if math.isfinite(size) else math.inf

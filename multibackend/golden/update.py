@@ -1,0 +1,72 @@
+"""Rewrites a golden file where its run has moved, and says what moved; leaves it alone where it has not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from multibackend.errors import GoldenFileError, ParameterMatchError
+from multibackend.experiment import Experiment
+from multibackend.golden.file import Golden, load, save
+from multibackend.golden.hold import check
+from multibackend.golden.run import record
+
+__all__ = ["Change", "update"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What `update` did.
+
+    Attributes:
+        path: of the golden file.
+        written: whether the file was written.
+        reasons: what moved, as sentences; empty where nothing did.
+        golden: what the file now holds.
+    """
+
+    path: Path
+    written: bool
+    reasons: tuple[str, ...]
+    golden: Golden
+
+    def __str__(self) -> str:
+        if not self.written:
+            return f"{self.path}: nothing moved beyond rounding, left as it is"
+        return "\n".join([f"{self.path}: written", *(f"  {reason}" for reason in self.reasons)])
+
+
+def update(
+    path: str | Path,
+    experiment: Experiment,
+    backend: str,
+    *,
+    updates: int = 20,
+    device: str | None = None,
+    strategy: str = "auto",
+) -> Change:
+    """Bring a golden file up to date.
+
+    The run is first held against what is there. Only where it moved beyond rounding, or was asked for otherwise, is the
+    file written anew; so files do not change with every version of a framework.
+
+    Args:
+        path: of the file, which need not exist.
+        experiment, backend, updates, device, strategy: as for `record`.
+
+    >>> print(golden.update("digits.json", experiment, "torch"))   # doctest: +SKIP
+    digits.json: nothing moved beyond rounding, left as it is
+    """
+    path = Path(path)
+    reasons: tuple[str, ...] = ("it was not there",)
+    if path.exists():
+        try:
+            report = check(load(path), experiment, backend, updates=updates, device=device, strategy=strategy)
+            if report.matches:
+                return Change(path, written=False, reasons=(), golden=report.golden)
+            reasons = tuple(report.details())
+        except (GoldenFileError, ParameterMatchError) as error:
+            reasons = tuple(line.strip() for line in str(error).splitlines())
+    golden = record(experiment, backend, updates=updates, device=device, strategy=strategy)
+    save(golden, path)
+    return Change(path, written=True, reasons=reasons, golden=golden)

@@ -1,0 +1,147 @@
+"""Assertions on whole experiments: two backends match, or a run matches its golden trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from multibackend import golden
+from multibackend.errors import ConfigurationError, GoldenFileError, MatchError
+from multibackend.experiment import Experiment
+from multibackend.parity import CompareReport, compare
+from multibackend.registry import list_backends
+
+__all__ = ["assert_golden", "assert_matches"]
+
+_ROWS = 10
+
+
+def assert_matches(
+    experiment: Experiment,
+    *,
+    updates: int = 20,
+    precision: str | None = None,
+    backends: Sequence[str] | None = None,
+) -> tuple[CompareReport, ...]:
+    """Raise `MatchError`, an `AssertionError`, unless the backends train an experiment alike.
+
+    The message says in words where they first part, with the name of the layer or parameter, why where the cause is
+    known, and which parameters differ most.
+
+    Args:
+        experiment: what to train, with a model for each of the backends.
+        updates: how many.
+        precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
+        backends: their names, the first one the reference for each of the others; unless given, all that the model has
+            a builder for and that are installed, in the order in which `Model` was given them.
+
+    Returns:
+        A report for each pair.
+
+    Raises:
+        MatchError: the runs part.
+        ConfigurationError: fewer than two backends, or an argument is wrong.
+        ParameterMatchError: the parameters of two models do not pair up.
+
+    >>> assert_matches(experiment, updates=20, precision="float64")   # doctest: +SKIP
+    """
+    __tracebackhide__ = True  # pytest shows the line of the test
+    names = _installed(experiment) if backends is None else tuple(backends)
+    if isinstance(backends, str) or len(names) < 2:
+        installed = ", ".join(map(repr, _installed(experiment))) or "none"
+        problem = (
+            f"backends must be two names at least, got {backends!r}; of the model's {installed} are installed. A test "
+            'that needs both is skipped elsewhere with @pytest.mark.backends("torch", "jax")'
+        )
+        raise ConfigurationError("assert_matches", [problem])
+    reports = tuple(compare(experiment, (names[0], other), updates=updates, precision=precision) for other in names[1:])
+    failed = [_words(report) for report in reports if not report.matches]
+    if failed:
+        raise MatchError("\n\n".join(failed))
+    return reports
+
+
+def assert_golden(
+    experiment: Experiment,
+    path: str | Path,
+    *,
+    backend: str | None = None,
+    updates: int | None = None,
+    update: bool = False,
+) -> golden.Change | golden.GoldenReport:
+    """Raise `MatchError`, an `AssertionError`, unless a run matches the golden trace in a file.
+
+    Args:
+        experiment: what to train.
+        path: of the file that `multibackend record` or `update=True` writes.
+        backend: which trains; the one that the file was recorded on unless given.
+        updates: how many; as many as were recorded unless given.
+        update: first bring the file up to date on the backend that it was recorded on, where it has moved or is not
+            there; `multibackend.golden.update` says how.
+
+    Returns:
+        The report; with `update` what became of the file.
+
+    Raises:
+        MatchError: the run parts from the trace; the message has the first divergence.
+        GoldenFileError: there is no such file, or it is none.
+
+    >>> assert_golden(experiment, "golden/digits.json", backend="jax")   # doctest: +SKIP
+    """
+    __tracebackhide__ = True
+    change = _updated(experiment, Path(path), backend, updates) if update else None
+    trace = golden.load(path) if change is None else change.golden
+    runs_on = backend or trace.backend
+    if change is not None and runs_on == trace.backend:
+        return change  # it was just made, or just held against the file
+    report = golden.check(trace, experiment, runs_on, updates=updates)
+    if not report.matches:
+        lines = "\n".join(f"  {line}" for line in report.details())
+        repair = "If that is meant, rewrite the file: pytest --update-golden, or multibackend record --output"
+        raise MatchError(f"{report.verdict()} in {path}\n{lines}\n{repair}")
+    return report if change is None else change
+
+
+def _updated(experiment: Experiment, path: Path, backend: str | None, updates: int | None) -> golden.Change:
+    """Bring a file up to date on the backend that it was recorded on, where that is installed."""
+    recorded, length = None, 20
+    if path.exists():
+        try:
+            old = golden.load(path)
+            recorded, length = old.backend, old.updates
+        except GoldenFileError:
+            pass  # rewritten, and the summary says why
+    usable = _installed(experiment)
+    runs_on = recorded if recorded in usable else backend or next(iter(usable), None)
+    if runs_on is None:
+        raise ConfigurationError("assert_golden", ["no backend that the model has a builder for is installed"])
+    return golden.update(path, experiment, runs_on, updates=length if updates is None else updates)
+
+
+def _installed(experiment: Experiment) -> tuple[str, ...]:
+    """The model's backends that are installed, in the order in which it was given them."""
+    installed = {info.name for info in list_backends() if info.installed}
+    return tuple(name for name in experiment.model.builders if name in installed)
+
+
+def _words(report: CompareReport) -> str:
+    """What a failed comparison has to say."""
+    first, second = report.backends
+    tolerance = report.tolerance
+    gaps = {name: gap for name, gap in report.parameter_differences.items() if name not in report.undetermined}
+    largest = sorted(gaps, key=lambda name: -gaps[name])[:_ROWS]
+    width = max((len(name) for name in largest), default=0)
+    verdict = (
+        f"{report.experiment}: {first} and {second} do not match over {report.updates} updates in {report.precision} "
+        f"(tolerance: losses {tolerance.loss:.0e}, parameters {tolerance.parameters:.0e})"
+    )
+    lines = [
+        verdict,
+        f"First divergence: {report.first_divergence}",
+        f"Largest difference of a loss: {report.max_loss_difference:.1e}",
+        "Largest differences of the parameters at the end, relative:",
+        *(f"  {name:<{width}}  {gaps[name]:.1e}" for name in largest),
+    ]
+    if len(gaps) > len(largest):
+        lines.append(f"  ... and {len(gaps) - len(largest)} more")
+    return "\n".join([*lines, *(f"Note: {note}" for note in report.notes)])
