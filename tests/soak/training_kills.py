@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from support.resume_models import data, experiment
 
@@ -202,9 +203,9 @@ def soak(backends: tuple[str, ...], kills: int, seed: int, seconds: float) -> Ta
     """Runs until there were so many kills, or for so long; with several backends each life takes the next one."""
     random.seed(seed)
     tally, folder = Tally(), Path(tempfile.mkdtemp(prefix="training-kills-"))
-    # compiled programs are kept between lives, and the kills come at other moments than "compiling" too
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # compiled programs are kept between lives, so that a life is not all compilation
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     ends = time.monotonic() + seconds
     try:
         wanted = reference(backends[0], folder)
