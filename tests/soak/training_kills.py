@@ -56,7 +56,7 @@ def given() -> mb.Experiment:
     return experiment(train_data=data(examples=50))
 
 
-def train(backend: str, run_dir: Path | None, memory: mmap.mmap | None) -> mb.Trainer:
+def train(backend: str, run_dir: Path | None, memory: mmap.mmap | None, updates: int = UPDATES) -> mb.Trainer:
     """One life: go on from what is there, to the end."""
     rules = mb.Checkpointing(every_micro_batches=5, every_seconds=None, keep_last=2, keep_every=20)
     if memory is not None:
@@ -65,7 +65,7 @@ def train(backend: str, run_dir: Path | None, memory: mmap.mmap | None) -> mb.Tr
     trainer = mb.Trainer(given(), backend, run_dir=run_dir, checkpointing=rules, resume=resume, windows_per_dispatch=1)
     if memory is not None:
         _tell_inside(trainer, memory)
-    trainer.fit(updates=UPDATES)
+    trainer.fit(updates=updates)
     return trainer
 
 
@@ -130,6 +130,12 @@ def whole(path: Path) -> dict[str, Any]:
     found |= {f"ema/{name}": array for name, array in snapshot.ema.items()}
     found |= {f"{slot}/{name}": array for slot, arrays in snapshot.optimizer.items() for name, array in arrays.items()}
     return found | {f"history/{name}": array for name, array in run.history.arrays().items()}
+
+
+def begin(backend: str, run_dir: Path) -> None:
+    """The run's first checkpoint, of update 0: initial parameters are those of one backend, whoever goes on."""
+    child = forked(lambda: train(backend, run_dir, None, updates=0) and None)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def one_run(backends: Iterator[str], run_dir: Path, tally: Tally, most: int, ends: float) -> None:
@@ -212,6 +218,7 @@ def soak(backends: tuple[str, ...], kills: int, seed: int, seconds: float) -> Ta
         order = itertools.cycle(backends)
         while tally.kills < kills:
             run_dir = folder / f"run-{tally.runs}"
+            begin(backends[0], run_dir)
             one_run(order, run_dir, tally, kills, ends)
             end = whole(list_checkpoints(run_dir)[-1])
             tally.worst = max(tally.worst, difference(end, wanted, exact=len(backends) == 1))
