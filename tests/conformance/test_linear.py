@@ -44,6 +44,7 @@ class TestAverages(AverageConformance):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own use
 @pytest.mark.parametrize("variant", [STUB, TORCH, TORCH_COMPILED, SCAN, SCAN_MANY, DISPATCH], ids=str)
 class TestResuming(ResumeConformance):
     pass

@@ -162,6 +162,23 @@ def test_going_back_on_purpose(tmp_path: Path) -> None:
     assert trainer(run_dir=tmp_path, resume="auto").snapshot().update == 2
 
 
+def test_streams_go_on(tmp_path: Path) -> None:
+    """An iterable is read from the beginning of its epoch and what was seen is thrown away: the same run."""
+    rows = data()
+
+    def read(epoch: int) -> Any:
+        for index in range(len(rows["x"])):
+            yield {name: column[(index + epoch) % len(column)] for name, column in rows.items()}
+
+    given = experiment(train_data=read)
+    straight, first = trainer(given), trainer(given)
+    straight.fit(epochs=3)
+    first.fit(micro_batches=12)  # the second epoch, inside a window
+    going = mb.Trainer.resume(first.save(tmp_path / "saved"), given)
+    going.fit(epochs=3)
+    assert_snapshots_identical(going.snapshot(), straight.snapshot())
+
+
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "seed": ({"seed": 1}, ["seed: 0 in the checkpoint, 1 here"]),
     "data": ({"train_data": data(examples=22)}, ["data length: 26 in the checkpoint, 22 here"]),

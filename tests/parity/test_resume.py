@@ -184,3 +184,20 @@ def test_other_names_and_dropout_layers_of_other_names(tmp_path: Path) -> None:
     for part in ("parameters", "optimizer", "ema"):
         actual, expected = getattr(back.snapshot(), part), getattr(straight.snapshot(), part)
         assert_arrays_match(actual, expected, relative=FEW_UPDATES_RESUMED, floor=0.01, what=part)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_native_dropout_goes_on(backend: str, tmp_path: Path) -> None:
+    """Masks of the framework's own generator are a pure function of seed, update and micro-batch too: a run that stops
+    inside a window has the bits of the straight one, whatever the process has drawn in between.
+    """
+    given = experiment(dropout="native")
+    straight, first = mb.Trainer(given, backend), mb.Trainer(given, backend)
+    straight.fit(updates=5)
+    first.fit(micro_batches=5)
+    going = mb.Trainer.resume(first.save(tmp_path / "saved"), given)
+    assert going.backend == backend
+    np.random.default_rng().normal(size=3)
+    going.evaluate(data())
+    going.fit(updates=5)
+    assert_snapshots_identical(going.snapshot(), straight.snapshot())

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from support.resume_models import data, experiment
 
@@ -55,27 +56,16 @@ def given() -> mb.Experiment:
     return experiment(train_data=data(examples=50))
 
 
-def train(backend: str, run_dir: Path | None, memory: mmap.mmap | None) -> mb.Trainer:
+def train(backend: str, run_dir: Path | None, memory: mmap.mmap | None, updates: int = UPDATES) -> mb.Trainer:
     """One life: go on from what is there, to the end."""
     rules = mb.Checkpointing(every_micro_batches=5, every_seconds=None, keep_last=2, keep_every=20)
     if memory is not None:
         _instrument(memory)
-
-    def started(event: mb.events.Event) -> None:
-        if memory is not None and isinstance(event, mb.events.UpdateFinished):
-            memory[STARTED] = 1
-
-    trainer = mb.Trainer(
-        given(),
-        backend,
-        run_dir=run_dir,
-        checkpointing=rules,
-        resume="auto" if run_dir is not None else "never",
-        callbacks=[started],
-    )
+    resume = "auto" if run_dir is not None else "never"
+    trainer = mb.Trainer(given(), backend, run_dir=run_dir, checkpointing=rules, resume=resume, windows_per_dispatch=1)
     if memory is not None:
         _tell_inside(trainer, memory)
-    trainer.fit(updates=UPDATES)
+    trainer.fit(updates=updates)
     return trainer
 
 
@@ -89,6 +79,7 @@ def _instrument(memory: mmap.mmap) -> None:
                 return function(*arguments, **named)
             finally:
                 memory[place] = 0
+                memory[STARTED] = 1
 
         return call
 
@@ -141,30 +132,40 @@ def whole(path: Path) -> dict[str, Any]:
     return found | {f"history/{name}": array for name, array in run.history.arrays().items()}
 
 
-def one_run(backends: Iterator[str], run_dir: Path, tally: Tally, most: int) -> None:
-    """Lives until the run is finished; all but the last are killed."""
+def begin(backend: str, run_dir: Path) -> None:
+    """The run's first checkpoint, of update 0: initial parameters are those of one backend, whoever goes on."""
+    child = forked(lambda: train(backend, run_dir, None, updates=0) and None)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def one_run(backends: Iterator[str], run_dir: Path, tally: Tally, most: int, ends: float) -> None:
+    """Lives until the run is finished; all but the last are killed, unless there were enough kills, or it is late."""
     memory, acknowledged = mmap.mmap(-1, 8), None
     while True:
         memory[:4] = b"\0\0\0\0"
         backend = next(backends)
         child = forked(lambda backend=backend: train(backend, run_dir, memory) and None)
-        if tally.kills < most and _kill(child, memory, tally):
+        spared = tally.kills >= most or time.monotonic() > ends
+        if not spared and _kill(child, memory, tally):
             newest = newest_checkpoint(run_dir)
             if acknowledged is not None and (newest is None or newest.name < acknowledged):
                 tally.lost += 1
                 print(f"LOST: {acknowledged} was there, now {newest}")
             acknowledged = None if newest is None else newest.name
             continue
-        ended = 0 if tally.kills < most else os.waitpid(child, 0)[1]
+        ended = os.waitpid(child, 0)[1] if spared else 0
         assert ended == 0, f"a life on {backend} failed"
         break
     tally.runs += 1
 
 
 def _kill(child: int, memory: mmap.mmap, tally: Tally) -> bool:
-    """Kill a life at a random moment; False if it was over before, and then it must have ended well."""
+    """Kill a life at a random moment, most often soon after its first save, so that the run gets on.
+
+    False if it was over before, and then it must have ended well.
+    """
     early = random.random() < 0.2
-    waited, deadline = 0.0, random.uniform(0.0, 1.5 if early else 0.3)
+    waited, deadline = 0.0, random.uniform(0.0, 2.0 if early else 0.2)
     began = time.monotonic()
     while waited < deadline:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -204,21 +205,29 @@ def difference(found: dict[str, Any], wanted: dict[str, Any], *, exact: bool) ->
     return max(float(np.abs(found[n] - wanted[n]).max() / max(np.abs(wanted[n]).max(), 0.01)) for n in shared)
 
 
-def soak(backends: tuple[str, ...], kills: int, seed: int) -> Tally:
-    """Runs until there were so many kills; with several backends each life takes the next one."""
+def soak(backends: tuple[str, ...], kills: int, seed: int, seconds: float) -> Tally:
+    """Runs until there were so many kills, or for so long; with several backends each life takes the next one."""
     random.seed(seed)
     tally, folder = Tally(), Path(tempfile.mkdtemp(prefix="training-kills-"))
+    # compiled programs are kept between lives, so that a life is not all compilation
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    ends = time.monotonic() + seconds
     try:
         wanted = reference(backends[0], folder)
         order = itertools.cycle(backends)
         while tally.kills < kills:
             run_dir = folder / f"run-{tally.runs}"
-            one_run(order, run_dir, tally, kills)
+            begin(backends[0], run_dir)
+            one_run(order, run_dir, tally, kills, ends)
             end = whole(list_checkpoints(run_dir)[-1])
             tally.worst = max(tally.worst, difference(end, wanted, exact=len(backends) == 1))
             leftovers = [path.name for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
             assert not leftovers, leftovers
             shutil.rmtree(run_dir)
+            report(" / ".join(backends) + " so far", tally)
+            if time.monotonic() > ends:
+                break
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return tally
@@ -237,11 +246,13 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--backends", default="torch,jax")
     parser.add_argument("--change", action="store_true", help="another backend after each kill")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long, and tell the counts")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     names, bad = tuple(options.backends.split(",")), False
     for group in [names] if options.change else [(name,) for name in names]:
-        tally = soak(group, options.kills // (1 if options.change else len(names)), options.seed)
+        kills = options.kills // (1 if options.change else len(names))
+        tally = soak(group, kills, options.seed, options.seconds)
         report(" / ".join(group), tally)
         bad |= tally.lost > 0 or tally.worst > (1e-12 if options.change else 0.0)
     return int(bad)
