@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.errors import ParameterMatchError
 from multibackend.matching import Matching, Side, match_parameters
 from multibackend.model import Model
 from multibackend.names import shapes_of
 from multibackend.protocol import Snapshot
 
-__all__ = ["given_matching", "side_of", "with_arrays"]
+__all__ = ["given_matching", "matching_from", "side_of", "with_arrays"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,6 +34,36 @@ def given_matching(model: Model) -> Matching | None:
     if model.matching is None or isinstance(model.matching, Matching):
         return model.matching
     return Matching.load(model.matching)
+
+
+def matching_from(saved: Snapshot, own: Snapshot, model: Model, program: Any) -> Matching:
+    """From a saved state, the reference, to the state of a program, without running either model.
+
+    Equal names and shapes are one; else `Model(matching=...)` tells, or names, shapes and kinds of layers. That
+    matching, `rename` and `transform` may have either of the two as their reference.
+
+    Raises:
+        ParameterMatchError: the parameters do not pair up, or something is open.
+    """
+    arrays = {**saved.parameters, **saved.model_state}
+    there, here = Side(shapes_of(arrays), {}, frozenset(saved.parameters)), side_of(own, program)
+    if dict(there.shapes) == dict(here.shapes):
+        return Matching.of_pairs({name: name for name in there.shapes}, there.shapes)
+    given, changes = given_matching(model), {"rename": model.rename, "transform": model.transform}
+    if given is not None:
+        try:
+            given.check(there.shapes, here.shapes)
+        except ParameterMatchError:
+            given = given.reversed()
+            given.check(there.shapes, here.shapes)
+        return given
+    try:
+        return match_parameters(there, here, **changes)
+    except ParameterMatchError as error:
+        try:
+            return match_parameters(here, there, **changes).reversed()
+        except ParameterMatchError:
+            raise error from None
 
 
 def with_arrays(

@@ -16,6 +16,7 @@ from multibackend.dropout import layer_name, pair_layers
 from multibackend.errors import CheckpointError, CheckpointWarning, ParameterMatchError, ResumeError
 from multibackend.experiment import AUTO, Experiment
 from multibackend.ledger import Ledger
+from multibackend.matched import matching_from
 from multibackend.protocol import Backend, Program
 from multibackend.resuming.books import Books
 from multibackend.resuming.description import check_allowed, describe, differences
@@ -86,9 +87,8 @@ def put_back(parts: RunParts, run: RunState, may_differ: Sequence[str] = ()) -> 
     here, own = describe(parts.experiment, parts.example), parts.program.snapshot(parts.program.init())
     allowed = check_allowed(may_differ, here)
     found = list(differences(run.experiment, here, allowed).values())
-    rename = parts.experiment.model.rename
     try:
-        run = matched(run, own, rename)
+        run = matched(run, own, matching_from(run.snapshot, own, parts.experiment.model, parts.program))
     except ParameterMatchError as error:
         found.append(f"model: {error}")
     else:

@@ -16,8 +16,7 @@ import numpy as np
 from multibackend.checkpoint import Contents
 from multibackend.errors import CheckpointError
 from multibackend.history import History, SkippedWindow
-from multibackend.matching.links import Matching
-from multibackend.names import match_names, normalised, pair_state, renamed, shapes_of
+from multibackend.matching import Matching
 from multibackend.precision import LossScale
 from multibackend.protocol import HalfWindow, Snapshot
 from multibackend.resuming.books import Books
@@ -151,55 +150,33 @@ def _from_contents(contents: Contents) -> RunState:
     )
 
 
-def matched(run: RunState, own: Snapshot, rename: Mapping[str, str]) -> RunState:
+def matched(run: RunState, own: Snapshot, matching: Matching) -> RunState:
     """A run's state in the names and layouts of another program, whose state at its beginning is `own`.
 
-    Raises:
-        ParameterMatchError: the parameters do not pair up.
+    Args:
+        matching: of the run's arrays, the reference, with the program's.
     """
-    matching = _matching(shapes_of(run.snapshot.parameters), shapes_of(own.parameters), rename)
-
-    def across(arrays: Arrays) -> dict[str, np.ndarray]:
-        known = Matching(tuple(link for link in matching.links if link.reference in arrays))
-        return known.to_other(arrays)
-
-    def state_across(arrays: Arrays) -> dict[str, np.ndarray]:
-        saved = shapes_of(arrays)
-        pairs = pair_state(saved, shapes_of(own.model_state), rename)
-        back = pair_state(shapes_of(own.model_state), saved, rename)  # where `rename` speaks of the other side
-        pairs = {**{partner: name for name, partner in back.items()}, **pairs}
-        return {name: arrays[partner] for name, partner in pairs.items()}
-
-    snapshot, half = run.snapshot, run.half
-    names = {link.reference: link.other for link in matching.links}
+    snapshot, half, across = run.snapshot, run.half, matching.to_other
+    shares = dict.fromkeys(own.parameters, 0.0)
+    for link in matching.links:
+        if link.other in shares:  # of an array that was cut the share of the whole
+            shares[link.other] = max(shares[link.other], run.gradient_shares.get(link.reference, 0.0))
+    everything = across({**snapshot.model_state, **snapshot.parameters})
     return replace(
         run,
         snapshot=replace(
             snapshot,
-            parameters=across(snapshot.parameters),
-            model_state={**own.model_state, **state_across(snapshot.model_state)},
+            parameters={name: everything[name] for name in own.parameters if name in everything},
+            model_state={name: everything.get(name, array) for name, array in own.model_state.items()},
             optimizer={slot: across(arrays) for slot, arrays in snapshot.optimizer.items()},
             ema=across(snapshot.ema),
         ),
         half=None
         if half is None
-        else replace(half, accumulator=across(half.accumulator), model_state=state_across(half.model_state)),
-        gradient_shares={names[name]: share for name, share in run.gradient_shares.items()},
+        else replace(half, accumulator=across(half.accumulator), model_state=across(half.model_state)),
+        gradient_shares=shares,
         books=run.books.with_parameters(across((run.books.best and run.books.best.parameters) or {})),
     )
-
-
-def _matching(
-    saved: Mapping[str, tuple[int, ...]], own: Mapping[str, tuple[int, ...]], rename: Mapping[str, str]
-) -> Matching:
-    """The links between a checkpoint's parameters, the reference, and a program's. `rename` may speak of either."""
-    if saved == own:
-        return Matching.of_pairs({name: name for name in own}, saved)
-    known = {normalised(name) for name in own}
-    if rename and all(normalised(renamed(name, rename)) in known for name in saved):
-        pairs = match_names(own, saved, rename)
-        return Matching.of_pairs({partner: name for name, partner in pairs.items()}, saved)
-    return Matching.of_pairs(match_names(saved, own, rename), saved)
 
 
 def _half(arrays: Arrays, done: int) -> HalfWindow:
