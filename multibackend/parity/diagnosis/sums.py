@@ -1,0 +1,139 @@
+"""Sums of earlier arrays: which, and how often each. Residuals, embeddings, scaled branches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from multibackend.parity.diagnosis.chains import activated, scales
+from multibackend.parity.diagnosis.laws import aligned, noise_of
+from multibackend.parity.diagnosis.sides import Source
+
+__all__ = ["Terms", "columns", "summed", "sums", "unified"]
+
+Array = np.ndarray
+Terms = tuple[tuple[str, str], ...]
+
+_MOST_COLUMNS = 9
+
+
+def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Array]:
+    """Arrays that could be terms of a sum of a shape: sources of that size, and parameters that broadcast to it."""
+    found: dict[str, Array] = {}
+    for source in sources:
+        array = np.asarray(source.array)
+        if array.dtype.kind != "f":
+            continue
+        if source.kind == "parameter":
+            found.update(_broadcast(source, shape))
+        elif array.size == int(np.prod(shape)):
+            found[source.name] = np.asarray(array, np.float64).reshape(shape)
+    return found
+
+
+def _broadcast(source: Source, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
+    """A parameter added to every example: a bias, or the rows of a table of positions, from the first or the second."""
+    array = np.asarray(source.array, np.float64)
+    array = array.reshape(array.shape[1:]) if array.ndim > 2 and array.shape[0] == 1 else array
+    if array.shape == shape[-1:]:
+        yield source.name, np.broadcast_to(array, shape)
+    if array.ndim == 2 and len(shape) == 3 and array.shape[1] == shape[2]:
+        for start in (0, 1, 2):
+            if array.shape[0] >= shape[1] + start:
+                name = source.name if start == 0 else f"{source.name} from row {start}"
+                yield name, np.broadcast_to(array[start : start + shape[1]], shape)
+
+
+def sums(found: dict[str, Array], target: Array) -> Iterator[tuple[Terms, str]]:
+    """Terms and an activation of their sum that give the target: as few terms as do, factors by least squares."""
+    flat = np.asarray(target, np.float64).ravel()
+    names = list(found)[:_MOST_COLUMNS]
+    positive = flat > 0
+    for count in (1, 2, 3, 4):
+        for chosen in itertools.combinations(names, count):
+            matrix = np.stack([found[name].ravel() for name in chosen], axis=1)
+            terms = _fitted(matrix, flat, chosen, target.shape)
+            if terms is not None:
+                yield terms, "none"
+                return
+            if count > 1 and (flat[~positive] == 0).all() and positive.sum() > count + 2:
+                terms = _fitted(matrix[positive], flat[positive], chosen, target.shape)
+                if terms is not None:
+                    yield terms, "relu"
+                    return
+        if count in (2, 3):
+            yield from _activated_sums(found, names[:6], count, target)
+
+
+def summed(terms: Terms, found: dict[str, Array], sizes: tuple[int, ...]) -> Array | None:
+    """The sum that terms stand for."""
+    if any(name not in found for name, _ in terms):
+        return None
+    named = scales(*sizes)
+    return sum(  # type: ignore[return-value]
+        (named[text] if text in named else float(text)) * found[name] for name, text in terms
+    )
+
+
+def _activated_sums(
+    found: dict[str, Array], names: list[str], count: int, target: Array
+) -> Iterator[tuple[Terms, str]]:
+    for chosen in itertools.combinations(names, count):
+        total = sum(found[name] for name in chosen)
+        for activation in ("gelu (erf)", "gelu (tanh)", "silu", "tanh", "leaky relu 0.01", "sigmoid", "elu"):
+            if _near(activated(np.asarray(total), activation).ravel(), np.asarray(target, np.float64).ravel()):
+                yield tuple((name, "1") for name in sorted(chosen)), activation
+                return
+
+
+def _fitted(matrix: Array, flat: Array, chosen: Sequence[str], shape: tuple[int, ...]) -> Terms | None:
+    if len(flat) <= len(chosen) + 2:
+        return None
+    factors, _, rank, _ = np.linalg.lstsq(matrix, flat, rcond=None)
+    if rank < len(chosen) or not _near(matrix @ factors, flat) or (np.abs(factors) < 1e-9).any():
+        return None
+    texts = [_text(float(factor), shape) for factor in factors]
+    return tuple(sorted(zip(chosen, texts, strict=True)))
+
+
+def _text(factor: float, sizes: tuple[int, ...]) -> str:
+    """The name of a usual factor, else its digits."""
+    for name, value in scales(*sizes).items():
+        if abs(factor - value) <= 1e-9 * abs(value):
+            return name
+    return f"{factor:.12g}"
+
+
+def _near(first: Array, second: Array) -> bool:
+    scale = max(float(np.abs(second).max(initial=0.0)), 1e-300)
+    return bool(float(np.abs(first - second).max(initial=0.0)) <= noise_of(second) * scale)
+
+
+def unified(first: Sequence[Source], second: Sequence[Source]) -> list[Source]:
+    """The second side's sources under the reference's names and in its layouts, where a source holds equal numbers."""
+    renamed, taken = [], set()
+    for source in second:
+        partner = next((s for s in first if s.name not in taken and _partners(s, source)), None)
+        if partner is None:
+            clash = any(source.name == s.name for s in first)
+            name = f"{source.name} (of the other model)" if clash else source.name
+            renamed.append(Source(name, source.array, source.kind, source.inputs, source.part))
+            continue
+        taken.add(partner.name)
+        array = aligned(partner.array, source.array)
+        renamed.append(Source(partner.name, source.array if array is None else array, partner.kind, source.inputs))
+    return renamed
+
+
+def _partners(first: Source, second: Source) -> bool:
+    if first.array.size != second.array.size or first.array.dtype.kind != second.array.dtype.kind:
+        return False
+    if (first.kind == "parameter") != (second.kind == "parameter"):
+        return False
+    moved = aligned(first.array, second.array)
+    if moved is None:
+        return False
+    scale = max(float(np.abs(first.array).max(initial=0)), 1e-300)
+    return bool(np.abs(np.asarray(first.array, np.float64) - moved).max(initial=0.0) <= 1e-5 * scale)
