@@ -25,6 +25,7 @@ from multibackend.rematerialization import Rematerialize
 from multibackend_jax.dropout import STREAM, prepare_linen, prepare_nnx, run_key
 from multibackend_jax.names import Layout, canonical_names, layout_of
 from multibackend_jax.norm import decays_of, freeze_linen, freeze_nnx
+from multibackend_jax.observe import observed
 from multibackend_jax.precision import Precision
 from multibackend_jax.rematerialize import linen_scope, rematerialize_linen, rematerialize_nnx
 
@@ -161,7 +162,8 @@ def _wrap_nnx(module: nnx.Module, model: Model, precision: Precision, frozen: bo
         # a new state either way: merged modules hold the very variables of a state, and belong to this trace
         random = jax.tree.map(lambda leaf: leaf, random_state) if stamp is None else _stamped(random_state, stamp)
         live = nnx.merge(graphs[train], parameters.restore(values), random, others.restore(state))
-        outputs = call(live, batch, train)
+        with observed(live):
+            outputs = call(live, batch, train)
         return outputs, others.flatten(nnx.split(live, nnx.Param, nnx.RngState, ...)[3])
 
     layers = {".".join(map(str, path)): owner for path, owner in owners.items()}
@@ -234,6 +236,7 @@ def _wrap_linen(
         if portable is not None:
             streams[STREAM] = masks if stamp is None else stamp.fold_into(masks)
         with contextlib.ExitStack() as interceptions:
+            interceptions.enter_context(observed())
             interceptions.enter_context(linen_scope(checkpointed))
             for interceptor in interceptors if train else ():
                 interceptions.enter_context(linen.intercept_methods(interceptor))

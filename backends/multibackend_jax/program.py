@@ -14,6 +14,7 @@ from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import with_zeros
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.tracing import Forced, Trace
 from multibackend.windows import WindowStack
 from multibackend_jax.losses import metric_sum, weighted_sum
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
@@ -21,6 +22,7 @@ from multibackend_jax.norm import moved
 from multibackend_jax.optimizers import read_slots, write_slots
 from multibackend_jax.precision import Precision
 from multibackend_jax.strategies import PlacedWindows, Strategy
+from multibackend_jax.trace import Tracer
 from multibackend_jax.updates import NATIVE
 from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
 
@@ -28,7 +30,7 @@ __all__ = ["JaxProgram"]
 
 
 class JaxProgram:
-    """See `multibackend.protocol.Program`."""
+    """See `multibackend.protocol.Program` and `Traceable`."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class JaxProgram:
         self._precision, self._device = precision, device
         self._evaluate = jax.jit(self._sums)
         self._average = jax.jit(self._averaged)
+        self._tracer = Tracer(functions)
 
     def init(self) -> TrainState:
         with self._precision.scope():
@@ -137,6 +140,21 @@ class JaxProgram:
 
     def compilations(self) -> int:
         return self._execution.compilations()
+
+    def trace(
+        self,
+        state: TrainState,
+        batch: Mapping[str, np.ndarray],
+        factors: np.ndarray,
+        *,
+        stamp: tuple[int, int, int],
+        train: bool = True,
+        gradients: bool = True,
+        forced: Mapping[tuple[str, int], Forced] | None = None,
+    ) -> Trace:
+        with self._precision.scope(), jax.default_device(self._device):
+            fields = self._put(batch)
+            return self._tracer(state, fields, factors, stamp=stamp, train=train, gradients=gradients, forced=forced)
 
     def _cast(self, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {name: self._precision.cast_input(name, array) for name, array in fields.items()}

@@ -10,8 +10,9 @@ Both hand arrays and modules over and leave everything else (`train=True`, None,
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,9 +21,21 @@ from flax import linen, nnx
 
 from multibackend.rematerialization import ModuleInfo, Rematerialize, choose_modules
 
-__all__ = ["compiler_options", "linen_scope", "rematerialize_linen", "rematerialize_nnx"]
+__all__ = ["compiler_options", "kept_activations", "linen_scope", "rematerialize_linen", "rematerialize_nnx"]
 
 Path = tuple[str, ...]
+
+_KEPT = contextvars.ContextVar("kept", default=False)
+
+
+@contextlib.contextmanager
+def kept_activations() -> Iterator[None]:
+    """Where functions are traced in which the chosen modules keep their activations after all."""
+    token = _KEPT.set(True)
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def compiler_options(rule: Rematerialize, platform: str) -> dict[str, Any] | None:
@@ -65,6 +78,8 @@ def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
 
     @functools.wraps(original)  # the mode is passed where the signature asks for it, so it must stay
     def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        if _KEPT.get():
+            return original(self, *args, **kwargs)
         given, rebuild = _part(args, kwargs)
 
         @nnx.remat
@@ -102,7 +117,7 @@ def rematerialize_linen(
 
 def linen_scope(chosen: frozenset[Path]) -> contextlib.AbstractContextManager[None]:
     """Where calls of the chosen modules keep their inputs only."""
-    if not chosen:
+    if not chosen or _KEPT.get():
         return contextlib.nullcontext()
     within: set[Path] = set()  # whose call is being rematerialised: what it calls in turn is the module itself
 

@@ -16,6 +16,7 @@ from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
 from multibackend.precision import LossScale
 from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
+from multibackend.tracing import Forced, Trace
 from multibackend.windows import WindowStack
 from multibackend_torch.dropout import Draws
 from multibackend_torch.losses import metric_sum, weighted_sum
@@ -25,6 +26,7 @@ from multibackend_torch.norm import Momentum, averaging
 from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.precision import Precision
 from multibackend_torch.randomness import Randomness
+from multibackend_torch.trace import trace_micro_batch
 from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, run_window
 
 __all__ = ["TorchProgram"]
@@ -58,7 +60,7 @@ class PlacedWindows:
 
 
 class TorchProgram:
-    """See `multibackend.protocol.Program`."""
+    """See `multibackend.protocol.Program` and `Traceable`."""
 
     def __init__(
         self,
@@ -202,6 +204,34 @@ class TorchProgram:
 
     def compilations(self) -> int:
         return 0
+
+    def trace(
+        self,
+        state: TrainState,
+        batch: Mapping[str, np.ndarray],
+        factors: np.ndarray,
+        *,
+        stamp: tuple[int, int, int],
+        train: bool = True,
+        gradients: bool = True,
+        forced: Mapping[tuple[str, int], Forced] | None = None,
+    ) -> Trace:
+        update, micro_batch, steps = stamp
+        if self._momentum is not None:
+            self._momentum.steps = steps
+        with self._precision.scope(self._device), self._randomness.scope():
+            self._randomness.stamp(update, micro_batch)
+            return trace_micro_batch(
+                state,
+                self._call,
+                self._losses,
+                self._put(batch),
+                factors,
+                train=train,
+                gradients=gradients,
+                forced=forced,
+                by_micro_batch=self._experiment.normalize == "microbatch",
+            )
 
     def _state(self, module: torch.nn.Module) -> TrainState:
         parameters = named_parameters(module)

@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from multibackend.rematerialization import ModuleInfo, Rematerialize, choose_modules
 
-__all__ = ["rematerialize"]
+__all__ = ["kept_activations", "rematerialize"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_ORIGINAL = "_class_that_keeps_activations"
 
 
 def rematerialize(module: nn.Module, rule: Rematerialize) -> nn.Module:
@@ -28,6 +29,19 @@ def rematerialize(module: nn.Module, rule: Rematerialize) -> nn.Module:
     for path in choose_modules(rule, [_describe(path, part) for path, part in named.items()]) if rule else ():
         named[path].__class__ = _rematerialized(type(named[path]))
     return module
+
+
+@contextlib.contextmanager
+def kept_activations(module: nn.Module) -> Iterator[None]:
+    """Where the chosen modules keep their activations after all, so that each is called once."""
+    chosen = [(part, type(part)) for part in module.modules() if hasattr(type(part), _ORIGINAL)]
+    try:
+        for part, kind in chosen:
+            part.__class__ = getattr(kind, _ORIGINAL)
+        yield
+    finally:
+        for part, kind in chosen:
+            part.__class__ = kind
 
 
 def _describe(path: str, module: nn.Module) -> ModuleInfo:
@@ -59,7 +73,8 @@ def _rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
 
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, _ORIGINAL: kind}
+    return type(kind.__name__, (kind,), {"forward": forward, **names})
 
 
 Buffers = list[tuple[nn.Module, str, torch.Tensor]]

@@ -28,6 +28,7 @@ from multibackend.testing.conformance.options import MemoryConformance, Precisio
 from multibackend.testing.conformance.schedules import ScheduleConformance
 from multibackend.testing.conformance.skipping import SkipConformance
 from multibackend.testing.conformance.state import StateConformance
+from multibackend.testing.conformance.tracing import TraceConformance
 from multibackend.testing.conformance.windows import WindowConformance
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "StateConformance",
     "StatisticsConformance",
     "TermConformance",
+    "TraceConformance",
     "WindowConformance",
 ]
