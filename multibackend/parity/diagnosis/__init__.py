@@ -1,0 +1,1 @@
+"""Diagnosis: why two models part, by formulas tried on recorded numbers. Nothing here knows a framework."""

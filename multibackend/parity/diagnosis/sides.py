@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from multibackend.tracing import LayerCall
 
-__all__ = ["Side", "Source", "setting"]
+__all__ = ["Side", "Source", "setting", "sources_before", "sources_within"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -85,3 +85,55 @@ def setting(call: LayerCall, *beginnings: str) -> tuple[str, Any] | None:
             if name.startswith(beginning):
                 return name, value
     return None
+
+
+def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
+    """What was there when the call `layers[index]` began, the latest first; then the parameters.
+
+    Outputs of finished calls and inputs of every call that had begun, each array once.
+
+    Args:
+        layers: the calls in the order in which they began, the whole model first.
+        index: of the call.
+        parameters: of the model, by name.
+    """
+    return _sources(layers[:index], layers[index].depth, parameters)
+
+
+def sources_within(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
+    """What was there when the call `layers[index]` returned: as `sources_before`, with all that it called itself."""
+    own = layers[index]
+    later = range(index + 1, len(layers))
+    stop = next((number for number in later if layers[number].depth <= own.depth), len(layers))
+    return _sources(layers[:stop], own.depth + 1, parameters)
+
+
+def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tuple[Source, ...]:
+    found: list[Source] = []
+    seen: set[bytes] = set()
+
+    def add(name: str, arrays: Sequence[np.ndarray], kind: str, inputs: tuple[np.ndarray, ...]) -> None:
+        for part, array in enumerate(arrays):
+            mark = array.tobytes() + str(array.dtype).encode()
+            if array.size and mark not in seen:
+                seen.add(mark)
+                found.append(Source(name if part == 0 else f"{name}, {part}", array, kind, inputs, part))
+
+    def finish(down_to: int) -> None:
+        while began and began[-1].depth >= down_to:
+            done = began.pop()
+            add(_name_of(done), done.outputs, done.kind, done.inputs)
+
+    began: list[LayerCall] = []
+    for call in layers:
+        finish(call.depth)
+        add(f"the input of {call.name}" if call.name else "the model's input", call.inputs, "input", ())
+        began.append(call)
+    finish(depth)
+    held = [Source(name, array, "parameter") for name, array in parameters.items()]
+    return (*found[::-1], *held)
+
+
+def _name_of(call: LayerCall) -> str:
+    name = call.name or "the model"
+    return name if call.call == 0 else f"{name} (call {call.call + 1})"
