@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from multibackend.parity.diagnosis.convolutions import paddings, pool
-from multibackend.parity.diagnosis.functions import ACTIVATIONS
+from multibackend.parity.diagnosis.functions import ACTIVATIONS, leaky_relu
 
 __all__ = ["activated", "moves", "scales"]
 
@@ -20,6 +20,8 @@ Move = Callable[[Array], Array]
 def activated(x: Array, name: str) -> Array:
     """An activation of `functions.ACTIVATIONS`, by name."""
     with np.errstate(over="ignore", invalid="ignore"):
+        if name.startswith("leaky relu "):
+            return leaky_relu(x, float(name.removeprefix("leaky relu ")))
         return ACTIVATIONS[name](x)
 
 
@@ -98,7 +100,7 @@ def _reductions(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tu
 
 
 def _poolings(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tuple[dict[str, object], Move]]:
-    """Pooling over two axes, the channels being the second or the last; flattened in either order where the target is."""
+    """Pooling over two axes, the channels being the second or the last; flattened in either order."""
     for first in (True, False):
         spatial, channels = (source[2:], source[1]) if first else (source[1:3], source[3])
         for kernel, stride in itertools.product((2, 3, 4, 5, 7), (2, 1, 3, 4, 5, 7)):

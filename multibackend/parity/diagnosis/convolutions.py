@@ -52,24 +52,29 @@ def paddings(spatial: tuple[int, ...], kernel: tuple[int, ...], stride: int, dil
     return {name: pads for pads, name in unique.items()}
 
 
-def convolution_laws(side: Side) -> list[Law]:
-    """y = sum over patches of w * x + b: kernel as it is, flipped, or with its two axes exchanged."""
+def convolution_laws(side: Side, partner: Side | None = None) -> list[Law]:
+    """y = sum over patches of w * x + b: kernel as it is, flipped, or with its two axes exchanged.
+
+    Args:
+        side: the layer.
+        partner: whose output may have another shape, which is then tried here too.
+    """
     x, target, weight = side.input, side.output, side.own("weight")
     if x is None or target is None or weight is None or weight.ndim < 3 or x.ndim != weight.ndim:
         return []
     bias, found = side.own("bias"), []
     biases = {"added": bias, "left out": None} if bias is not None else {"left out": None}
     for first, image in _channels_first(x, weight):
-        shape = _first(np.empty(target.shape, np.int8)).shape if not first else target.shape
-        for stride, pads, dilation in _geometries(image.shape[2:], weight.shape[2:], shape[2:]):
+        shapes = _spatial(target, partner)
+        for stride, pads, dilation in _geometries(image.shape[2:], weight.shape[2:], shapes):
             turns = ("as it is", "flipped", "axes exchanged") if weight.ndim == 4 else ("as it is", "flipped")
             for turn, (way, added), digits in itertools.product(turns, biases.items(), ("all", "tf32", "bf16")):
                 if (turn != "as it is") + (way == "left out" and bias is not None) + (digits != "all") > 1:
                     continue
                 traits = {
-                    "padding": pads[0] if len(set(pads)) == 1 else pads,
-                    "stride": stride,
                     "dilation": dilation,
+                    "stride": stride,
+                    "padding": pads[0] if len(set(pads)) == 1 else pads,
                     "kernel": turn,
                     "bias": way,
                     "digits of the factors": digits,
@@ -125,6 +130,12 @@ def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
     return total / windows_of(np.ones_like(x), size, stride, pads).sum(axes)
 
 
+def _spatial(target: Array, partner: Side | None) -> set[tuple[int, ...]]:
+    """The spatial shapes that an output may have, the channels being its second axis or its last."""
+    outputs = [target, *([] if partner is None or partner.output is None else [partner.output])]
+    return {shape for output in outputs for shape in (output.shape[2:], output.shape[1:-1])}
+
+
 def _first(x: Array) -> Array:
     return np.moveaxis(x, -1, 1)
 
@@ -138,12 +149,12 @@ def _channels_first(x: Array, weight: Array) -> Iterator[tuple[bool, Array]]:
 
 
 def _geometries(
-    spatial: tuple[int, ...], kernel: tuple[int, ...], out: tuple[int, ...]
+    spatial: tuple[int, ...], kernel: tuple[int, ...], shapes: set[tuple[int, ...]]
 ) -> Iterator[tuple[int, Pads, int]]:
-    """Strides, paddings and dilations that give the shape of the output."""
+    """Strides, paddings and dilations that give one of some shapes."""
     for stride, dilation in itertools.product((1, 2, 3, 4, 8, 16), (1, 2, 3)):
         for pads in paddings(spatial, kernel, stride, dilation).values():
             reach = [dilation * (k - 1) + 1 for k in kernel]
             sizes = [(s + sum(p) - r) // stride + 1 for s, p, r in zip(spatial, pads, reach, strict=True)]
-            if tuple(sizes) == tuple(out):
+            if tuple(sizes) in shapes:
                 yield stride, pads, dilation

@@ -1,4 +1,4 @@
-"""Unequal data: the same examples in another order, other examples, other values of a field; initial laws."""
+"""Unequal data: the same examples in another order, other examples, other values of a field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from multibackend.parity.diagnosis.laws import Difference, Law
 
-__all__ = ["data_difference", "initial_law", "initial_notes"]
+__all__ = ["data_difference"]
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]
@@ -67,41 +67,3 @@ def _factor(first: Sequence[Arrays], second: Sequence[Arrays]) -> tuple[str, flo
 def _made(trait: str, values: tuple[str, str], before: float, after: float | None) -> Difference:
     laws = [Law("data", {trait: value}, lambda: None) for value in values]
     return Difference((laws[0], laws[1]), (trait,), before, after)
-
-
-def initial_law(array: Array) -> tuple[str, float]:
-    """The law that initial numbers seem drawn from ("uniform", "normal", "truncated normal", "constant"), with its std.
-
-    By the kurtosis, which is 1.8 for a uniform law, 2.63 for a normal one cut at two deviations, 3 for a normal one.
-    """
-    x = np.asarray(array, np.float64).ravel()
-    std = float(x.std())
-    if std == 0 or x.size < 2:
-        return f"constant {x[0]:g}" if x.size else "empty", 0.0
-    reach = float(np.abs(x - x.mean()).max()) / std
-    kurtosis = float(((x - x.mean()) ** 4).mean()) / std**4
-    if kurtosis < 2.2:
-        return "uniform", std
-    return ("truncated normal" if reach < 2.35 and x.size > 200 else "normal"), std
-
-
-def initial_notes(first: Arrays, second: Arrays, names: tuple[str, str], *, fewest: int = 64) -> tuple[str, ...]:
-    """A sentence for each parameter that the two models' builders draw by another law; both by the reference's names.
-
-    Standard deviations differ where their ratio is beyond four of its own deviations, 4 / sqrt(2 n).
-    """
-    found = []
-    for name in first.keys() & second.keys():
-        if first[name].size != second[name].size or first[name].size < fewest:
-            continue
-        (law, std), (other_law, other_std) = initial_law(first[name]), initial_law(second[name])
-        room = 4 * np.sqrt(1 / first[name].size)
-        same_std = std == other_std or (std > 0 and other_std > 0 and abs(np.log(std / other_std)) < room)
-        kinds = {law.replace("truncated ", ""), other_law.replace("truncated ", "")}
-        if same_std and (len(kinds) == 1 or first[name].size < 256):
-            continue
-        found.append(
-            f"{name} starts {law} with standard deviation {std:.3g} in {names[0]}, {other_law} with {other_std:.3g} in "
-            f"{names[1]}; both runs were given the first's"
-        )
-    return tuple(sorted(found))

@@ -150,15 +150,18 @@ def explain(
         if any(fits(law, targets[1], wanted) is not None for law in second if _key(law) == _key(one)):
             return None
         near = sorted((law for law in second if law.topic == one.topic), key=lambda law: len(_differing(one, law)))
-        other = next((law for law in near if fits(law, targets[1], wanted) is not None), None)
-        undone = next((law for law in near if _key(law) == _key(one)), None)
-        if other is None or undone is None:
+        after = min((_undone(law, targets[0]) for law in near if _key(law) == _key(one)), default=float("inf"))
+        if after > _SHARE * wanted:
             continue
-        with np.errstate(all="ignore"):
-            after = distance(targets[0], undone.compute())
-        if after <= _SHARE * wanted:
+        other = next((law for law in near if fits(law, targets[1], wanted) is not None), None)
+        if other is not None:
             return Difference((one, other), _differing(one, other), before, after)
     return None
+
+
+def _undone(law: Law, target: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        return distance(target, law.compute())
 
 
 def _key(law: Law) -> tuple[str, tuple[tuple[str, str], ...]]:

@@ -27,7 +27,7 @@ def linear_laws(side: Side) -> list[Law]:
     for (name, weight), (way, added), digits in itertools.product(
         _weights(side, x, target, own), biases.items(), ("all", "tf32", "bf16", "fp16", "float32")
     ):
-        if digits != "all" and (way == "left out" and bias is not None or name != "its own"):
+        if digits != "all" and ((way == "left out" and bias is not None) or name != "its own"):
             continue
         traits = {"weight": name, "bias": way, "digits of the factors": digits}
         slack = 0.0 if digits == "all" else 2**-21
@@ -53,12 +53,11 @@ class _Product:
 
 def _weights(side: Side, x: Array, target: Array, own: Array | None) -> Iterator[tuple[str, Array]]:
     """Two-dimensional parameters that fit: the layer's own, that transposed, then those of other layers."""
-    if own is not None and own.ndim == 2:
-        yield "its own", own
-        if own.shape[0] == own.shape[1]:
-            yield "its own, transposed", own.T
-    if own is not None and own.ndim > 2:  # a 1 x 1 convolution used as a linear layer
+    if own is not None and own.ndim > 2:
         return
+    if own is not None and own.ndim == 2:
+        ways = [w for w in (own, own.T) if w.shape == (target.shape[-1], x.shape[-1])]
+        yield from zip(("its own", "its own, transposed"), ways, strict=False)
     mine = set(side.call.parameters)
     for name, array in side.parameters.items():
         if name in mine or array.ndim != 2:

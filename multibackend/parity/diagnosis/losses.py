@@ -1,9 +1,9 @@
-"""Losses from recorded outputs and labels: reduction, label smoothing, ignored labels, what the outputs are taken for."""
+"""Losses from recorded outputs and labels: reduction, smoothing, ignored labels, what the outputs are taken for."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ def loss_difference(sides: tuple[LossSide, LossSide]) -> Difference | None:
 class _Each:
     """A formula on every micro-batch: an array with an entry for each."""
 
-    def __init__(self, side: LossSide, formula, *arguments: object) -> None:  # noqa: ANN001
+    def __init__(self, side: LossSide, formula: Callable[..., float], *arguments: object) -> None:
         self._side, self._formula, self._arguments = side, formula, arguments
 
     def __call__(self) -> Array:
@@ -119,15 +119,17 @@ def _cross_entropy(
 def _reduced(values: Array, weights: Array, reduction: str) -> float:
     total, axes = float((weights * values).sum()), tuple(range(1, values.ndim))
     sums, counts = (weights * values).sum(axes), weights.sum(axes)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = sums / counts
     table = {
-        "mean": lambda: total / weights.sum(),
-        "sum": lambda: total,
-        "sum over examples' means": lambda: (sums / counts).sum(),
-        "mean of means": lambda: (sums / counts).mean(),
-        "mean over examples of sums": lambda: total / len(values),
-        "mean over all": lambda: total / values.size,
+        "mean": total / weights.sum(),
+        "sum": total,
+        "sum over examples' means": means.sum(),
+        "mean of means": means.mean(),
+        "mean over examples of sums": total / len(values),
+        "mean over all": total / values.size,
     }
-    return float(table[reduction]())
+    return float(table[reduction])
 
 
 def _regressions(side: LossSide) -> Iterator[Law]:

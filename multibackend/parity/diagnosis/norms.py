@@ -10,7 +10,7 @@ import numpy as np
 from multibackend.parity.diagnosis.laws import Difference, Law, distance, noise_of
 from multibackend.parity.diagnosis.sides import Side, setting
 
-__all__ = ["EPSILONS", "fast_variance", "norm_laws"]
+__all__ = ["EPSILONS", "fast_variance", "norm_laws", "told_epsilons"]
 
 Array = np.ndarray
 
@@ -42,7 +42,7 @@ def norm_laws(side: Side, epsilons: Sequence[float] = ()) -> list[Law]:
         return []
     found: list[Law] = []
     for axes, weight, bias in _shapes(side, x):
-        tried = dict.fromkeys([*_told(side), *epsilons, *EPSILONS])
+        tried = dict.fromkeys([*told_epsilons(side), *epsilons, *EPSILONS])
         for statistics, centred, variance in _forms(side):
             moments = _moments(side, x, axes, statistics, centred, variance)
             if moments is None:
@@ -57,8 +57,9 @@ def norm_laws(side: Side, epsilons: Sequence[float] = ()) -> list[Law]:
                     "statistics": statistics,
                     "epsilon's place": place,
                 }
-                arguments = (x, *moments, epsilon, place, weight, bias)
-                found.append(Law("normalisation", traits, _Normalised(*arguments), arguments={"epsilon": epsilon}))
+                slack = 64 * np.finfo(np.float64).eps * np.abs(x).max() / np.sqrt(moments[1].min() + epsilon + 1e-300)
+                compute = _Normalised(x, *moments, epsilon, place, weight, bias)
+                found.append(Law("normalisation", traits, compute, float(slack), {"epsilon": epsilon}))
     return found
 
 
@@ -107,12 +108,13 @@ def _exact_epsilon(side: Side) -> float | None:
     target = side.output
     for law in norm_laws(side):
         plain = law.traits["variance"] == "biased" and law.traits["epsilon's place"] == "in the root"
-        if plain and target is not None and distance(target, law.compute()) <= noise_of(target):
+        if plain and target is not None and distance(target, law.compute()) <= max(noise_of(target), law.slack):
             return float(law.traits["epsilon"])
     return None
 
 
-def _told(side: Side) -> list[float]:
+def told_epsilons(side: Side) -> list[float]:
+    """The epsilon that a layer's settings name, if they do."""
     told = setting(side.call, "eps", "variance_epsilon", "layer_norm_eps", "norm_eps")
     return [float(told[1])] if told is not None and isinstance(told[1], int | float) else []
 

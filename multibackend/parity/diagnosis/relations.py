@@ -74,6 +74,9 @@ def relation(targets: tuple[Array, Array]) -> Difference | None:
     moved = aligned(first, second)
     if moved is None or before == 0:
         return None
+    steps = np.unique(moved - first)
+    if steps.size == 1 and targets[0].dtype.kind in "iu":
+        return _found("position", ("0", f"{int(steps[0]):+d}"), before, distance(first, moved - steps[0]))
     power = float((first * moved).sum())
     factor = float((moved * moved).sum()) and power / float((moved * moved).sum())
     if factor and distance(first, factor * moved) <= noise_of(*targets):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from multibackend.parity.diagnosis.chains import activated, scales
+from multibackend.parity.diagnosis.chains import scales
 from multibackend.parity.diagnosis.laws import aligned, noise_of
 from multibackend.parity.diagnosis.sides import Source
 
@@ -30,6 +30,8 @@ def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Arra
             found.update(_broadcast(source, shape))
         elif array.size == int(np.prod(shape)):
             found[source.name] = np.asarray(array, np.float64).reshape(shape)
+        elif array.shape == shape[1:]:  # the same for every example
+            found[source.name] = np.broadcast_to(np.asarray(array, np.float64), shape)
     return found
 
 
@@ -47,10 +49,12 @@ def _broadcast(source: Source, shape: tuple[int, ...]) -> Iterator[tuple[str, Ar
 
 
 def sums(found: dict[str, Array], target: Array) -> Iterator[tuple[Terms, str]]:
-    """Terms and an activation of their sum that give the target: as few terms as do, factors by least squares."""
+    """Terms and an activation of their sum that give the target: as few terms as do, factors by least squares.
+
+    A relu, leaky or not, keeps the positive elements of a sum, which tell its terms; the others tell the slope.
+    """
     flat = np.asarray(target, np.float64).ravel()
-    names = list(found)[:_MOST_COLUMNS]
-    positive = flat > 0
+    names, positive = list(found)[:_MOST_COLUMNS], flat > 0
     for count in (1, 2, 3, 4):
         for chosen in itertools.combinations(names, count):
             matrix = np.stack([found[name].ravel() for name in chosen], axis=1)
@@ -58,13 +62,12 @@ def sums(found: dict[str, Array], target: Array) -> Iterator[tuple[Terms, str]]:
             if terms is not None:
                 yield terms, "none"
                 return
-            if count > 1 and (flat[~positive] == 0).all() and positive.sum() > count + 2:
+            if count > 1 and count + 2 < positive.sum() < flat.size:
                 terms = _fitted(matrix[positive], flat[positive], chosen, target.shape)
-                if terms is not None:
-                    yield terms, "relu"
+                slope = None if terms is None else _slope(summed(terms, found, target.shape), flat, positive)
+                if terms is not None and slope is not None:
+                    yield terms, "relu" if slope == 0 else f"leaky relu {slope:g}"
                     return
-        if count in (2, 3):
-            yield from _activated_sums(found, names[:6], count, target)
 
 
 def summed(terms: Terms, found: dict[str, Array], sizes: tuple[int, ...]) -> Array | None:
@@ -77,15 +80,13 @@ def summed(terms: Terms, found: dict[str, Array], sizes: tuple[int, ...]) -> Arr
     )
 
 
-def _activated_sums(
-    found: dict[str, Array], names: list[str], count: int, target: Array
-) -> Iterator[tuple[Terms, str]]:
-    for chosen in itertools.combinations(names, count):
-        total = sum(found[name] for name in chosen)
-        for activation in ("gelu (erf)", "gelu (tanh)", "silu", "tanh", "leaky relu 0.01", "sigmoid", "elu"):
-            if _near(activated(np.asarray(total), activation).ravel(), np.asarray(target, np.float64).ravel()):
-                yield tuple((name, "1") for name in sorted(chosen)), activation
-                return
+def _slope(total: Array | None, flat: Array, positive: Array) -> float | None:
+    """What multiplies the elements of a sum that are not positive, where one number does."""
+    if total is None:
+        return None
+    x = np.asarray(total).ravel()[~positive]
+    slope = float((x * flat[~positive]).sum() / max(float((x * x).sum()), 1e-300))
+    return float(f"{slope:.6g}") if _near(np.where(positive, flat, slope * np.asarray(total).ravel()), flat) else None
 
 
 def _fitted(matrix: Array, flat: Array, chosen: Sequence[str], shape: tuple[int, ...]) -> Terms | None:

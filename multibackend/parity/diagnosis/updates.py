@@ -7,7 +7,6 @@ so they are fitted by least squares, over all parameters at once; what is left o
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

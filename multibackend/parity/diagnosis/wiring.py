@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from multibackend.parity.diagnosis.attention import attend, attention_traits
 from multibackend.parity.diagnosis.chains import activated, moves, scales
-from multibackend.parity.diagnosis.functions import ACTIVATIONS
-from multibackend.parity.diagnosis.laws import Difference, Law, distance, explain
+from multibackend.parity.diagnosis.functions import ACTIVATIONS, SLOPES
+from multibackend.parity.diagnosis.laws import Difference, Law, aligned, distance, explain
 from multibackend.parity.diagnosis.sides import Side, Source
 from multibackend.parity.diagnosis.sums import Terms, columns, summed, sums, unified
 
@@ -21,79 +22,93 @@ Array = np.ndarray
 Both = tuple[Sequence[Source], Sequence[Source]]
 
 _MOST_SOURCES = 12
-_MOST_ELEMENTS = 60_000
+_FEW = 6
+_EXAMPLES = 2
+_BEFORE_MOVES = ("none", "relu", "gelu (erf)", "gelu (tanh)", "silu", "tanh", *(f"leaky relu {s}" for s in SLOPES[:4]))
 
 
 def arrival_difference(sides: tuple[Side, Side], targets: tuple[Array, Array]) -> Difference | None:
     """How two arrays that should be equal were made of what was there before, where each way differs.
 
-    Tried, in this order: single arrays through an activation, a factor, pooling or a change of axes; sums of arrays;
-    gates; attention.
+    Tried, in this order: single arrays and sums of two through an activation, pooling or a change of axes; a factor;
+    sums of more; a product with a parameter; gates; attention. First of the arrays that both sides have, because only
+    of them the reference's law can be tried on the other side; laws are tried on the first two examples.
 
     Args:
         sides: with `Side.sources`, the latest first.
-        targets: what arrived, on each side in its own layout.
+        targets: what arrived, both in the reference's layout.
     """
-    before = distance(*targets)
-    first = _trimmed(sides[0].sources, targets[0])
-    second = unified(first[0], _trimmed(sides[1].sources, targets[1])[0])
-    arrived = first[1], _trimmed((), targets[1])[1]
-    for make in (_arrivals, _gates, _attention):
-        laws = make((first[0], second), arrived)
-        found = explain(laws[0], laws[1], arrived)
-        if found is not None:
-            return replace(found, before=before)
+    before, moved = distance(*targets), aligned(*targets)
+    targets = targets if moved is None else (targets[0], moved)
+    (first, one), (second, other) = (_trimmed(s.sources, t) for s, t in zip(sides, targets, strict=True))
+    second = unified(first, second)
+    common = {source.name for source in first} & {source.name for source in second}
+    shared = [source for source in first if source.name in common], [s for s in second if s.name in common]
+    for sources in (shared, (first, second)):
+        for make in (_arrivals, _gates, _attention):
+            laws = make(sources, (one, other))
+            found = explain(laws[0], laws[1], (one, other))
+            if found is not None:
+                return replace(found, before=before)
     return None
 
 
 def _trimmed(sources: Sequence[Source], target: Array) -> tuple[list[Source], Array]:
-    """The latest sources, and of large arrays the first examples only: the laws treat examples alike."""
+    """The latest sources; of examples the first ones."""
     kept = [s for s in sources if s.kind != "parameter"][:_MOST_SOURCES]
     kept += [s for s in sources if s.kind == "parameter"]
-    count = len(target) if target.ndim else 0
-    if target.size <= _MOST_ELEMENTS or count < 2:
+    count = len(target) if target.ndim > 1 else 0
+    if count <= _EXAMPLES:
         return kept, target
-    few = max(1, count * _MOST_ELEMENTS // target.size)
-    cut = [replace(s, array=s.array[:few]) if len(s.array) == count and s.kind != "parameter" else s for s in kept]
-    return cut, target[:few]
+    cut = [replace(s, array=s.array[:_EXAMPLES]) if _by_example(s, count) else s for s in kept]
+    return cut, target[:_EXAMPLES]
+
+
+def _by_example(source: Source, count: int) -> bool:
+    return source.kind != "parameter" and source.array.ndim > 0 and len(source.array) == count
 
 
 def _single(sources: Sequence[Source], target: Array) -> Iterator[Law]:
-    """One array through an activation and a change of axes; the plain ones of every source first."""
+    """One array, or the sum of two, through an activation and a change of axes; the plainest first."""
     floats = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter" and s.array.ndim]
     options = [(s, list(moves(s.array.shape, target.shape))) for s in floats]
+    plain = [(s, possible[0]) for s, possible in options if possible]
     for activation in ACTIVATIONS:
-        for source, possible in options:
-            for move_traits, move in possible[:1]:
-                yield _chain(source, activation, move_traits, move, "1")
-    for source, possible in options:
-        for text, factor in list(scales(*source.array.shape[1:], *target.shape[1:]).items())[1:]:
-            for move_traits, move in possible[:1]:
-                yield _chain(source, "none", move_traits, move, text, factor)
-    for source, possible in options:
-        for activation in ACTIVATIONS:
-            for move_traits, move in possible[1:]:
-                yield _chain(source, activation, move_traits, move, "1")
-                if activation != "none" and "average" in str(move_traits) + str(move_traits.get("pooling", "")):
-                    yield _chain(source, activation, move_traits, move, "1", late=True)
+        yield from (_chain(source, activation, move) for source, move in plain)
+    for source, move in plain:
+        named = list(scales(*source.array.shape[1:], *target.shape[1:]).items())[1:]
+        yield from (_chain(source, "none", move, factor) for factor in named)
+    for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
+        for move, activation in itertools.product(possible, _BEFORE_MOVES):
+            yield _chain(source, activation, move)
+            if activation != "none" and "pooling" in move[0]:
+                yield _chain(source, activation, move, late=True)
+
+
+def _pairs(sources: Sequence[Source], target: Array) -> Iterator[tuple[Source, list[tuple[dict[str, object], Any]]]]:
+    """Sums of two arrays as sources of their own."""
+    for one, other in itertools.combinations(sources, 2):
+        if one.array.shape == other.array.shape:
+            names = " + ".join(sorted((one.name, other.name)))
+            total = np.asarray(one.array, np.float64) + np.asarray(other.array, np.float64)
+            yield Source(names, total), list(moves(total.shape, target.shape))
 
 
 def _chain(
     source: Source,
     activation: str,
-    move_traits: Mapping[str, Any],
-    move: Any,
-    text: str,
-    factor: float = 1.0,
+    move: tuple[Mapping[str, Any], Any],
+    factor: tuple[str, float] = ("1", 1.0),
     *,
-    late=False,
+    late: bool = False,
 ) -> Law:
     def compute() -> Array:
         x = np.asarray(source.array, np.float64)
-        y = activated(move(x), activation) if late else move(activated(x, activation))
-        return factor * y
+        y = activated(move[1](x), activation) if late else move[1](activated(x, activation))
+        return factor[1] * y
 
-    traits = {"terms": ((source.name, text),), "activation": activation, **move_traits}
+    terms = tuple((name, factor[0]) for name in source.name.split(" + "))
+    traits = {"terms": terms, "activation": activation, **move[0]}
     return Law("arrival", {**traits, "activation comes": "after pooling"} if late else traits, compute)
 
 
@@ -105,6 +120,17 @@ def _sum_law(terms: Terms, activation: str, found: dict[str, Array], shape: tupl
     return Law("arrival", {"terms": terms, "activation": activation}, compute)
 
 
+def _products(sources: Sequence[Source], target: Array) -> Iterator[Law]:
+    """An array times a parameter of some layer, used without that layer: a head that shares the embedding's table."""
+    floats = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter" and s.array.ndim > 1]
+    for source, held in itertools.product(floats[:_FEW], (s for s in sources if s.kind == "parameter")):
+        for way, weight in (("", held.array), (", transposed", held.array.T)):
+            if weight.ndim == 2 and (source.array.shape[-1], target.shape[-1:]) == (weight.shape[1], weight.shape[:1]):
+                terms = ((f"{source.name} through {held.name}{way}", "1"),)
+                traits = {"terms": terms, "activation": "none"}
+                yield Law("arrival", traits, lambda x=source.array, w=weight: np.asarray(x, np.float64) @ w.T)
+
+
 def _arrivals(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], list[Law]]:
     """Single arrays, then sums: those fitted to either side for both, so that the one's can be tried on the other."""
     found = [columns(own, target.shape) for own, target in zip(sources, targets, strict=True)]
@@ -113,7 +139,7 @@ def _arrivals(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], l
     both = []
     for own, named, target in zip(sources, found, targets, strict=True):
         made = [_sum_law(which, activation, named, target.shape) for which, activation in terms]
-        both.append([*_single(own, target), *made])
+        both.append([*made, *_single(own, target), *_products(own, target)])
     return both[0], both[1]
 
 
@@ -125,21 +151,17 @@ def _gates(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], list
 def _gated(sources: Sequence[Source], target: Array) -> Iterator[Law]:
     """f(a) * b of two arrays, or of the two halves of one."""
     size = target.size
-    near = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter"][:6]
-    pairs = [
-        (a, b, a.array, b.array) for a in near for b in near if a is not b and a.array.size == b.array.size == size
-    ]
+    near = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter"][:_FEW]
+    fit = [s for s in near if s.array.size == size]
+    pairs = [(a.name, b.name, a.array, b.array) for a, b in itertools.permutations(fit, 2)]
     for source in near:
         if source.array.size == 2 * size and source.array.shape[-1] % 2 == 0:
-            halves = np.split(np.asarray(source.array), 2, axis=-1)
-            one, two = (
-                replace(source, name=f"{source.name}, first half"),
-                replace(source, name=f"{source.name}, second half"),
-            )
-            pairs += [(one, two, halves[0], halves[1]), (two, one, halves[1], halves[0])]
+            one, two = np.split(np.asarray(source.array), 2, axis=-1)
+            names = f"{source.name}, first half", f"{source.name}, second half"
+            pairs += [(*names, one, two), (*names[::-1], two, one)]
     for activation in ACTIVATIONS:
         for gate, value, x, y in pairs:
-            traits = {"terms": ((gate.name, "gate"), (value.name, "value")), "activation": activation}
+            traits = {"terms": ((gate, "gate"), (value, "value")), "activation": activation}
             yield Law("gate", traits, _Gate(x, y, activation, target.shape))
 
 

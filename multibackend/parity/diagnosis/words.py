@@ -24,12 +24,16 @@ class Place:
         what: the layer or the array, as the report calls it.
         calls: the layer on each side, where there is one.
         spellings: how each framework writes a thing, by the laws' names: {"gelu (erf)": "F.gelu(x)"}.
+        kinds: the classes of the reference's layers by name, those of sources among them.
+        known: names of the arrays that were there on the reference's side.
     """
 
     backends: tuple[str, str]
     what: str = ""
     calls: tuple[LayerCall | None, LayerCall | None] = (None, None)
     spellings: tuple[Spellings, Spellings] = field(default=({}, {}))
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
 
 
 def cause_of(difference: Difference, place: Place) -> Cause:
@@ -45,7 +49,7 @@ def cause_of(difference: Difference, place: Place) -> Cause:
         f"{_shown(difference.laws[1].traits.get(other))} in {place.backends[1]}"
         for other in difference.traits[1:]
     ]
-    repair = _repair(topic, trait, values[0], difference, place)
+    repair = _repair(topic, trait, values, difference, place)
     return Cause(name, "; ".join([sentence, *others]), repair, difference.before, difference.after)
 
 
@@ -55,6 +59,7 @@ def _named(topic: str, trait: str, values: list[Any], place: Place) -> tuple[str
     special: Callable[..., tuple[str, str]] | None = {
         "activation": _activation,
         "terms": _terms,
+        "weight": _weights,
         "query": _roles,
         "key": _roles,
         "value": _roles,
@@ -63,7 +68,8 @@ def _named(topic: str, trait: str, values: list[Any], place: Place) -> tuple[str
     if special is not None:
         return special(values, place, where)
     name, pattern = _PHRASES.get((topic, trait), (f"{topic} {trait}", f"{topic}, {trait}: {{}}"))
-    pattern = pattern.replace("KIND", kind).replace("WHERE", where).replace("  ", " ").strip()
+    pattern = pattern.replace("KIND", kind).replace("PLACE", place.what or "the loss")
+    pattern = pattern.replace("WHERE", where).replace("  ", " ").strip()
     told = [pattern.format(_shown(value)) for value in values]
     first, second = place.backends
     sentence = f"{told[0]} in {first}, {_shown(values[1])} in {second}"
@@ -76,10 +82,15 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("normalisation", "epsilon's place"): ("KIND epsilon's place", "KIND WHERE adds epsilon {}"),
     ("normalisation", "mean"): ("KIND mean", "KIND WHERE has the mean {}"),
     ("normalisation", "statistics"): ("KIND statistics", "KIND WHERE normalises by statistics {}"),
-    ("running statistics", "momentum"): ("BatchNorm momentum", "The new value enters the running statistics with weight {}"),
-    ("running statistics", "variance"): ("BatchNorm running variance", "The running variance stores the variance that is {}"),
+    ("running statistics", "momentum"): (
+        "BatchNorm momentum",
+        "The new value enters the running statistics with weight {}",
+    ),
+    ("running statistics", "variance"): (
+        "BatchNorm running variance",
+        "The running variance stores the variance that is {}",
+    ),
     ("Linear", "bias"): ("missing bias", "The bias WHERE is {}"),
-    ("Linear", "weight"): ("weight of a linear layer", "The linear layer WHERE multiplies by {}"),
     ("Linear", "digits of the factors"): ("matmul precision", "The product WHERE is of factors rounded to {} digits"),
     ("Embedding", "scale"): ("embedding scale", "The embedding WHERE is multiplied by {}"),
     ("Embedding", "indices"): ("shifted indices", "The embedding WHERE looks up indices {}"),
@@ -89,14 +100,14 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("convolution", "kernel"): ("convolution kernel", "The kernel WHERE is taken {}"),
     ("convolution", "bias"): ("missing bias", "The bias WHERE is {}"),
     ("convolution", "digits of the factors"): ("matmul precision", "The convolution WHERE has factors of {} digits"),
-    ("arrival", "pooling"): ("pooling", "Pooling before WHERE: {}"),
-    ("arrival", "window"): ("pooling window", "The pooling window before WHERE is {}"),
-    ("arrival", "stride"): ("pooling stride", "Pooling before WHERE moves by {}"),
-    ("arrival", "padding"): ("pooling padding", "Pooling before WHERE pads (before, after) by {}"),
-    ("arrival", "padding counts"): ("pooling counts padding", "Whether padding counts in the average before WHERE: {}"),
+    ("arrival", "pooling"): ("pooling", "Pooling before PLACE: {}"),
+    ("arrival", "window"): ("pooling window", "The pooling window before PLACE is {}"),
+    ("arrival", "stride"): ("pooling stride", "Pooling before PLACE moves by {}"),
+    ("arrival", "padding"): ("pooling padding", "Pooling before PLACE pads (before, after) by {}"),
+    ("arrival", "padding counts"): ("pooling counts padding", "Whether padding counts in the average before PLACE: {}"),
     ("arrival", "order of axes"): ("order of axes", "The axes of what arrives WHERE are ordered {}"),
     ("arrival", "positions"): ("shifted positions", "The positions of what arrives WHERE are {}"),
-    ("arrival", "activation comes"): ("order of activation and pooling", "The activation before WHERE comes {}"),
+    ("arrival", "activation comes"): ("order of activation and pooling", "The activation before PLACE comes {}"),
     ("attention", "scale"): ("attention scale", "Attention scores are multiplied by {}"),
     ("attention", "mask"): ("attention mask", "The mask of the attention is {}"),
     ("attention", "masked scores"): ("attention mask value", "Masked attention scores become {}"),
@@ -147,17 +158,33 @@ def _terms(values: list[Any], place: Place, where: str) -> tuple[str, str]:
     one, other = dict(values[0] or ()), dict(values[1] or ())
     first, second = place.backends
     sentence = f"What arrives {where} is {_sum(one)} in {first}, {_sum(other)} in {second}"
+    late = [name for name in other if name in place.kinds and name not in place.known]
+    if late:  # layers that run only afterwards in the reference
+        norms = "norm" in (place.calls[0].kind if place.calls[0] is not None else "").lower()
+        name = "pre-norm or post-norm" if norms else "order of layers"
+        return name, f"{sentence}, where {', '.join(late)} has run already"
     if one.keys() == other.keys():
-        return "scale", sentence
+        changed = [name for name in one if one[name] != other[name]]
+        embedded = any("embed" in place.kinds.get(name, "").lower() for name in changed)
+        return ("embedding scale" if embedded else "scale"), sentence
     if one.keys() > other.keys() or one.keys() < other.keys():
         larger, smaller = (one, other) if len(one) > len(other) else (other, one)
         missing = sorted(larger.keys() - smaller.keys())
         side = second if larger is one else first
         return "missing residual", f"{sentence}: {', '.join(missing)} is not added in {side}"
+    if any(" through " in name for name in [*one, *other]):
+        return "tied weight", sentence
     bare = [{name.partition(" from row ")[0] for name in terms} for terms in (one, other)]
     if bare[0] == bare[1]:
         return "shifted positions", sentence
     return "wiring", sentence
+
+
+def _weights(values: list[Any], place: Place, where: str) -> tuple[str, str]:
+    first, second = place.backends
+    turned = {str(value).removesuffix(", transposed") for value in values}
+    sentence = f"The linear layer {where} multiplies by {values[0]} in {first}, by {values[1]} in {second}"
+    return ("transposed weight" if len(turned) == 1 else "tied weight"), sentence
 
 
 def _sum(terms: Mapping[str, str]) -> str:
@@ -194,27 +221,40 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def _repair(topic: str, trait: str, value: Any, difference: Difference, place: Place) -> str:
-    """What to write on the other side so that it does what the reference does."""
-    call, spellings, second = place.calls[1], place.spellings[1], place.backends[1]
-    if call is not None and trait in _KEYS:
-        for key in call.settings:
-            if key.startswith(_KEYS[trait]) and not (trait == "rate" and key not in _KEYS[trait]):
-                return f"in {second}: {call.kind}(..., {key}={_setting(trait, value, key, difference, call)})"
-    spelled = spellings.get(f"{topic} {trait} {value}", spellings.get(str(value), spellings.get(f"{topic} {trait}")))
-    if spelled is not None:
-        return f"in {second}: " + spelled.replace("VALUE", _shown(value))
-    if trait == "terms":
-        return f"in {second}: make it {_sum(dict(value or ()))}"
-    return f"in {second}: {trait} {_shown(value)}"
+def _repair(topic: str, trait: str, values: list[Any], difference: Difference, place: Place) -> str:
+    """What to write on the other side so that it does what the reference does, or the other way round."""
+    lines = []
+    for index in (1, 0):
+        wanted = values[1 - index]
+        line = _line(topic, trait, wanted, difference.laws[index].traits.get(trait), place, index)
+        lines += [] if line is None else [f"in {place.backends[index]}: {line}"]
+    return ", or ".join(lines)
 
 
-def _setting(trait: str, value: Any, key: str, difference: Difference, call: LayerCall) -> str:
+def _line(topic: str, trait: str, wanted: Any, own: Any, place: Place, index: int) -> str | None:
+    call, spellings = place.calls[index], place.spellings[index]
+    for key in call.settings if call is not None and trait in _KEYS and topic != "arrival" else ():
+        if call is not None and key.startswith(_KEYS[trait]) and not (trait == "rate" and key not in _KEYS[trait]):
+            return f"{call.kind}(..., {key}={_setting(trait, wanted, own, call.settings[key])})"
+    for name in (f"{topic} {trait} {wanted}", str(wanted), f"{topic} {trait}"):
+        if name in spellings:
+            return spellings[name].replace("VALUE", _shown(wanted))
+    if index == 0:
+        return None
+    return f"make it {_sum(dict(wanted or ()))}" if trait == "terms" else f"{trait}: {_shown(wanted)}"
+
+
+def _setting(trait: str, value: Any, own: Any, told: Any) -> str:
     """The value as the layer's own setting writes it: a momentum may weigh the new value or the old one."""
-    if trait == "momentum":
-        own, told = difference.laws[1].traits.get("momentum"), call.settings.get(key)
-        if isinstance(told, float) and isinstance(own, float) and abs(1 - told - own) < abs(told - own):
-            return _shown(float(f"{1 - float(value):.6g}"))
-    if trait == "padding" and isinstance(call.settings.get(key), tuple | str):
-        return repr((value, value)) if isinstance(value, tuple) and not isinstance(value[0], tuple) else repr(value)
+    if trait == "momentum" and isinstance(told, float) and isinstance(own, float):
+        old = abs(1 - told - own) < abs(told - own)
+        return _shown(float(f"{1 - float(value):.6g}") if old else value)
+    if trait == "bias":
+        return repr(value == "added")
+    if trait == "padding" and isinstance(value, tuple):
+        each = value if isinstance(value[0], tuple) else (value, value)
+        even = all(low == high for low, high in each)
+        if isinstance(told, int) or (isinstance(told, tuple) and not isinstance(told[0], tuple)):
+            return repr(tuple(low for low, _ in each)) if even else f"0, after padding by {each}"
+        return repr(each)
     return repr(value)

@@ -71,7 +71,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def gpt(mistake: str = "", *, side: str = "jax", jax: Any = flax_side.Gpt, name: str = "gpt", **options: Any) -> mb.Experiment:
+def gpt(
+    mistake: str = "", *, side: str = "jax", jax: Any = flax_side.Gpt, name: str = "gpt", **options: Any
+) -> mb.Experiment:
     """The GPT pair with a mistake on one side; `options` of the models or of the experiment."""
     models = {key: options.pop(key) for key in ("norm", "fused", "rate", "scaled") if key in options}
     wrong = {"torch": "", "jax": "", side: mistake}
@@ -140,9 +142,7 @@ MISTAKES: dict[str, Mistake] = {
     "swapped query and key": _model(
         gpt, "swapped query and key", "blocks.1.attn.proj", "roles of query, key and value", side="torch"
     ),
-    "heads split as [dim, heads]": _model(
-        gpt, "heads split as [dim, heads]", "blocks.1.attn.proj", "order of heads"
-    ),
+    "heads split as [dim, heads]": _model(gpt, "heads split as [dim, heads]", "blocks.1.attn.proj", "order of heads"),
     "heads not transposed back": _model(
         gpt, "heads not transposed back", "blocks.1.attn.proj", "order of heads", side="torch"
     ),
