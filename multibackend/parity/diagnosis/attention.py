@@ -38,21 +38,16 @@ _MASKS = ("causal", "none", "causal, one position later", "causal, without the p
 
 def attention_traits(sources: Sequence[Source], target: Array) -> Iterator[dict[str, Any]]:
     """The traits under which `attend` may give an array [n, t, d] or [n, t, heads, dim], likely ones first."""
-    for q, k, v in _roles(sources, target):
-        width = int(np.prod(target.shape[2:]))
-        for heads, mask in itertools.product(_heads(sources, target, width), _MASKS):
-            fixed = {"query": q, "key": k, "value": v, "heads": heads, "mask": mask}
-            yield {**fixed, **DEFAULTS}
-    for count in (1, 2):
-        for q, k, v in _roles(sources, target):
-            width = int(np.prod(target.shape[2:]))
-            for heads, mask in itertools.product(_heads(sources, target, width), _MASKS):
-                fixed = {"query": q, "key": k, "value": v, "heads": heads, "mask": mask}
-                for names in itertools.combinations(_CHOICES, count):
-                    if mask == "none" and "masked scores" in names:
-                        continue
-                    for values in itertools.product(*(_CHOICES[name] for name in names)):
-                        yield {**fixed, **DEFAULTS, **dict(zip(names, values, strict=True))}
+    width = int(np.prod(target.shape[2:]))
+    roles, heads = list(_roles(sources, target)), _heads(sources, target, width)
+    for count, some, masks in ((0, roles, _MASKS), (1, roles, _MASKS[:2]), (2, roles[:1], _MASKS[:2])):
+        for (q, k, v), number, mask in itertools.product(some, heads, masks):
+            fixed = {"query": q, "key": k, "value": v, "heads": number, "mask": mask, **DEFAULTS}
+            for names in itertools.combinations(_CHOICES, count):
+                if mask == "none" and "masked scores" in names:
+                    continue
+                for values in itertools.product(*(_CHOICES[name] for name in names)):
+                    yield {**fixed, **dict(zip(names, values, strict=True))}
 
 
 def attend(traits: Mapping[str, Any], sources: Sources) -> Array | None:

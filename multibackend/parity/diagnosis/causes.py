@@ -14,13 +14,16 @@ from multibackend.parity.diagnosis.layers import arrival_causes, layer_differenc
 from multibackend.parity.diagnosis.losses import LossSide, loss_difference
 from multibackend.parity.diagnosis.sides import Side, Source, sources_before, sources_within
 from multibackend.parity.diagnosis.states import StatisticsSide, statistics_difference
-from multibackend.parity.diagnosis.updates import UpdateSide, update_difference
+from multibackend.parity.diagnosis.updates import UpdateSide, clip_difference, slot_difference, update_difference
 from multibackend.parity.diagnosis.words import Place, cause_of
 from multibackend.parity.findings import Cause, Divergence, LayerFinding
 from multibackend.parity.stages import Evidence
+from multibackend.parity.walk import Step
 from multibackend.tracing import LayerCall
 
 __all__ = ["diagnose"]
+
+_MOST_FINDINGS = 16
 
 Spellings = tuple[Mapping[str, str], Mapping[str, str]]
 
@@ -36,7 +39,10 @@ def diagnose(
         evidence: what was recorded there.
         spellings: how each framework writes things, see `words.Place`.
     """
-    told = tuple(replace(finding, causes=_of_finding(finding, evidence, spellings)) for finding in layers)
+    told = tuple(
+        replace(finding, causes=_of_finding(finding, evidence, spellings)) if number < _MOST_FINDINGS else finding
+        for number, finding in enumerate(layers)
+    )
     if divergence.stage == "activations":
         own = next((f.causes for f in told if f.name == divergence.what and f.place == divergence.place), ())
         return replace(divergence, causes=own), told
@@ -144,34 +150,32 @@ def _of_stage(divergence: Divergence, evidence: Evidence, spellings: Spellings) 
 def _data(divergence: Divergence, evidence: Evidence) -> Difference | None:
     del divergence
     first, second = ([batch for batch, _ in step.micro_batches()] for step in evidence.steps)
-    return data_difference(first, second, evidence.experiments)
+    settings = [{name: getattr(one, name) for name in ("shuffle", "seed", "drop_last")} for one in evidence.experiments]
+    return data_difference((first, second), (settings[0], settings[1]))
 
 
 def _loss(finding: LayerFinding | Divergence, evidence: Evidence) -> Difference | None:
     if evidence.traces is None:
         return None
-    count = [len(list(step.micro_batches())) for step in evidence.steps]
     terms = list(evidence.experiments[0].loss_terms)
-    sides = []
     name = finding.name if isinstance(finding, LayerFinding) else finding.what
-    for index, step in enumerate(evidence.steps):
-        batch, _ = list(step.micro_batches())[evidence.micro_batch]
-        outputs = evidence.traces[0].outputs[:1]
-        spec = evidence.experiments[index].loss_terms
-        term = next((t for t in terms if name in (t, f"loss/{t}")), terms[0])
-        loss = spec.get(term)
-        smoothing, ignored = getattr(loss, "label_smoothing", None), getattr(loss, "ignore_index", None)
-        value = finding.values[index] * count[index]
-        sides.append(
-            LossSide(
-                outputs,
-                [batch],
-                [value],
-                () if smoothing is None else (smoothing,),
-                () if ignored is None else (ignored,),
-            )
-        )
-    return loss_difference((sides[0], sides[1]))
+    term = next((t for t in terms if name in (t, f"loss/{t}")), terms[0])
+    first, second = (_loss_side(finding, evidence, term, index) for index in (0, 1))
+    return loss_difference((first, second))
+
+
+def _loss_side(finding: LayerFinding | Divergence, evidence: Evidence, term: str, index: int) -> LossSide:
+    """One side's loss of the outputs that both have, as the mean that the experiment reports."""
+    terms, step = evidence.experiments[index].loss_terms, evidence.steps[index]
+    batches = [batch for batch, _ in step.micro_batches()]
+    spec, place = terms.get(term, next(iter(terms.values()))), list(terms).index(term) if term in terms else 0
+    whole = float(step.results.terms[0, place]) / spec.scale
+    # of several micro-batches each has its share in the loss of the update
+    value = whole if len(batches) == 1 else finding.values[index] * len(batches) / spec.scale
+    told = getattr(spec, "label_smoothing", None), getattr(spec, "ignore_index", None)
+    smoothings, ignored = (() if one is None else (one,) for one in told)
+    assert evidence.traces is not None
+    return LossSide(evidence.traces[0].outputs[:1], [batches[evidence.micro_batch]], [value], smoothings, ignored)
 
 
 def _gradients(divergence: Divergence, evidence: Evidence) -> Difference | None:
@@ -182,28 +186,64 @@ def _gradients(divergence: Divergence, evidence: Evidence) -> Difference | None:
 
 
 def _clip(divergence: Divergence, evidence: Evidence) -> Difference | None:
-    from multibackend.parity.diagnosis.updates import clip_difference
-
-    return clip_difference(divergence.values, tuple(e.max_grad_norm for e in evidence.experiments))
+    first, second = (experiment.max_grad_norm for experiment in evidence.experiments)
+    found = None if first and second else _update(divergence, evidence)
+    return found or clip_difference(divergence.values, (first, second))
 
 
 def _update(divergence: Divergence, evidence: Evidence) -> Difference | None:
     sides = []
-    for index, (experiment, history) in enumerate(zip(evidence.experiments, evidence.history, strict=True)):
-        if not history:
+    for index, history in enumerate(evidence.history):
+        if not history or evidence.traces is None:
             return None
-        gradients = [evidence.gradients(index, step) for step in history]
         states = [history[0].before, *(step.after for step in history)]
         sides.append(
             UpdateSide(
-                gradients,
-                [evidence.named(index, state) for state in states],
+                [_window_gradients(evidence, index, step) for step in history],
+                [_named(evidence, index, state.parameters) for state in states],
                 [step.rate for step in history],
-                experiment.max_grad_norm,
-                experiment.optimizer,
+                evidence.experiments[index].max_grad_norm,
+                evidence.experiments[index].optimizer.__dict__,
             )
         )
-    return update_difference((sides[0], sides[1]), len(sides[0].gradients))
+    found = update_difference((sides[0], sides[1]), divergence.what)
+    return _slots(divergence.what, evidence, sides) if found is None else found
+
+
+def _slots(name: str, evidence: Evidence, sides: Sequence[UpdateSide]) -> Difference | None:
+    """The optimizer's state of one parameter, slot by slot, where both sides keep the same ones."""
+    states = [(history[-1].before, history[-1].after) for history in evidence.history]
+    for slot in states[0][1].optimizer:
+        found = []
+        for index, (before, after) in enumerate(states):
+            if slot not in after.optimizer or slot not in before.optimizer:
+                return None
+            try:
+                old, new = (_named(evidence, index, state.optimizer[slot]).get(name) for state in (before, after))
+            except KeyError:  # a slot that is not one array for each parameter
+                break
+            gradient = sides[index].gradients[-1].get(name)
+            if old is not None and new is not None and gradient is not None and new.shape == gradient.shape:
+                found.append((old, new, sides[index].clipped(gradient)))
+        difference = slot_difference(found) if len(found) == len(states) else None
+        if difference is not None:
+            return difference
+    return None
+
+
+def _named(evidence: Evidence, index: int, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """A side's arrays by the reference's names."""
+    return evidence.bridge.parameters.to_reference(arrays) if index else arrays
+
+
+def _window_gradients(evidence: Evidence, index: int, step: Step) -> Mapping[str, np.ndarray]:
+    """The sum over the micro-batches of a window, by the reference's names."""
+    total: dict[str, np.ndarray] = {}
+    for number, _ in enumerate(step.micro_batches()):
+        trace = evidence.sides[index].trace(step.before, step, number)
+        for name, array in (evidence.bridge.gradients(trace.gradients) if index else trace.gradients).items():
+            total[name] = total[name] + array if name in total else np.asarray(array, np.float64)
+    return total
 
 
 def _owners(divergence: Divergence, evidence: Evidence) -> tuple[LayerCall | None, LayerCall | None]:

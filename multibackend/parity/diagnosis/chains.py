@@ -16,6 +16,19 @@ __all__ = ["activated", "moves", "scales"]
 Array = np.ndarray
 Move = Callable[[Array], Array]
 
+_WINDOWS = (
+    (2, 2),
+    (3, 2),
+    (2, 1),
+    (3, 1),
+    (3, 3),
+    (4, 4),
+    (4, 2),
+    (5, 2),
+    (5, 5),
+    (7, 7),
+)  # sizes and strides of pooling
+
 
 def activated(x: Array, name: str) -> Array:
     """An activation of `functions.ACTIVATIONS`, by name."""
@@ -103,8 +116,8 @@ def _poolings(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tupl
     """Pooling over two axes, the channels being the second or the last; flattened in either order."""
     for first in (True, False):
         spatial, channels = (source[2:], source[1]) if first else (source[1:3], source[3])
-        for kernel, stride in itertools.product((2, 3, 4, 5, 7), (2, 1, 3, 4, 5, 7)):
-            if stride > kernel or kernel > min(spatial) + 1:
+        for kernel, stride in _WINDOWS:
+            if kernel > min(spatial) + 1:
                 continue
             for pads in paddings(spatial, (kernel, kernel), stride).values():
                 out = tuple((s + sum(p) - kernel) // stride + 1 for s, p in zip(spatial, pads, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,28 +15,33 @@ Array = np.ndarray
 Arrays = Mapping[str, Array]
 
 
-def data_difference(first: Sequence[Arrays], second: Sequence[Arrays]) -> Difference | None:
+def data_difference(
+    seen: tuple[Sequence[Arrays], Sequence[Arrays]], settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+) -> Difference | None:
     """What tells the micro-batches of two runs apart.
 
     Args:
-        first, second: the fields of each micro-batch in the order in which they were seen.
+        seen: of each run the fields of each micro-batch, in order.
+        settings: of each run what decides about the order: {"shuffle": True, "seed": 0}.
     """
-    here, there = _examples(first), _examples(second)
+    here, there = _examples(seen[0]), _examples(seen[1])
     if here == there:
         return None
     if len(here) != len(there):
-        return _made("number of examples", (str(len(here)), str(len(there))), 1.0, None)
+        return _made("number of examples", (len(here), len(there)), 1.0, None)
     before = float(np.mean([a != b for a, b in zip(here, there, strict=True)]))
-    if sorted(here) == sorted(there):
-        return _made("order", ("as it is", "another order of the same examples"), before, 0.0)
-    common = len(set(here) & set(there))
-    if common:
-        return _made("order", ("as it is", f"other examples, {common} of {len(here)} in common"), before, None)
-    factor = _factor(first, second)
+    after = 0.0 if sorted(here) == sorted(there) else None
+    for name in settings[0]:
+        if settings[0][name] != settings[1].get(name):
+            return _made(name, (settings[0][name], settings[1].get(name)), before, after)
+    if after is not None:
+        return _made("order", ("as they are", "in another order, the same ones"), before, after)
+    factor = _factor(*seen)
     if factor is not None:
-        field, ratio, after = factor
-        return _made(f"field {field!r}", ("as it is", f"times {ratio:.6g}"), before, after)
-    return _made("order", ("as it is", "other examples, none in common"), before, None)
+        field, ratio, left = factor
+        return _made("values", (f"{field} as it is", f"{field} times {ratio:.6g}"), before, left)
+    common = len(set(here) & set(there))
+    return _made("order", ("as they are", f"other ones, {common} of {len(here)} in common"), before, None)
 
 
 def _examples(batches: Sequence[Arrays]) -> list[bytes]:
@@ -64,6 +70,6 @@ def _factor(first: Sequence[Arrays], second: Sequence[Arrays]) -> tuple[str, flo
     return None
 
 
-def _made(trait: str, values: tuple[str, str], before: float, after: float | None) -> Difference:
+def _made(trait: str, values: tuple[Any, Any], before: float, after: float | None) -> Difference:
     laws = [Law("data", {trait: value}, lambda: None) for value in values]
     return Difference((laws[0], laws[1]), (trait,), before, after)

@@ -128,18 +128,26 @@ def fits(law: Law, target: np.ndarray, before: float) -> float | None:
     """How far a law is from recorded numbers, None where too far: beyond rounding, or beyond a tenth of `before`."""
     with np.errstate(all="ignore"):
         value = law.compute()
-    gap = distance(target, value)
+        if value is None or value.size != target.size:
+            return None
+        gap = _relative(np.asarray(target), np.asarray(value).reshape(target.shape))
     return gap if gap <= min(max(noise_of(target), law.slack), _SHARE * before) else None
 
 
 def explain(
-    first: Iterable[Law], second: Sequence[Law], targets: tuple[np.ndarray, np.ndarray], before: float | None = None
+    first: Iterable[Law],
+    second: Sequence[Law],
+    targets: tuple[np.ndarray, np.ndarray],
+    before: float | None = None,
+    *,
+    proven: bool = True,
 ) -> Difference | None:
     """The two laws, differing in as few traits as can be, that give one side's numbers each.
 
     None where a side obeys no law, or where one law gives both sides' numbers: then the difference is no matter of
     these laws. Laws come in order of plausibility: the first that fits the reference is held to be its law, and the
-    nearest to it that fits the other side the other's.
+    nearest to it that fits the other side the other's. With `proven=False` also where the reference's law cannot be
+    tried on the other side, because an array that it needs is not there.
     """
     before = distance(*targets) if before is None else before
     if before == 0:
@@ -151,11 +159,12 @@ def explain(
             return None
         near = sorted((law for law in second if law.topic == one.topic), key=lambda law: len(_differing(one, law)))
         after = min((_undone(law, targets[0]) for law in near if _key(law) == _key(one)), default=float("inf"))
-        if after > _SHARE * wanted:
+        known = np.isfinite(after)
+        if after > _SHARE * wanted and (known or proven):
             continue
         other = next((law for law in near if fits(law, targets[1], wanted) is not None), None)
         if other is not None:
-            return Difference((one, other), _differing(one, other), before, after)
+            return Difference((one, other), _differing(one, other), before, after if known else None)
     return None
 
 

@@ -32,7 +32,25 @@ def linear_laws(side: Side) -> list[Law]:
         traits = {"weight": name, "bias": way, "digits of the factors": digits}
         slack = 0.0 if digits == "all" else 2**-21
         found.append(Law("Linear", traits, _Product(x, weight, added, digits, target.shape), slack))
+    if own is not None and own.ndim == 2 and own.shape == (target.shape[-1], x.shape[-1]):
+        for order, moved in _orders(side, x):
+            traits = {"weight": "its own", "bias": next(iter(biases)), "digits of the factors": "all"}
+            compute = _Product(moved, own, bias, "all", target.shape)
+            found.append(Law("Linear", {**traits, "order of inputs": order}, compute))
     return found
+
+
+def _orders(side: Side, x: Array) -> Iterator[tuple[str, Array]]:
+    """The input with the axes of an image that was flattened into it in another order."""
+    shapes = {s.array.shape[1:] for s in side.sources if s.kind != "parameter" and s.array.ndim in (3, 4)}
+    for shape in shapes:
+        if math.prod(shape) == x.shape[-1]:
+            for axes in itertools.permutations(range(len(shape))):
+                if axes != tuple(range(len(shape))):
+                    order = tuple(axis + x.ndim - 1 for axis in axes)
+                    image = x.reshape(*x.shape[:-1], *shape)
+                    moved = image.transpose(*range(x.ndim - 1), *order)
+                    yield ", ".join(str(shape[axis]) for axis in axes) + f" of {shape}", moved.reshape(x.shape)
 
 
 class _Product:

@@ -41,7 +41,7 @@ def statistics_difference(sides: tuple[StatisticsSide, StatisticsSide]) -> Diffe
 
 def _laws(side: StatisticsSide, momenta: tuple[float, ...]) -> Iterator[Law]:
     for m in dict.fromkeys(momenta):
-        for kind, statistic in _statistics(side).items():
+        for kind, statistic in _statistics(side):
             traits = {"momentum": m} | ({"variance": kind} if side.name == "running_var" else {})
             yield Law("running statistics", traits, _Moved(side.before, statistic, m), arguments={"momentum": m})
 
@@ -55,24 +55,25 @@ class _Moved:
         return (1 - m) * np.asarray(old, np.float64) + m * statistic
 
 
-def _statistics(side: StatisticsSide) -> dict[str, Array]:
-    x, channels = np.asarray(side.inputs, np.float64), np.size(side.after)
-    axis = next((a for a in dict.fromkeys([1, x.ndim - 1]) if a < x.ndim and x.shape[a] == channels), None)
-    if axis is None:
-        return {}
-    axes, best = tuple(a for a in range(x.ndim) if a != axis), {}
-    if side.name == "running_mean":
-        return {"": x.mean(axes)}
+def _statistics(side: StatisticsSide) -> list[tuple[str, Array]]:
+    """The statistic of the micro-batch, for each axis that may hold the channels and each kind of variance."""
+    x, channels, found = np.asarray(side.inputs, np.float64), np.size(side.after), []
     count = x.size // channels
-    best["unbiased"] = x.var(axes) * count / max(count - 1, 1)
-    best["biased"] = x.var(axes)
-    return best
+    for axis in dict.fromkeys([1, x.ndim - 1]):
+        if axis < x.ndim and x.shape[axis] == channels:
+            axes = tuple(a for a in range(x.ndim) if a != axis)
+            if side.name == "running_mean":
+                found.append(("", x.mean(axes)))
+            else:
+                unbiased = x.var(axes) * count / max(count - 1, 1)
+                found += [("unbiased", unbiased), ("biased", x.var(axes))]
+    return found
 
 
 def _fitted(side: StatisticsSide) -> list[float]:
     """The weight of the new value that the numbers imply, for each kind of statistic."""
     found = []
-    for statistic in _statistics(side).values():
+    for _, statistic in _statistics(side):
         way, step = statistic - side.before, np.asarray(side.after, np.float64) - side.before
         size = float((way**2).sum())
         m = float((way * step).sum()) / size if size else 0.0

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from multibackend.parity.diagnosis.laws import Difference, Law, distance
 
-__all__ = ["UpdateSide", "update_difference"]
+__all__ = ["UpdateSide", "clip_difference", "slot_difference", "update_difference"]
 
 Array = np.ndarray
 Arrays = Mapping[str, Array]
@@ -29,17 +30,20 @@ class UpdateSide:
         parameters: before the first update, then after each.
         learning_rates: of each update, as the experiment says.
         max_grad_norm: as the experiment says.
+        settings: of the optimizer, whose numbers are tried too.
     """
 
     gradients: Sequence[Arrays]
     parameters: Sequence[Arrays]
     learning_rates: Sequence[float]
     max_grad_norm: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def updates(self) -> int:
-        """How many are known."""
-        return len(self.gradients)
+    def clipped(self, gradient: Array) -> Array:
+        """One of the last gradients after the experiment's own clipping."""
+        norm = np.sqrt(sum(float((np.asarray(array) ** 2).sum()) for array in self.gradients[-1].values()))
+        limit = self.max_grad_norm
+        return gradient * min(1.0, limit / norm) if limit and norm else gradient
 
 
 @dataclass(frozen=True)
@@ -70,40 +74,71 @@ class _Recipe:
         return named
 
 
-def update_difference(sides: tuple[UpdateSide, UpdateSide], update: int) -> Difference | None:
-    """The laws of the two updates number `update`, from 1."""
-    stacks = [_Stack(side, update) for side in sides]
-    before = distance(stacks[0].after, stacks[1].after)
-    first = next(_fitting(stacks[0], _recipes(sides)), None)
+def update_difference(sides: tuple[UpdateSide, UpdateSide], what: str = "") -> Difference | None:
+    """The laws of the last update of both sides: over all parameters at once, else over the one called `what`."""
+    names = sorted(set(sides[0].gradients[0]) & set(sides[1].gradients[0]))
+    for chosen in (names, [what] if what in names else []):
+        found = _difference(sides, chosen) if chosen else None
+        if found is not None:
+            return found
+    return None
+
+
+def clip_difference(values: tuple[float, float], limits: tuple[float | None, float | None]) -> Difference | None:
+    """Other limits of the norm, from the factors by which gradients were scaled."""
+    if limits[0] == limits[1]:
+        return None
+    before = abs(values[0] - values[1]) / max(map(abs, values))
+    laws = [Law("clip", {"max_grad_norm": limit}, lambda: None) for limit in limits]
+    return Difference((laws[0], laws[1]), ("max_grad_norm",), before, None)
+
+
+def _difference(sides: tuple[UpdateSide, UpdateSide], names: Sequence[str]) -> Difference | None:
+    stacks = [_Stack(side, names) for side in sides]
+    before = distance(stacks[0].after - stacks[0].before, stacks[1].after - stacks[1].before)
+    first = _first_fit(stacks[0], list(_recipes(sides)))
     if first is None:
         return None
     recipe, traits, rates = first
-    near = sorted(_recipes(sides), key=lambda other: _distance(recipe, other))
-    second = next(_fitting(stacks[1], iter(near)), None)
+    second = _first_fit(stacks[1], sorted(_recipes(sides), key=lambda other: _distance(recipe, other)))
     if second is None or second[1] == traits:
         return None
     undone = stacks[1].stepped(recipe, rates)
-    after = float("inf") if undone is None else distance(stacks[0].after, undone)
+    after = distance(stacks[0].after - stacks[0].before, undone - stacks[1].before)
     if after > max(0.1 * before, 1e-13):
         return None
-    names = tuple(n for n in dict.fromkeys([*traits, *second[1]]) if traits.get(n) != second[1].get(n))
+    differing = tuple(n for n in dict.fromkeys([*traits, *second[1]]) if traits.get(n) != second[1].get(n))
     laws = [Law("update", named, lambda: None) for named in (traits, second[1])]
-    return Difference((laws[0], laws[1]), names, before, after)
+    return Difference((laws[0], laws[1]), differing, before, after)
 
 
-def _distance(one: _Recipe, other: _Recipe) -> int:
-    return sum(getattr(one, name) != getattr(other, name) for name in one.__dataclass_fields__)
+def _first_fit(
+    stack: _Stack, recipes: Sequence[_Recipe]
+) -> tuple[_Recipe, dict[str, object], tuple[float, float]] | None:
+    """The first law that fits with the learning rate that the experiment names, else with any."""
+    other = None
+    for found in _fitting(stack, iter(recipes)):
+        if abs(found[2][0] - stack.rate) <= 1e-6 * abs(stack.rate):
+            return found
+        other = found if other is None else other
+    return other
+
+
+def _distance(one: _Recipe, other: _Recipe) -> float:
+    """How many options differ; momentum and Nesterov's are nearer than other optimizers."""
+    count = float(sum(getattr(one, name) != getattr(other, name) for name in one.__dataclass_fields__))
+    return count - 0.5 if {one.optimizer, other.optimizer} == {"momentum", "Nesterov"} else count
 
 
 class _Stack:
     """All parameters of a side as one vector, update by update."""
 
-    def __init__(self, side: UpdateSide, update: int) -> None:
-        self.names = sorted(side.gradients[0])
-        self.gradients = [self._flat(g) for g in side.gradients[:update]]
-        self.parameters = [self._flat(p) for p in side.parameters[: update + 1]]
-        self.before, self.after = self.parameters[-2], self.parameters[-1]
-        self.rate, self.limit = side.learning_rates[update - 1], side.max_grad_norm
+    def __init__(self, side: UpdateSide, names: Sequence[str]) -> None:
+        self.names = names
+        self.norms = [np.sqrt(sum(float((np.asarray(a) ** 2).sum()) for a in g.values())) for g in side.gradients]
+        self.gradients = [self._flat(g) for g in side.gradients]
+        self.parameters = [self._flat(p) for p in side.parameters]
+        self.before, self.after, self.rate = self.parameters[-2], self.parameters[-1], side.learning_rates[-1]
         self._directions: dict[_Recipe, Array] = {}
 
     def _flat(self, arrays: Arrays) -> Array:
@@ -111,7 +146,7 @@ class _Stack:
 
     def direction(self, recipe: _Recipe) -> Array:
         if recipe not in self._directions:
-            clipped = [_clipped(g, recipe.clip) for g in self.gradients]
+            clipped = [_clipped(g, norm, recipe.clip) for g, norm in zip(self.gradients, self.norms, strict=True)]
             coupled = [g + recipe.coupled * p for g, p in zip(clipped, self.parameters, strict=False)]
             self._directions[recipe] = _direction(coupled, recipe)
         return self._directions[recipe]
@@ -132,7 +167,7 @@ class _Stack:
             return None
         return float(factors[0]), float(factors[1]) if len(factors) > 1 else 0.0
 
-    def stepped(self, recipe: _Recipe, rates: tuple[float, float]) -> Array | None:
+    def stepped(self, recipe: _Recipe, rates: tuple[float, float]) -> Array:
         u = self.direction(recipe)
         return self.before - rates[0] * u - rates[1] * self.before
 
@@ -164,13 +199,10 @@ def _round(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def _clipped(gradient: Array, clip: str) -> Array:
+def _clipped(gradient: Array, norm: float, clip: str) -> Array:
     kind, _, limit = clip.rpartition(" ")
     if kind == "norm":
-        norm = float(np.sqrt((gradient**2).sum()))
         return gradient * min(1.0, float(limit) / norm)
-    if kind == "norm + 1e-6":
-        return gradient * min(1.0, float(limit) / (float(np.sqrt((gradient**2).sum())) + 1e-6))
     return np.clip(gradient, -float(limit), float(limit)) if kind == "value" else gradient
 
 
@@ -216,12 +248,17 @@ def _recipes(sides: Sequence[UpdateSide]) -> Iterator[_Recipe]:
     clips = ["none", *(f"norm {limit:g}" for limit in limits)]
     numbers = dict.fromkeys([*limits, 1.0, 0.5, 5.0, 0.1, 0.25, 10.0, 2.0, 0.01])
     more = [f"{kind} {limit:g}" for kind, limit in itertools.product(("norm", "value"), numbers)]
-    decays = (0.01, 0.1, 0.0001, 0.001, 0.05, 0.0005, 0.02, 0.2, 0.3, 0.03)
+    told = [side.settings for side in sides]
+
+    def numbers_of(*names: str) -> list[float]:
+        return [s[n] for s in told for n in names if isinstance(s.get(n), float)]
+
+    decays = (*numbers_of("weight_decay"), 0.01, 0.1, 0.0001, 0.001, 0.05, 0.0005, 0.02, 0.2, 0.3, 0.03)
     changes: dict[str, Sequence[object]] = {
-        "eps": (1e-8, 1e-6, 1e-7, 1e-5, 1e-3, 1e-10, 1e-4, 1e-16),
+        "eps": (*numbers_of("eps"), 1e-8, 1e-6, 1e-7, 1e-5, 1e-3, 1e-10, 1e-4, 1e-16),
         "place": ("in the root",),
-        "beta1": (0.95, 0.8, 0.99, 0.5, 0.98, 0.85, 0.0),
-        "beta2": (0.95, 0.99, 0.98, 0.9, 0.9999, 0.995),
+        "beta1": (*numbers_of("beta1", "momentum"), 0.95, 0.8, 0.99, 0.5, 0.98, 0.85, 0.0),
+        "beta2": (*numbers_of("beta2"), 0.95, 0.99, 0.98, 0.9, 0.9999, 0.995),
         "corrected": (False,),
         "coupled": decays,
         "clip": [clip for clip in more if clip not in clips],
@@ -246,4 +283,29 @@ def _recipes(sides: Sequence[UpdateSide]) -> Iterator[_Recipe]:
 
 
 def _with(recipe: _Recipe, name: str, value: object) -> _Recipe:
-    return _Recipe(**{**recipe.__dict__, name: value})  # type: ignore[arg-type]
+    return replace(recipe, **{name: value})
+
+
+def slot_difference(sides: Sequence[tuple[Array, Array, Array]]) -> Difference | None:
+    """Other moving averages in an optimizer's state: new = b old + (1 - b) x, with x the gradient or its square.
+
+    Args:
+        sides: of each side a slot before and after the update, and the gradient as it entered.
+    """
+    found: list[tuple[str, float]] = []
+    for old, new, gradient in sides:
+        for name, x in (("beta1", gradient), ("beta2", gradient**2)):
+            way = np.asarray(old - x, np.float64).ravel()
+            size = float(way @ way)
+            decay = float(way @ (new - x).ravel()) / size if size else 0.0
+            if distance(np.asarray(new), decay * old + (1 - decay) * x) <= 1e-9 and size and 0 <= decay < 1:
+                found.append((name, _round(decay)))
+                break
+    if len(found) != len(sides) or found[0][0] != found[1][0] or found[0][1] == found[1][1]:
+        return None
+    (name, one), (_, other) = found
+    before = distance(sides[0][1], sides[1][1])
+    x = sides[1][2] if name == "beta1" else sides[1][2] ** 2
+    after = distance(sides[0][1], one * sides[1][0] + (1 - one) * x)
+    laws = [Law("update", {name: value}, lambda: None) for value in (one, other)]
+    return Difference((laws[0], laws[1]), (name,), before, after)

@@ -23,6 +23,7 @@ Both = tuple[Sequence[Source], Sequence[Source]]
 
 _MOST_SOURCES = 12
 _FEW = 6
+_PLAIN = 2  # traits of a law without pooling or change of axes
 _EXAMPLES = 2
 _BEFORE_MOVES = ("none", "relu", "gelu (erf)", "gelu (tanh)", "silu", "tanh", *(f"leaky relu {s}" for s in SLOPES[:4]))
 
@@ -50,7 +51,9 @@ def arrival_difference(sides: tuple[Side, Side], targets: tuple[Array, Array]) -
             found = explain(laws[0], laws[1], (one, other))
             if found is not None:
                 return replace(found, before=before)
-    return None
+    plain = [[law for law in laws if len(law.traits) == _PLAIN] for laws in _arrivals((first, second), (one, other))]
+    found = explain(plain[0], plain[1], (one, other), proven=False)
+    return None if found is None else replace(found, before=before)
 
 
 def _trimmed(sources: Sequence[Source], target: Array) -> tuple[list[Source], Array]:
@@ -81,7 +84,7 @@ def _single(sources: Sequence[Source], target: Array) -> Iterator[Law]:
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
         for move, activation in itertools.product(possible, _BEFORE_MOVES):
             yield _chain(source, activation, move)
-            if activation != "none" and "pooling" in move[0]:
+            if activation != "none" and move[0].get("pooling") == "average":
                 yield _chain(source, activation, move, late=True)
 
 
@@ -91,7 +94,7 @@ def _pairs(sources: Sequence[Source], target: Array) -> Iterator[tuple[Source, l
         if one.array.shape == other.array.shape:
             names = " + ".join(sorted((one.name, other.name)))
             total = np.asarray(one.array, np.float64) + np.asarray(other.array, np.float64)
-            yield Source(names, total), list(moves(total.shape, target.shape))
+            yield Source(names, total), [m for m in moves(total.shape, target.shape) if "window" not in m[0]]
 
 
 def _chain(

@@ -68,6 +68,8 @@ def _named(topic: str, trait: str, values: list[Any], place: Place) -> tuple[str
     if special is not None:
         return special(values, place, where)
     name, pattern = _PHRASES.get((topic, trait), (f"{topic} {trait}", f"{topic}, {trait}: {{}}"))
+    if trait.startswith("tied with"):
+        name, pattern = "tied weight", f"The gradient WHERE, {trait}, is that of {{}}"
     pattern = pattern.replace("KIND", kind).replace("PLACE", place.what or "the loss")
     pattern = pattern.replace("WHERE", where).replace("  ", " ").strip()
     told = [pattern.format(_shown(value)) for value in values]
@@ -91,6 +93,7 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
         "The running variance stores the variance that is {}",
     ),
     ("Linear", "bias"): ("missing bias", "The bias WHERE is {}"),
+    ("Linear", "order of inputs"): ("order of axes", "The flattened input WHERE is taken in the order {}"),
     ("Linear", "digits of the factors"): ("matmul precision", "The product WHERE is of factors rounded to {} digits"),
     ("Embedding", "scale"): ("embedding scale", "The embedding WHERE is multiplied by {}"),
     ("Embedding", "indices"): ("shifted indices", "The embedding WHERE looks up indices {}"),
@@ -139,6 +142,13 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("update", "clipping"): ("gradient clipping", "The gradient is clipped by {}"),
     ("update", "learning rate"): ("learning rate", "The learning rate of this update is {}"),
     ("data", "order"): ("data order", "The examples come {}"),
+    ("data", "shuffle"): ("data order", "The examples are shuffled: {}"),
+    ("data", "seed"): ("data order", "The seed of the order of the examples is {}"),
+    ("data", "drop_last"): ("data order", "drop_last is {}"),
+    ("data", "values"): ("data values", "The field is {}"),
+    ("gradient", "flow"): ("stopped gradient", "The gradient WHERE is {}"),
+    ("gradient", "factor"): ("scaled gradient", "The gradient WHERE is multiplied by {}"),
+    ("clip", "max_grad_norm"): ("clip value", "The gradient is clipped to norm {}"),
     ("data", "number of examples"): ("number of examples", "The update sees this many examples: {}"),
 }
 """By topic and trait: the cause's name, and a phrase for one side's value. KIND is the layer's class."""
@@ -158,26 +168,34 @@ def _terms(values: list[Any], place: Place, where: str) -> tuple[str, str]:
     one, other = dict(values[0] or ()), dict(values[1] or ())
     first, second = place.backends
     sentence = f"What arrives {where} is {_sum(one)} in {first}, {_sum(other)} in {second}"
+    name = _term_name(one, other, place)
+    if name is not None:
+        return name, sentence
     late = [name for name in other if name in place.kinds and name not in place.known]
     if late:  # layers that run only afterwards in the reference
         norms = "norm" in (place.calls[0].kind if place.calls[0] is not None else "").lower()
         name = "pre-norm or post-norm" if norms else "order of layers"
         return name, f"{sentence}, where {', '.join(late)} has run already"
-    if one.keys() == other.keys():
-        changed = [name for name in one if one[name] != other[name]]
-        embedded = any("embed" in place.kinds.get(name, "").lower() for name in changed)
-        return ("embedding scale" if embedded else "scale"), sentence
     if one.keys() > other.keys() or one.keys() < other.keys():
         larger, smaller = (one, other) if len(one) > len(other) else (other, one)
         missing = sorted(larger.keys() - smaller.keys())
         side = second if larger is one else first
         return "missing residual", f"{sentence}: {', '.join(missing)} is not added in {side}"
-    if any(" through " in name for name in [*one, *other]):
-        return "tied weight", sentence
-    bare = [{name.partition(" from row ")[0] for name in terms} for terms in (one, other)]
-    if bare[0] == bare[1]:
-        return "shifted positions", sentence
     return "wiring", sentence
+
+
+def _term_name(one: Mapping[str, str], other: Mapping[str, str], place: Place) -> str | None:
+    """What it is called when these sums differ, where the names of their terms tell."""
+    if one.keys() == other.keys():
+        changed = [name for name in one if one[name] != other[name]]
+        embedded = any("embed" in place.kinds.get(name, "").lower() for name in changed)
+        return "embedding scale" if embedded else "scale"
+    if any(" through " in name for name in [*one, *other]):
+        return "tied weight"
+    if len(one) == len(other) == 1 and "norm" in place.kinds.get(next(iter(one)), "").lower():
+        return "pre-norm or post-norm"
+    bare = [{name.partition(" from row ")[0] for name in terms} for terms in (one, other)]
+    return "shifted positions" if bare[0] == bare[1] else None
 
 
 def _weights(values: list[Any], place: Place, where: str) -> tuple[str, str]:
@@ -206,6 +224,8 @@ def _optimizers(values: list[Any], place: Place, where: str) -> tuple[str, str]:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "as it is"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

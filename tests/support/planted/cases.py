@@ -3,115 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 import multibackend as mb
-from support.planted import flax_side, linen_side, torch_side
+from support.planted import linen_side
+from support.planted.pairs import Mistake, cnn, gpt, table
+from support.planted.training import TRAINING
 
-__all__ = ["CORRECT", "MISTAKES", "Mistake", "cnn", "gpt", "table"]
-
-Experiments = mb.Experiment | Mapping[str, mb.Experiment]
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A mistake that was planted.
-
-    Attributes:
-        experiment: builds the pair.
-        stage: where the runs first part.
-        layer: the reference's name of the layer (or parameter, or "loss") that is to be named.
-        cause: the name of the cause.
-    """
-
-    experiment: Callable[[], Experiments]
-    stage: str
-    layer: str
-    cause: str
-
-
-RANDOM = np.random.default_rng(5)
-TOKENS = RANDOM.integers(0, torch_side.VOCABULARY, size=(8, torch_side.LENGTH + 1))
-TEXT = {"tokens": TOKENS[:, :-1], "label": TOKENS[:, 1:]}
-IMAGES = {
-    "image": RANDOM.normal(size=(12, 3, 12, 12)),
-    "label": RANDOM.integers(0, torch_side.CLASSES, size=12),
-}
-ROWS = {"x": RANDOM.normal(size=(12, 6)), "y": RANDOM.normal(size=(12, 1))}
-
-_BLOCK = {
-    "norm1": "ln1",
-    "norm2": "ln2",
-    "up": "fc1",
-    "down": "fc2",
-    "drop": "drop",
-    "attention.query": "attn.q",
-    "attention.key": "attn.k",
-    "attention.value": "attn.v",
-    "attention.qkv": "attn.qkv",
-    "attention.out": "attn.proj",
-}
-RENAME = {
-    "embed": "tok_emb",
-    "position": "pos_emb",
-    "final_norm": "ln_f",
-    "lm_head": "head",
-    **{f"layers.{i}.{new}": f"blocks.{i}.{old}" for i in range(2) for new, old in _BLOCK.items()},
-    **{f"layers_{i}.{new}": f"blocks.{i}.{old}" for i in range(2) for new, old in _BLOCK.items()},
-}
-DEFAULTS: dict[str, Any] = {
-    "optimizer": mb.optimizers.AdamW(learning_rate=0.01, weight_decay=0.01),
-    "micro_batch_size": 4,
-    "shuffle": False,
-    "precision": "float64",
-}
-
-
-def gpt(
-    mistake: str = "", *, side: str = "jax", jax: Any = flax_side.Gpt, name: str = "gpt", **options: Any
-) -> mb.Experiment:
-    """The GPT pair with a mistake on one side; `options` of the models or of the experiment."""
-    models = {key: options.pop(key) for key in ("norm", "fused", "rate", "scaled") if key in options}
-    wrong = {"torch": "", "jax": "", side: mistake}
-    return mb.Experiment(
-        name=name,
-        model=mb.Model(
-            torch=functools.partial(torch_side.Gpt, wrong["torch"], **models),
-            jax=functools.partial(jax, mistake=wrong["jax"], **models),
-            inputs="tokens",
-            rename=RENAME,
-        ),
-        **{"loss": mb.losses.CrossEntropy(target="label"), "train_data": TEXT, **DEFAULTS, **options},
-    )
-
-
-def cnn(mistake: str = "", *, side: str = "jax", jax: Any = flax_side.Cnn, **options: Any) -> mb.Experiment:
-    """The CNN pair."""
-    models = {key: options.pop(key) for key in ("pooling", "head") if key in options}
-    wrong = {"torch": "", "jax": "", side: mistake}
-    return mb.Experiment(
-        name="cnn",
-        model=mb.Model(
-            torch=functools.partial(torch_side.Cnn, wrong["torch"], **models),
-            jax=functools.partial(jax, mistake=wrong["jax"], **models),
-            inputs="image",
-        ),
-        **{"loss": mb.losses.CrossEntropy(target="label"), "train_data": IMAGES, **DEFAULTS, **options},
-    )
-
-
-def table(mistake: str = "", **options: Any) -> mb.Experiment:
-    """A network on numbers; with a mean far from 0 where the variance is to lose its digits."""
-    rows = {**ROWS, "x": ROWS["x"] * 1e-2 + 1e4} if mistake == "fast variance" else ROWS
-    return mb.Experiment(
-        name="table",
-        model=mb.Model(torch=torch_side.Table, jax=functools.partial(flax_side.Table, mistake=mistake), inputs="x"),
-        **{"loss": mb.losses.MeanSquaredError(target="y"), "train_data": rows, **DEFAULTS, **options},
-    )
+__all__ = ["CORRECT", "MISTAKES"]
 
 
 def _model(pair: Callable[..., mb.Experiment], mistake: str, layer: str, cause: str, **options: Any) -> Mistake:
@@ -146,12 +46,12 @@ MISTAKES: dict[str, Mistake] = {
     "heads not transposed back": _model(
         gpt, "heads not transposed back", "blocks.1.attn.proj", "order of heads", side="torch"
     ),
-    "missing residual in the GPT": _model(gpt, "missing residual", "ln_f", "missing residual"),
-    "branch halved": _model(gpt, "halved branch", "ln_f", "scale"),
+    "missing residual in the GPT": _model(gpt, "missing residual", "blocks.1", "missing residual"),
+    "branch halved": _model(gpt, "halved branch", "blocks.1", "scale"),
     "post-norm": _model(gpt, "post-norm", "blocks.1.ln1", "pre-norm or post-norm"),
     "embedding scale forgotten": _model(gpt, "no embedding scale", "blocks.0.ln1", "embedding scale", scaled=True),
     "positions from 1": _model(gpt, "positions from 1", "pos_emb", "shifted positions"),
-    "head tied to the embedding": _model(gpt, "tied head", "head", "tied weight"),
+    "head tied to the embedding": _model(gpt, "tied head", "", "tied weight"),
     "bias not added": _model(gpt, "missing bias", "blocks.1.fc1", "missing bias"),
     "weight transposed": _model(gpt, "transposed weight", "blocks.1.attn.v", "transposed weight"),
     "temperature": _model(gpt, "temperature", "", "scale"),
@@ -165,7 +65,7 @@ MISTAKES: dict[str, Mistake] = {
     "stride": _model(cnn, "stride", "conv1", "stride", head="mean"),
     "dilation": _model(cnn, "dilation", "conv2", "dilation"),
     "max for average pooling": _model(cnn, "max pooling", "conv2", "pooling"),
-    "padding not counted in torch": _model(cnn, "padding not counted", "pool", "pooling counts padding", side="torch"),
+    "padding not counted in torch": _model(cnn, "padding not counted", "conv2", "pooling counts padding", side="torch"),
     "padding not counted in Flax": _model(cnn, "padding not counted", "conv2", "pooling counts padding"),
     "missing residual in the CNN": _model(cnn, "missing residual", "fc", "missing residual"),
     "flatten order": _model(cnn, "flatten order", "fc", "order of axes"),
@@ -175,5 +75,25 @@ MISTAKES: dict[str, Mistake] = {
     "BatchNorm momentum": Mistake(
         functools.partial(cnn, "norm momentum"), "model state", "bn1.running_mean", "BatchNorm momentum"
     ),
-    "BatchNorm running variance": Mistake(cnn, "model state", "bn1.running_var", "BatchNorm running variance"),
+    "attention scale forgotten in linen": _model(
+        gpt, "no scale", "blocks.1.attn.proj", "attention scale", jax=linen_side.Gpt
+    ),
+    "SAME padding in linen": _model(cnn, "same padding", "conv1", "padding", jax=linen_side.Cnn),
+    **TRAINING,
+}
+
+CORRECT: dict[str, Callable[[], mb.Experiment]] = {
+    "GPT": gpt,
+    "GPT, RMSNorm": functools.partial(gpt, norm="rms"),
+    "GPT, fused projections": functools.partial(gpt, fused=True),
+    "GPT, scaled embedding": functools.partial(gpt, scaled=True),
+    "GPT, portable dropout": functools.partial(gpt, rate=0.2),
+    "GPT, 2 micro-batches": functools.partial(gpt, gradient_accumulation_steps=2, micro_batch_size=2),
+    "GPT, clipped": functools.partial(gpt, max_grad_norm=0.5),
+    "GPT in linen": functools.partial(gpt, jax=linen_side.Gpt),
+    "CNN, flattened": cnn,
+    "CNN, mean": functools.partial(cnn, head="mean"),
+    "CNN, max pooling": functools.partial(cnn, pooling="max"),
+    "CNN in linen": functools.partial(cnn, jax=linen_side.Cnn),
+    "table": table,
 }

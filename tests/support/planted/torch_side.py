@@ -41,10 +41,7 @@ class Attention(nn.Module):
         scale = math.sqrt(d) if self.mistake == "scale by width" else math.sqrt(d // HEADS)
         scores = q @ k.transpose(-1, -2) / scale
         mask = torch.tril(torch.ones(t, t, dtype=torch.bool, device=x.device))
-        if self.mistake == "tril on scores":
-            scores = torch.tril(scores)
-        else:
-            scores = scores.masked_fill(~mask, -math.inf)
+        scores = torch.tril(scores) if self.mistake == "tril on scores" else scores.masked_fill(~mask, -math.inf)
         y = F.softmax(scores, dim=-1) @ v
         if self.mistake != "heads not transposed back":
             y = y.transpose(1, 2)
