@@ -53,6 +53,7 @@ class Ledger:
         skipped: windows that made none.
         rates: the learning rate by update.
         gradient_shares: for each parameter the largest share that its gradient's norm has had in the global one.
+        gradient_norms: of each parameter, an array for each update; None keeps none of them.
     """
 
     def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: events.Broadcast) -> None:
@@ -66,6 +67,7 @@ class Ledger:
         self.rates = RateTable(_learning_rate(experiment))
         self.skipped: list[SkippedWindow] = []
         self.gradient_shares = np.zeros(len(program.parameter_names))
+        self.gradient_norms: list[np.ndarray] | None = None
 
     @property
     def expected(self) -> int:
@@ -141,6 +143,8 @@ class Ledger:
         whole = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
         shares = results.gradient_norms[applied] / whole
         self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
+        if self.gradient_norms is not None:
+            self.gradient_norms += list(results.gradient_norms[applied])
         self.update = stop
         return columns
 

@@ -12,7 +12,7 @@ from multibackend.tracing import Forced, LayerCall, Trace, arrays_in
 from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.observe import Call, Observer, host, is_array, observing
 from multibackend_jax.rematerialize import kept_activations
-from multibackend_jax.window import TrainState, WindowFunctions
+from multibackend_jax.window import TrainState, WindowFunctions, forward
 
 __all__ = ["Tracer"]
 
@@ -86,7 +86,7 @@ class Tracer:
             observer = Observer(forced)
             with observing(observer):
                 stamp = Stamp(*place) if train else None
-                found = functions.forward({**parameters, **trained}, model_state, batch, factors, stamp)
+                found = forward(functions, {**parameters, **trained}, model_state, batch, factors, stamp)
             terms, _, outputs, new_state = found
             seen[:] = observer.calls
             arrays = [(call.inputs, call.outputs) for call in observer.calls]

@@ -23,7 +23,7 @@ from multibackend_jax.models import Arrays, FlaxModel, Stamp
 from multibackend_jax.norm import moved, window_share
 from multibackend_jax.optimizers import build_grouped
 
-__all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions"]
+__all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions", "forward"]
 
 
 class DeviceLossScale(NamedTuple):
@@ -144,7 +144,7 @@ class WindowFunctions:
 
         def objective(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
             whole = {**parameters, **trained} if self.frozen else trained
-            loss, weight, _, model_state = self.forward(whole, carry.model_state, batch, factors, stamp)
+            loss, weight, _, model_state = forward(self, whole, carry.model_state, batch, factors, stamp)
             scaled = loss if carry.loss_scale is None else loss * carry.loss_scale
             return scaled.sum(), (loss, model_state, weight)
 
@@ -157,23 +157,6 @@ class WindowFunctions:
             carry.weight + weight.astype(carry.weight.dtype),
             carry.loss_scale,
         )
-
-    def forward(
-        self, parameters: Arrays, model_state: Arrays, batch: Arrays, factors: jax.Array, stamp: Stamp | None
-    ) -> tuple[jax.Array, jax.Array, Any, Arrays]:
-        """Of a micro-batch: each term's factor * sum(w * l), the sums of w, the model's outputs, and its new state.
-
-        Without a stamp the model is in evaluation mode.
-        """
-        outputs, new_state = self.model.apply(parameters, model_state, batch, stamp, stamp is not None)
-        if self.experiment.batch_statistics == "window" and stamp is not None:
-            share = functools.partial(window_share, steps=stamp.size)
-            new_state = moved(model_state, new_state, self.model.statistics, share)
-        sums = [weighted_sum(loss, outputs, batch) for loss in self.experiment.loss_terms.values()]
-        total, weight = (jnp.stack([part.astype(self.dtype) for part in parts]) for parts in zip(*sums, strict=True))
-        if self.dynamic and self.experiment.normalize == "microbatch":
-            total = total / jnp.where(weight > 0, weight, 1)
-        return total * factors.astype(total.dtype), weight, outputs, new_state
 
     def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
         """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
@@ -229,6 +212,29 @@ class WindowFunctions:
             return e + share * (p - e)
 
         return jax.tree.map(average, ema, parameters)
+
+
+def forward(
+    functions: WindowFunctions,
+    parameters: Arrays,
+    model_state: Arrays,
+    batch: Arrays,
+    factors: jax.Array,
+    stamp: Stamp | None,
+) -> tuple[jax.Array, jax.Array, Any, Arrays]:
+    """Of a micro-batch: each term's factor * sum(w * l), the sums of w, the model's outputs, and its new state.
+
+    Without a stamp the model is in evaluation mode.
+    """
+    outputs, new_state = functions.model.apply(parameters, model_state, batch, stamp, stamp is not None)
+    if functions.experiment.batch_statistics == "window" and stamp is not None:
+        share = functools.partial(window_share, steps=stamp.size)
+        new_state = moved(model_state, new_state, functions.model.statistics, share)
+    sums = [weighted_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
+    total, weight = (jnp.stack([part.astype(functions.dtype) for part in parts]) for parts in zip(*sums, strict=True))
+    if functions.dynamic and functions.experiment.normalize == "microbatch":
+        total = total / jnp.where(weight > 0, weight, 1)
+    return total * factors.astype(total.dtype), weight, outputs, new_state
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

@@ -28,15 +28,15 @@ def with_same_dropout(
     here, there = dropout_layers(first), dropout_layers(second)
     if not here or not there:
         return [first, second], ()
-    model, experiment = first.experiment.model, first.experiment.replace(dropout="portable")
+    model, portable = second.experiment.model, {"dropout": "portable"}
     pairs = pair_layers(here, there, model.rename)
     new = {name: partner for name, partner in pairs.items() if layer_name(name, model.rename) != partner}
     partners = ", ".join(f"{name!r} is {partner!r}" for name, partner in new.items())
     notes = [f"dropout: both backends draw the same portable masks in {len(here)} layers"]
     if new:
         notes.append(f"dropout: layers were paired by their order, {second.backend}'s by {first.backend}'s: {partners}")
-    if new or first.experiment.dropout != "portable":
-        second = build(experiment.replace(model=model.renamed(new)), second.backend)
+    if new or second.experiment.dropout != "portable":
+        second = build(second.experiment.replace(model=model.renamed(new), **portable), second.backend)
     if first.experiment.dropout != "portable":
-        first = build(experiment, first.backend)
+        first = build(first.experiment.replace(**portable), first.backend)
     return [first, second], tuple(notes)

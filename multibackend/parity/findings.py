@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["STAGES", "Cause", "Divergence"]
+import numpy as np
+
+from multibackend.tracing import LayerCall
+
+__all__ = ["STAGES", "Cause", "Divergence", "LayerFinding"]
 
 STAGES = (
     "data order",
@@ -45,17 +49,21 @@ class Cause:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Where two runs first part beyond the tolerance.
+    """Where two runs first part beyond rounding.
 
     Attributes:
         stage: one of `STAGES`.
         update: the number of the update.
-        what: "loss", "grad_norm", "number of skipped windows", or the canonical name of a layer or a parameter.
-        values: on the first and on the second backend, where they differ most; of a parameter its largest elements.
+        what: the reference's name of a layer, a parameter or a statistic; "" for the whole model; or "loss",
+            "loss/NAME", "grad_norm", "clip factor", "number of skipped windows", a field of the data.
+        values: on the first and on the second backend, where they differ most.
         difference: relative.
         rounding: the relative difference that rounding alone makes there; None where it was not measured.
         partner: the name in the second model, where it is another.
         causes: what explains it, the surest first.
+        place: of activations, where in the model: "between blocks.0.fc1 and blocks.0.fc2, inside blocks.0"; empty
+            where the layer itself is wrong.
+        remark: what else is known, a sentence.
     """
 
     stage: str
@@ -66,8 +74,64 @@ class Divergence:
     rounding: float | None = None
     partner: str = ""
     causes: tuple[Cause, ...] = ()
+    place: str = ""
+    remark: str = ""
 
     def __str__(self) -> str:
         first, second = self.values
-        text = f"{self.what} at update {self.update}: {first:.9g} against {second:.9g} (relative {self.difference:.1e})"
-        return "\n".join([text, *(str(cause) for cause in self.causes)])
+        what = self.what or "the model's outputs"
+        partner = f" ({self.partner})" if self.partner and self.partner != self.what else ""
+        what = f"what arrives at {what}{partner}, {self.place}," if self.place.startswith("between") else what + partner
+        where = f" {self.place}" if self.place and not self.place.startswith("between") else ""
+        rounding = "" if self.rounding is None else f"; rounding alone makes {self.rounding:.1e}"
+        text = (
+            f"{self.stage}: {what}{where} at update {self.update}: {first:.9g} against {second:.9g} (relative "
+            f"{self.difference:.1e}{rounding})"
+        )
+        return "\n".join([text, *([self.remark] if self.remark else []), *(str(cause) for cause in self.causes)])
+
+
+@dataclass(frozen=True)
+class LayerFinding:
+    """A place in the second model that is wrong by itself: it was given the reference's arrays and made others of them.
+
+    Attributes:
+        kind: "layer" for wrong outputs from right inputs; "wiring" where something else arrives although all layers
+            before were right, or leaves a container; "loss" for a term of the loss on right outputs.
+        name: of the layer, the reference's; for "wiring" where the wrong array arrives, or the container that it
+            leaves; for "loss" the term.
+        partner: its name in the second model.
+        container: the innermost paired module inside which the place lies, by the reference's name; "" is the model.
+        place: in words, "between blocks.0.fc1 and blocks.0.fc2, inside blocks.0".
+        difference: relative.
+        rounding: what rounding alone makes there.
+        values: on both sides, where they differ most.
+        expected, found: the reference's array and the other's in the reference's layout.
+        calls: the layer on both sides; what arrived at the other and left it when fed with the reference's arrays.
+        before: the paired calls inside the container that had returned, in order, on both sides.
+        update, micro_batch: which were traced.
+        follows: the name of an earlier finding whose wrong array may be all that is wrong here, because it may reach
+            this place by another way than through layers.
+    """
+
+    kind: str
+    name: str
+    partner: str
+    container: str
+    place: str
+    difference: float
+    rounding: float | None
+    values: tuple[float, float]
+    expected: np.ndarray
+    found: np.ndarray
+    calls: tuple[LayerCall, LayerCall] | None
+    before: tuple[tuple[LayerCall, LayerCall], ...] = ()
+    update: int = 1
+    micro_batch: int = 0
+    follows: str = ""
+
+    def __str__(self) -> str:
+        first, second = self.values
+        where = self.place or self.name or "the model's outputs"
+        follows = f"; this may only follow from what is wrong at {self.follows}" if self.follows else ""
+        return f"{self.kind}: {where}: {first:.9g} against {second:.9g} (relative {self.difference:.1e}){follows}"

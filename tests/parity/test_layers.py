@@ -116,11 +116,16 @@ class FlaxGelu(nnx.Module):
 
 
 def test_compare_finds_the_first_difference() -> None:
-    """Models that differ in the definition of GELU part at the first update, in the loss."""
+    """Models that differ in the definition of GELU part at the first update, after the last layer."""
     report = mb.compare(experiment(model=mb.Model(torch=Gelu, jax=FlaxGelu, inputs="x")), updates=5)
     assert not report.matches
     assert report.first_divergence is not None
-    assert (report.first_divergence.update, report.first_divergence.what) == (1, "loss")
+    found = report.first_divergence
+    assert (found.stage, found.update, found.what) == ("activations", 1, "")
+    assert found.place == "after head, at the end of the model"
+    untraced = mb.compare(experiment(model=mb.Model(torch=Gelu, jax=FlaxGelu, inputs="x")), updates=5, trace=False)
+    assert untraced.first_divergence is not None
+    assert (untraced.first_divergence.update, untraced.first_divergence.what) == (1, "loss")
 
 
 def test_compare_needs_pairs() -> None:
