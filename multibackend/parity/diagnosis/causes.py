@@ -39,9 +39,12 @@ def diagnose(
         evidence: what was recorded there.
         spellings: how each framework writes things, see `words.Place`.
     """
+    sought = [finding for finding in layers if not finding.follows][:_MOST_FINDINGS]
     told = tuple(
-        replace(finding, causes=_of_finding(finding, evidence, spellings)) if number < _MOST_FINDINGS else finding
-        for number, finding in enumerate(layers)
+        replace(finding, causes=_of_finding(finding, evidence, spellings))
+        if any(finding is one for one in sought)
+        else finding
+        for finding in layers
     )
     if divergence.stage == "activations":
         own = next((f.causes for f in told if f.name == divergence.what and f.place == divergence.place), ())
@@ -194,7 +197,7 @@ def _clip(divergence: Divergence, evidence: Evidence) -> Difference | None:
 def _update(divergence: Divergence, evidence: Evidence) -> Difference | None:
     sides = []
     for index, history in enumerate(evidence.history):
-        if not history or evidence.traces is None:
+        if not history or evidence.traces is None or evidence.sides is None:
             return None
         states = [history[0].before, *(step.after for step in history)]
         sides.append(
@@ -239,6 +242,7 @@ def _named(evidence: Evidence, index: int, arrays: Mapping[str, np.ndarray]) -> 
 def _window_gradients(evidence: Evidence, index: int, step: Step) -> Mapping[str, np.ndarray]:
     """The sum over the micro-batches of a window, by the reference's names."""
     total: dict[str, np.ndarray] = {}
+    assert evidence.sides is not None
     for number, _ in enumerate(step.micro_batches()):
         trace = evidence.sides[index].trace(step.before, step, number)
         for name, array in (evidence.bridge.gradients(trace.gradients) if index else trace.gradients).items():
