@@ -112,7 +112,7 @@ class LayerFinding:
         update, micro_batch: which were traced.
         follows: the name of an earlier finding whose wrong array may be all that is wrong here, because it may reach
             this place by another way than through layers.
-        causes: what explains it, the surest first; not sought where it may only follow.
+        causes: what explains it, the surest first.
     """
 
     kind: str

@@ -39,12 +39,9 @@ def diagnose(
         evidence: what was recorded there.
         spellings: how each framework writes things, see `words.Place`.
     """
-    sought = [finding for finding in layers if not finding.follows][:_MOST_FINDINGS]
     told = tuple(
-        replace(finding, causes=_of_finding(finding, evidence, spellings))
-        if any(finding is one for one in sought)
-        else finding
-        for finding in layers
+        replace(finding, causes=_of_finding(finding, evidence, spellings)) if number < _MOST_FINDINGS else finding
+        for number, finding in enumerate(layers)
     )
     if divergence.stage == "activations":
         own = next((f.causes for f in told if f.name == divergence.what and f.place == divergence.place), ())
@@ -61,7 +58,7 @@ def _of_finding(finding: LayerFinding, evidence: Evidence, spellings: Spellings)
     if finding.kind == "layer":
         found = layer_difference(sides)
     else:
-        found = arrival_causes(sides, (finding.expected, finding.found))
+        found = arrival_causes(sides, (finding.expected, finding.found), thorough=not finding.follows)
     assert evidence.traces is not None
     place = Place(
         evidence.backends,

@@ -46,12 +46,12 @@ def layer_difference(sides: Sides) -> Difference | None:
     return found or fast_variance(sides, before) or arrival_causes(sides, targets)
 
 
-def arrival_causes(sides: Sides, targets: tuple[Array, Array]) -> Difference | None:
+def arrival_causes(sides: Sides, targets: tuple[Array, Array], *, thorough: bool = True) -> Difference | None:
     """Why two arrays that should be equal are not, from what was there before them."""
     if targets[0].dtype.kind not in "f" or targets[1].dtype.kind not in "f":
         return relation(targets)
     attempts: tuple[Callable[[], Difference | None], ...] = (
-        lambda: arrival_difference(sides, targets),
+        lambda: arrival_difference(sides, targets, thorough=thorough),
         lambda: dropped(targets),
         lambda: fewer_bits(targets),
         lambda: relation(targets),

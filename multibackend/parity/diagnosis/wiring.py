@@ -28,7 +28,9 @@ _EXAMPLES = 2
 _BEFORE_MOVES = ("none", "relu", "gelu (erf)", "gelu (tanh)", "silu", "tanh", *(f"leaky relu {s}" for s in SLOPES[:4]))
 
 
-def arrival_difference(sides: tuple[Side, Side], targets: tuple[Array, Array]) -> Difference | None:
+def arrival_difference(
+    sides: tuple[Side, Side], targets: tuple[Array, Array], *, thorough: bool = True
+) -> Difference | None:
     """How two arrays that should be equal were made of what was there before, where each way differs.
 
     Tried, in this order: single arrays and sums of two through an activation, pooling or a change of axes; a factor;
@@ -38,6 +40,7 @@ def arrival_difference(sides: tuple[Side, Side], targets: tuple[Array, Array]) -
     Args:
         sides: with `Side.sources`, the latest first.
         targets: what arrived, both in the reference's layout.
+        thorough: look for pooling and changes of axes, and for arrays that one side alone has.
     """
     before, moved = distance(*targets), aligned(*targets)
     targets = targets if moved is None else (targets[0], moved)
@@ -45,9 +48,9 @@ def arrival_difference(sides: tuple[Side, Side], targets: tuple[Array, Array]) -
     second = unified(first, second)
     common = {source.name for source in first} & {source.name for source in second}
     shared = [source for source in first if source.name in common], [s for s in second if s.name in common]
-    for sources in (shared, (first, second)):
+    for sources in (shared, (first, second)) if thorough else (shared,):
         for make in (_arrivals, _gates, _attention):
-            laws = make(sources, (one, other))
+            laws = make(sources, (one, other), thorough=thorough)
             found = explain(laws[0], laws[1], (one, other))
             if found is not None:
                 return replace(found, before=before)
@@ -71,7 +74,7 @@ def _by_example(source: Source, count: int) -> bool:
     return source.kind != "parameter" and source.array.ndim > 0 and len(source.array) == count
 
 
-def _single(sources: Sequence[Source], target: Array) -> Iterator[Law]:
+def _single(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iterator[Law]:
     """One array, or the sum of two, through an activation and a change of axes; the plainest first."""
     floats = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter" and s.array.ndim]
     options = [(s, list(moves(s.array.shape, target.shape))) for s in floats]
@@ -81,6 +84,8 @@ def _single(sources: Sequence[Source], target: Array) -> Iterator[Law]:
     for source, move in plain:
         named = list(scales(*source.array.shape[1:], *target.shape[1:]).items())[1:]
         yield from (_chain(source, "none", move, factor) for factor in named)
+    if not thorough:
+        return
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
         for move, activation in itertools.product(possible, _BEFORE_MOVES):
             yield _chain(source, activation, move)
@@ -134,7 +139,7 @@ def _products(sources: Sequence[Source], target: Array) -> Iterator[Law]:
                 yield Law("arrival", traits, lambda x=source.array, w=weight: np.asarray(x, np.float64) @ w.T)
 
 
-def _arrivals(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], list[Law]]:
+def _arrivals(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
     """Single arrays, then sums: those fitted to either side for both, so that the one's can be tried on the other."""
     found = [columns(own, target.shape) for own, target in zip(sources, targets, strict=True)]
     fitted = [list(sums(own, target)) for own, target in zip(found, targets, strict=True)]
@@ -142,11 +147,12 @@ def _arrivals(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], l
     both = []
     for own, named, target in zip(sources, found, targets, strict=True):
         made = [_sum_law(which, activation, named, target.shape) for which, activation in terms]
-        both.append([*made, *_single(own, target), *_products(own, target)])
+        both.append([*made, *_single(own, target, thorough=thorough), *_products(own, target)])
     return both[0], both[1]
 
 
-def _gates(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], list[Law]]:
+def _gates(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
+    del thorough
     both = [list(_gated(own, target)) for own, target in zip(sources, targets, strict=True)]
     return both[0], both[1]
 
@@ -177,7 +183,8 @@ class _Gate:
         return (activated(np.asarray(gate, np.float64), activation) * np.asarray(value, np.float64)).reshape(shape)
 
 
-def _attention(sources: Both, targets: tuple[Array, Array]) -> tuple[list[Law], list[Law]]:
+def _attention(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
+    del thorough
     both = [list(_attended(own, target)) for own, target in zip(sources, targets, strict=True)]
     return both[0], both[1]
 

@@ -11,7 +11,7 @@ from support.planted import linen_side
 from support.planted.pairs import Mistake, cnn, gpt, table
 from support.planted.training import TRAINING
 
-__all__ = ["CORRECT", "MISTAKES"]
+__all__ = ["CORRECT", "MISTAKES", "NOTED"]
 
 
 def _model(pair: Callable[..., mb.Experiment], mistake: str, layer: str, cause: str, **options: Any) -> Mistake:
@@ -81,6 +81,12 @@ MISTAKES: dict[str, Mistake] = {
     "SAME padding in linen": _model(cnn, "same padding", "conv1", "padding", jax=linen_side.Cnn),
     **TRAINING,
 }
+
+NOTED: dict[str, Mistake] = {
+    "BatchNorm running variance": Mistake(cnn, "note", "bn1.running_var", "unbiased variance"),
+    "initial law": Mistake(functools.partial(gpt, "initial law"), "note", "tok_emb.weight", "standard deviation"),
+}
+"""What is no mistake of a run: `cause` is in the note about `layer`."""
 
 CORRECT: dict[str, Callable[[], mb.Experiment]] = {
     "GPT": gpt,
