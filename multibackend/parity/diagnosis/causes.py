@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -40,13 +41,24 @@ def diagnose(
         spellings: how each framework writes things, see `words.Place`.
     """
     told = tuple(
-        replace(finding, causes=_of_finding(finding, evidence, spellings)) if number < _MOST_FINDINGS else finding
+        replace(finding, causes=_tried(_of_finding, finding, evidence, spellings))
+        if number < _MOST_FINDINGS
+        else finding
         for number, finding in enumerate(layers)
     )
     if divergence.stage == "activations":
         own = next((f.causes for f in told if f.name == divergence.what and f.place == divergence.place), ())
         return replace(divergence, causes=own), told
-    return replace(divergence, causes=_of_stage(divergence, evidence, spellings)), told
+    return replace(divergence, causes=_tried(_of_stage, divergence, evidence, spellings)), told
+
+
+def _tried(look: Callable[..., tuple[Cause, ...]], *arguments: Any) -> tuple[Cause, ...]:
+    """The causes; none where a formula cannot take the recorded arrays, which are a stranger's and may be anything."""
+    try:
+        with np.errstate(all="ignore"):
+            return look(*arguments)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, np.linalg.LinAlgError):
+        return ()
 
 
 def _of_finding(finding: LayerFinding, evidence: Evidence, spellings: Spellings) -> tuple[Cause, ...]:

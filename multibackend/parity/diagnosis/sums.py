@@ -17,6 +17,7 @@ Array = np.ndarray
 Terms = tuple[tuple[str, str], ...]
 
 _MOST_COLUMNS = 9
+_MOST_ROWS = 4096  # that factors are fitted to; all of them decide
 
 
 def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Array]:
@@ -92,8 +93,11 @@ def _slope(total: Array | None, flat: Array, positive: Array) -> float | None:
 def _fitted(matrix: Array, flat: Array, chosen: Sequence[str], shape: tuple[int, ...]) -> Terms | None:
     if len(flat) <= len(chosen) + 2:
         return None
-    factors, _, rank, _ = np.linalg.lstsq(matrix, flat, rcond=None)
-    if rank < len(chosen) or not _near(matrix @ factors, flat) or (np.abs(factors) < 1e-9).any():
+    step = max(1, len(flat) // _MOST_ROWS)
+    factors, _, rank, _ = np.linalg.lstsq(matrix[::step], flat[::step], rcond=None)
+    if rank < len(chosen) or not _near(matrix[::step] @ factors, flat[::step]):
+        return None
+    if not _near(matrix @ factors, flat) or (np.abs(factors) < 1e-9).any():
         return None
     texts = [_text(float(factor), shape) for factor in factors]
     return tuple(sorted(zip(chosen, texts, strict=True)))

@@ -20,6 +20,8 @@ __all__ = ["UpdateSide", "clip_difference", "slot_difference", "update_differenc
 Array = np.ndarray
 Arrays = Mapping[str, Array]
 
+_ALIKE = 1e-10
+
 
 @dataclass(frozen=True)
 class UpdateSide:
@@ -75,13 +77,40 @@ class _Recipe:
 
 
 def update_difference(sides: tuple[UpdateSide, UpdateSide], what: str = "") -> Difference | None:
-    """The laws of the last update of both sides: over all parameters at once, else over the one called `what`."""
+    """The laws of the first update in which the sides move apart: over all parameters, else over the one called `what`.
+
+    Args:
+        sides: from a state that both began in.
+        what: a parameter.
+    """
+    sides = _until_they_part(sides)
     names = sorted(set(sides[0].gradients[0]) & set(sides[1].gradients[0]))
     for chosen in (names, [what] if what in names else []):
         found = _difference(sides, chosen) if chosen else None
         if found is not None:
             return found
     return None
+
+
+def _until_they_part(sides: tuple[UpdateSide, UpdateSide]) -> tuple[UpdateSide, UpdateSide]:
+    """Both sides up to the first update after which a parameter differs."""
+    first, second = sides
+    count = len(first.gradients)
+    for number in range(1, count):
+        one, other = first.parameters[number], second.parameters[number]
+        if any(distance(one[name], other[name]) > _ALIKE for name in one if name in other):
+            count = number
+            break
+    early = (
+        replace(
+            side,
+            gradients=side.gradients[:count],
+            parameters=side.parameters[: count + 1],
+            learning_rates=side.learning_rates[:count],
+        )
+        for side in sides
+    )
+    return next(early), next(early)
 
 
 def clip_difference(values: tuple[float, float], limits: tuple[float | None, float | None]) -> Difference | None:

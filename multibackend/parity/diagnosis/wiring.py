@@ -25,6 +25,8 @@ _MOST_SOURCES = 12
 _FEW = 6
 _PLAIN = 2  # traits of a law without pooling or change of axes
 _EXAMPLES = 2
+_LARGE = 50_000  # elements of an example, of which one then must do
+_MOST_WORK, _FEWEST_LAWS = 400_000_000, 200  # elements that are computed at most for a topic, however large arrays are
 _BEFORE_MOVES = ("none", "relu", "gelu (erf)", "gelu (tanh)", "silu", "tanh", *(f"leaky relu {s}" for s in SLOPES[:4]))
 
 
@@ -48,9 +50,10 @@ def arrival_difference(
     second = unified(first, second)
     common = {source.name for source in first} & {source.name for source in second}
     shared = [source for source in first if source.name in common], [s for s in second if s.name in common]
+    room = max(_FEWEST_LAWS, _MOST_WORK // max(one.size, 1))
     for sources in (shared, (first, second)) if thorough else (shared,):
         for make in (_arrivals, _gates, _attention):
-            laws = make(sources, (one, other), thorough=thorough)
+            laws = [found[:room] for found in make(sources, (one, other), thorough=thorough)]
             found = explain(laws[0], laws[1], (one, other))
             if found is not None:
                 return replace(found, before=before)
@@ -64,10 +67,11 @@ def _trimmed(sources: Sequence[Source], target: Array) -> tuple[list[Source], Ar
     kept = [s for s in sources if s.kind != "parameter"][:_MOST_SOURCES]
     kept += [s for s in sources if s.kind == "parameter"]
     count = len(target) if target.ndim > 1 else 0
-    if count <= _EXAMPLES:
+    few = _EXAMPLES if target.size <= count * _LARGE else 1
+    if count <= few:
         return kept, target
-    cut = [replace(s, array=s.array[:_EXAMPLES]) if _by_example(s, count) else s for s in kept]
-    return cut, target[:_EXAMPLES]
+    cut = [replace(s, array=s.array[:few]) if _by_example(s, count) else s for s in kept]
+    return cut, target[:few]
 
 
 def _by_example(source: Source, count: int) -> bool:

@@ -219,7 +219,8 @@ def _roles(values: list[Any], place: Place, where: str) -> tuple[str, str]:
 
 def _optimizers(values: list[Any], place: Place, where: str) -> tuple[str, str]:
     first, second = place.backends
-    name = "Nesterov momentum" if set(values) == {"momentum", "Nesterov"} else "optimizer"
+    plain = set(values) - {"Nesterov"}  # without a past, momentum makes the same step as none
+    name = "Nesterov momentum" if len(plain) == 1 and plain <= {"momentum", "SGD"} else "optimizer"
     return name, f"The optimizer is {values[0]} in {first}, {values[1]} in {second}"
 
 

@@ -121,19 +121,18 @@ class Gpt(nnx.Module):
     def __init__(
         self,
         rngs: nnx.Rngs,
-        mistake: str = "",
+        mistake: str | tuple[str, str] = "",
         norm: str = "layer",
         fused: bool = False,
         rate: float = 0.0,
         scaled: bool = False,
     ) -> None:
         self.mistake, self.scaled = mistake, scaled
+        each = mistake if isinstance(mistake, tuple) else ("", mistake)  # of one block, or of both
         start = {"embedding_init": nnx.initializers.normal(0.02)} if mistake == "initial law" else {}
         self.embed = nnx.Embed(VOCABULARY, WIDTH, rngs=rngs, **start)
         self.position = nnx.Embed(LENGTH + 2, WIDTH, rngs=rngs)
-        self.layers = nnx.List(
-            [Block(mistake if i == 1 else "", norm, fused, rate if i == 0 else 0.0, rngs) for i in range(2)]
-        )
+        self.layers = nnx.List([Block(each[i], norm, fused, rate if i == 0 else 0.0, rngs) for i in range(2)])
         norms = {"layer": lambda: nnx.LayerNorm(WIDTH, epsilon=1e-5, rngs=rngs)}
         self.final_norm = norms.get(norm, lambda: nnx.RMSNorm(WIDTH, epsilon=1e-6, rngs=rngs))()
         self.lm_head = nnx.Linear(WIDTH, VOCABULARY, use_bias=False, rngs=rngs)
