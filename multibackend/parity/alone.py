@@ -107,14 +107,21 @@ def findings_of(
                 micro_batch,
             )
         )
-    found = sorted([*found, *_other_shapes(reference, forced, seen, bound, update, micro_batch)], key=_place(reference))
+    for other in _other_shapes(reference, forced, seen, bound, update, micro_batch):
+        found.insert(_place(reference, found, other), other)
     return (*_without_echoes(found), *_terms(reference, forced, bound, terms, update, micro_batch))
 
 
-def _place(reference: Trace) -> Callable[[LayerFinding], int]:
-    """Where a finding's layer comes among the calls of the reference."""
+def _place(reference: Trace, found: Sequence[LayerFinding], other: LayerFinding) -> int:
+    """Before which finding one belongs: the first whose layer begins later, or whose container ends later."""
     order = {(call.name, call.call): index for index, call in enumerate(reference.layers)}
-    return lambda finding: -1 if finding.calls is None else order[finding.calls[0].name, finding.calls[0].call]
+
+    def index(finding: LayerFinding) -> int:
+        return -1 if finding.calls is None else order[finding.calls[0].name, finding.calls[0].call]
+
+    own = index(other)
+    later = (n for n, one in enumerate(found) if index(one) > own or "at the end of" in one.place)
+    return next(later, len(found))
 
 
 def _other_shapes(
