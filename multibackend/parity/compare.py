@@ -286,7 +286,7 @@ def _undetermined(trainers: Sequence[Trainer], bridge: Bridge, tolerance: Tolera
     reference, other = (trainer.gradient_shares() for trainer in trainers)
     largest = dict.fromkeys(reference, 0.0)
     for name, partner in bridge.links:
-        largest[name] = max(largest[name], reference[name], other[partner])
+        largest[name] = max(largest[name], reference[name], other.get(partner, 0.0))
     return tuple(name for name, share in largest.items() if share <= tolerance.noise)
 
 

@@ -102,22 +102,26 @@ class Runner:
 
 @dataclass(frozen=True)
 class Bridge:
-    """Carries states between two models: links of parameters, and of model state."""
+    """Carries states between two models.
+
+    A link may lead from a parameter to model state, for example where one side trains what the other keeps fixed.
+
+    Attributes:
+        parameters: the links of the reference's parameters.
+        state: those of its model state.
+    """
 
     parameters: Matching
     state: Matching
 
     @classmethod
-    def of(cls, paired: Any, reference: Snapshot, other: Snapshot, rename: Mapping[str, str]) -> Bridge:
+    def of(cls, paired: Matching | Mapping[str, str], reference: Snapshot, other: Snapshot, rename: Any) -> Bridge:
         """From what `start_alike` returns: a matching, or {parameter of the other: of the reference}."""
         shapes = shapes_of(reference.parameters), shapes_of(reference.model_state)
         if not isinstance(paired, Matching):
             state = pair_state(shapes[1], shapes_of(other.model_state), rename)
             return cls(Matching.of_pairs(paired, shapes[0]), Matching.of_pairs(state, shapes[1]))
         parts = [tuple(link for link in paired.links if link.reference in names) for names in shapes]
-        if not parts[1]:
-            state = pair_state(shapes[1], shapes_of(other.model_state), rename)
-            return cls(Matching(parts[0]), Matching.of_pairs(state, shapes[1]))
         return cls(Matching(parts[0]), Matching(parts[1]))
 
     @property
@@ -132,35 +136,41 @@ class Bridge:
 
     def to_other(self, snapshot: Snapshot, like: Snapshot) -> Snapshot:
         """The reference's state as the other's; what has no partner is taken from `like`."""
-        slots = {slot: self._slot(arrays, snapshot, there=True) for slot, arrays in snapshot.optimizer.items()}
-        moved = {slot: arrays for slot, arrays in slots.items() if arrays is not None}
-        fitting = moved.keys() == like.optimizer.keys() and all(
-            moved[slot].keys() == arrays.keys() for slot, arrays in like.optimizer.items()
+        moved = self.parameters.to_other(snapshot.parameters)
+        moved |= self.state.to_other(
+            {link.reference: snapshot.model_state[link.reference] for link in self.state.links}
         )
+
+        def filled(own: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
+            return {n: arrays[n].astype(array.dtype) if n in arrays else array for n, array in own.items()}
+
+        slots = {slot: self._slot(arrays, snapshot, there=True) for slot, arrays in snapshot.optimizer.items()}
+        fitting = slots.keys() == like.optimizer.keys() and None not in slots.values()
+        averages = self.parameters.to_other(snapshot.ema) if snapshot.ema and like.ema else {}
         return replace(
             like,
-            parameters={**like.parameters, **self.parameters.to_other(snapshot.parameters)},
-            model_state={**like.model_state, **self.state.to_other(_within(self.state, snapshot.model_state))},
-            optimizer=moved if fitting else like.optimizer,
+            parameters=filled(like.parameters, moved),
+            model_state=filled(like.model_state, moved),
+            optimizer={s: filled(like.optimizer[s], slots[s] or {}) for s in slots} if fitting else like.optimizer,
             update=snapshot.update,
-            ema={**like.ema, **self.parameters.to_other(snapshot.ema)} if snapshot.ema and like.ema else like.ema,
+            ema=filled(like.ema, averages),
         )
 
     def to_reference(self, snapshot: Snapshot) -> Snapshot:
         """The other's state by the reference's names, as far as it has partners."""
-        slots = {slot: self._slot(arrays, snapshot, there=False) for slot, arrays in snapshot.optimizer.items()}
+        arrays = {**snapshot.model_state, **snapshot.parameters}
+        slots = {slot: self._slot(values, snapshot, there=False) for slot, values in snapshot.optimizer.items()}
         return replace(
             snapshot,
-            parameters=self.parameters.to_reference(snapshot.parameters),
-            model_state=self.state.to_reference(snapshot.model_state),
-            optimizer={slot: arrays for slot, arrays in slots.items() if arrays is not None},
-            ema=self.parameters.to_reference(snapshot.ema) if snapshot.ema else {},
+            parameters=_linked(self.parameters, arrays),
+            model_state=_linked(self.state, arrays),
+            optimizer={slot: values for slot, values in slots.items() if values is not None},
+            ema=_linked(self.parameters, snapshot.ema),
         )
 
     def gradients(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """The other's gradients by the reference's names; frozen parameters have none."""
-        known = Matching(tuple(link for link in self.parameters.links if link.other in arrays))
-        return known.to_reference(arrays, **_SUMMED)
+        return _linked(self.parameters, arrays, **_SUMMED)
 
     def norms(self, other: Sequence[str], norms: np.ndarray, reference: Sequence[str]) -> np.ndarray:
         """[parameters] of the other's gradient norms, in the reference's order; 0 where there is no partner.
@@ -171,18 +181,24 @@ class Bridge:
         found = np.zeros(len(reference))
         for index, name in enumerate(reference):
             partners = {link.other for link in self.parameters.links if link.reference == name}
-            found[index] = np.sqrt(sum(norms[place[partner]] ** 2 for partner in partners))
+            found[index] = np.sqrt(sum(norms[place[partner]] ** 2 for partner in partners if partner in place))
         return found
 
     def _slot(self, arrays: Arrays, snapshot: Snapshot, *, there: bool) -> dict[str, np.ndarray] | None:
         """A slot of the optimizer; None where it is not one array like each parameter."""
-        like = all(
-            name in snapshot.parameters and array.shape == snapshot.parameters[name].shape
-            for name, array in arrays.items()
+        like = arrays.keys() == snapshot.parameters.keys() and all(
+            array.shape == snapshot.parameters[name].shape for name, array in arrays.items()
         )
-        if not like or arrays.keys() != snapshot.parameters.keys():
+        if not like:
             return None
-        return self.parameters.to_other(arrays) if there else self.parameters.to_reference(arrays)
+        return self.parameters.to_other(arrays) if there else _linked(self.parameters, arrays)
+
+
+def _linked(matching: Matching, arrays: Arrays, **how: Any) -> dict[str, np.ndarray]:
+    """Arrays of the other by the reference's names: only those of the reference's arrays that are there as a whole."""
+    missing = {link.reference for link in matching.links if link.other not in arrays}
+    known = Matching(tuple(link for link in matching.links if link.reference not in missing))
+    return known.to_reference(arrays, **how)
 
 
 def nudged(snapshot: Snapshot, seed: int = 0) -> Snapshot:
@@ -196,7 +212,3 @@ def nudged(snapshot: Snapshot, seed: int = 0) -> Snapshot:
         return (array * (1 + sign * np.finfo(array.dtype).eps)).astype(array.dtype)
 
     return replace(snapshot, parameters={name: nudge(array) for name, array in snapshot.parameters.items()})
-
-
-def _within(matching: Matching, arrays: Arrays) -> dict[str, np.ndarray]:
-    return {link.reference: arrays[link.reference] for link in matching.links}

@@ -381,3 +381,34 @@ def test_plain_settings() -> None:
         "param_dtype": "float32",
         "numpy": "float64",
     }
+
+
+@pytest.mark.filterwarnings("ignore")  # the package announces that its Flax models will go
+def test_models_that_nobody_here_wrote() -> None:
+    """GPT-2 of the transformers library, tiny and random: both twins tell every layer, ties included."""
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.gpt2.modeling_flax_gpt2 import FlaxGPT2LMHeadModule  # noqa: PLC0415
+
+    config = transformers.GPT2Config(vocab_size=7, n_positions=6, n_embd=6, n_layer=1, n_head=2)
+    tokens = np.random.default_rng(0).integers(0, 7, (4, 6))
+    data = {"x": tokens, "y": np.eye(7)[tokens]}
+
+    def torch_call(model: Any, batch: Any, train: bool) -> Any:
+        return model(input_ids=batch["x"]).logits
+
+    def flax_call(model: Any, batch: Any, train: bool) -> Any:
+        ones = jnp.ones_like(batch["x"])
+        return model(batch["x"], ones, jnp.cumsum(ones, 1) - 1, deterministic=not train).logits
+
+    for backend, builder, call in (
+        ("torch", transformers.GPT2LMHeadModel, torch_call),
+        ("jax", FlaxGPT2LMHeadModule, flax_call),
+    ):
+        trainer, trace = traced(backend, functools.partial(builder, config), call=call, train_data=data)
+        told = {layer.name: layer for layer in trace.layers}
+        parts = ("wte", "wpe", "h.0.ln_1", "h.0.attn.c_attn", "h.0.attn.c_proj", "h.0.mlp.c_fc", "ln_f")
+        assert {f"transformer.{part}" for part in parts} <= told.keys()
+        assert told["lm_head"].outputs[0].shape == (4, 6, 7)
+        assert len(told["transformer.h.0"].outputs) >= 1
+        assert trace.gradients.keys() == set(trainer.program.parameter_names)
+        assert all(np.isfinite(array).all() for array in trace.gradients.values())
