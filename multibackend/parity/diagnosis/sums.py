@@ -38,13 +38,15 @@ def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Arra
 
 def _broadcast(source: Source, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
     """A parameter added to every example: a bias, or the rows of a table of positions, from the first or the second."""
-    array = np.asarray(source.array, np.float64)
-    array = array.reshape(array.shape[1:]) if array.ndim > 2 and array.shape[0] == 1 else array
+    array: np.ndarray = np.asarray(source.array, np.float64)
+    if array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    width = int(array.shape[-1]) if array.ndim else 0
     if array.shape == shape[-1:]:
         yield source.name, np.broadcast_to(array, shape)
-    if array.ndim == 2 and len(shape) == 3 and array.shape[1] == shape[2]:
+    if array.ndim == 2 and len(shape) == 3 and width == shape[2]:
         for start in (0, 1, 2):
-            if array.shape[0] >= shape[1] + start:
+            if len(array) >= shape[1] + start:
                 name = source.name if start == 0 else f"{source.name} from row {start}"
                 yield name, np.broadcast_to(array[start : start + shape[1]], shape)
 

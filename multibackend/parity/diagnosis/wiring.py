@@ -91,10 +91,11 @@ def _single(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iter
     if not thorough:
         return
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
-        for move, activation in itertools.product(possible, _BEFORE_MOVES):
-            yield _chain(source, activation, move)
-            if activation != "none" and move[0].get("pooling") == "average":
-                yield _chain(source, activation, move, late=True)
+        for move in possible:
+            for activation in _BEFORE_MOVES:
+                yield _chain(source, activation, move)
+                if activation != "none" and move[0].get("pooling") == "average":
+                    yield _chain(source, activation, move, late=True)
 
 
 def _pairs(sources: Sequence[Source], target: Array) -> Iterator[tuple[Source, list[tuple[dict[str, object], Any]]]]:
