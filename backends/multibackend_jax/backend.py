@@ -18,6 +18,7 @@ from multibackend_jax.models import Stamp, build_model
 from multibackend_jax.precision import Precision
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.rematerialize import compiler_options
+from multibackend_jax.spelling import SPELLINGS
 from multibackend_jax.strategies import STRATEGIES
 from multibackend_jax.window import WindowFunctions
 from multibackend_jax.workload import Workload, choose_strategy, choose_windows_per_dispatch, measure_workload
@@ -29,6 +30,7 @@ class JaxBackend:
     """See `multibackend.protocol.Backend` and `MemoryAware`."""
 
     name = "jax"
+    spellings = SPELLINGS
 
     def devices(self) -> Sequence[str]:
         """The default platform's devices first, then the CPU: "gpu:0", "cpu:0"."""

@@ -19,6 +19,7 @@ from multibackend_torch.norm import prepare_statistics
 from multibackend_torch.precision import Precision
 from multibackend_torch.program import TorchProgram
 from multibackend_torch.rematerialize import rematerialize
+from multibackend_torch.spelling import SPELLINGS
 
 __all__ = ["TorchBackend"]
 
@@ -29,6 +30,7 @@ class TorchBackend:
     """See `multibackend.protocol.Backend` and `MemoryAware`."""
 
     name = "torch"
+    spellings = SPELLINGS
 
     def devices(self) -> Sequence[str]:
         """CUDA devices first, then the CPU: "cuda:0", "cpu"."""

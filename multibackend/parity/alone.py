@@ -107,7 +107,60 @@ def findings_of(
                 micro_batch,
             )
         )
+    for other in _other_shapes(reference, forced, seen, bound, update, micro_batch):
+        found.insert(_place(reference, found, other), other)
     return (*_without_echoes(found), *_terms(reference, forced, bound, terms, update, micro_batch))
+
+
+def _place(reference: Trace, found: Sequence[LayerFinding], other: LayerFinding) -> int:
+    """Before which finding one belongs: the first whose layer begins later, or whose container ends later."""
+    order = {(call.name, call.call): index for index, call in enumerate(reference.layers)}
+
+    def index(finding: LayerFinding) -> int:
+        return -1 if finding.calls is None else order[finding.calls[0].name, finding.calls[0].call]
+
+    own = index(other)
+    later = (n for n, one in enumerate(found) if index(one) > own or "at the end of" in one.place)
+    return next(later, len(found))
+
+
+def _other_shapes(
+    reference: Trace,
+    forced: Trace,
+    seen: Sequence[Seen],
+    bound: Callable[[Sight], float],
+    update: int,
+    micro_batch: int,
+) -> list[LayerFinding]:
+    """Layers with parameters that make arrays of another size of right inputs: another stride, another padding."""
+    found = []
+    for one in seen:
+        index, happens, place = one.sight
+        here, there = reference.layers[one.pair.reference], forced.layers[one.pair.other]
+        if happens != ARRIVES or place or one.difference > bound(one.sight) or not here.parameters:
+            continue
+        if here.outputs and there.outputs and here.outputs[0].size != there.outputs[0].size:
+            arrays = here.outputs[0], there.outputs[0]
+            sizes = float(arrays[0].size), float(arrays[1].size)
+            container = next((reference.layers[outer].name for outer in innermost(reference.layers, index)), "")
+            words = f"which makes {list(arrays[0].shape)} here and {list(arrays[1].shape)} there"
+            found.append(
+                LayerFinding(
+                    "layer",
+                    here.name,
+                    there.name,
+                    container,
+                    words,
+                    1.0,
+                    None,
+                    sizes,
+                    *arrays,
+                    (here, there),
+                    update=update,
+                    micro_batch=micro_batch,
+                )
+            )
+    return found
 
 
 def _without_echoes(findings: Sequence[LayerFinding]) -> list[LayerFinding]:

@@ -11,6 +11,7 @@ from multibackend.autobatch import resolve_together
 from multibackend.experiment import Experiment
 from multibackend.history import UpdateRecord
 from multibackend.matching import Matching
+from multibackend.parity.diagnosis import diagnose
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.locate import Location, locate_between, rounding_curve
 from multibackend.parity.matching import match_models
@@ -93,8 +94,17 @@ def _located(report: CompareReport, where: Location) -> CompareReport:
     """The report with what was located; what no bound was broken by is told as a note, but for differing statistics."""
     notes, found = (*report.notes, *where.notes), where.divergence
     if found is not None:
-        report = replace(report, first_divergence=found, layers=where.layers, evidence=where.evidence)
+        layers = where.layers
+        if where.evidence is not None:
+            found, layers = diagnose(found, layers, where.evidence, _spellings(report.backends))
+        report = replace(report, first_divergence=found, layers=layers, evidence=where.evidence)
     return replace(report, notes=notes)
+
+
+def _spellings(backends: tuple[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """How the frameworks write what may have to be changed, where a backend says so."""
+    first, second = (getattr(load_backend(name), "spellings", {}) for name in backends)
+    return first, second
 
 
 def _traceable(trainer: Trainer) -> bool:

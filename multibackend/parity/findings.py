@@ -112,6 +112,7 @@ class LayerFinding:
         update, micro_batch: which were traced.
         follows: the name of an earlier finding whose wrong array may be all that is wrong here, because it may reach
             this place by another way than through layers.
+        causes: what explains it, the surest first.
     """
 
     kind: str
@@ -129,9 +130,11 @@ class LayerFinding:
     update: int = 1
     micro_batch: int = 0
     follows: str = ""
+    causes: tuple[Cause, ...] = ()
 
     def __str__(self) -> str:
         first, second = self.values
         where = self.place or self.name or "the model's outputs"
         follows = f"; this may only follow from what is wrong at {self.follows}" if self.follows else ""
-        return f"{self.kind}: {where}: {first:.9g} against {second:.9g} (relative {self.difference:.1e}){follows}"
+        text = f"{self.kind}: {where}: {first:.9g} against {second:.9g} (relative {self.difference:.1e}){follows}"
+        return "\n".join([text, *(str(cause) for cause in self.causes)])

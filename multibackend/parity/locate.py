@@ -24,6 +24,8 @@ from multibackend.trainer import Trainer
 
 __all__ = ["Location", "locate_between", "rounding_curve"]
 
+_HISTORY = 3  # updates that are kept: what an optimizer's law shows in
+
 Build = Callable[[Experiment, str], Trainer]
 
 
@@ -115,12 +117,14 @@ class _Walk:
         self.bound = bound_for(self.precision)
         self.noted: set[str] = set()
         self.notes: list[str] = []
+        self.history: list[tuple[Step, Step]] = []
 
     def to(self, updates: int) -> tuple[Examination, int]:
         """(what was found, updates that were made)."""
         for index in range(updates):
             steps = self.sides[0].step(), self.sides[1].step()
             twin = self.nearby.step()
+            self.history = [*self.history[1 - _HISTORY :], steps]
             parted = self._parted(steps, twin)
             if parted is None and index:
                 continue
@@ -130,6 +134,9 @@ class _Walk:
                 found.divergence = parted
             if found.divergence is not None:
                 found.notes = self.notes
+                if found.evidence is not None:
+                    first, second = zip(*self.history, strict=True)
+                    found.evidence = replace(found.evidence, history=(first, second))
                 return found, index + 1
             if not steps[0].results.finite[0]:
                 break

@@ -44,6 +44,8 @@ class Evidence:
         forced: the second model's, each layer fed by the reference; None where no activation differs.
         pairs: which calls are partners, as indices into the traces' layers.
         bridge: which arrays are partners.
+        sides: what ran, to trace more of it.
+        history: the last windows of each side's own run, this one last.
     """
 
     update: int
@@ -56,6 +58,8 @@ class Evidence:
     forced: Trace | None
     pairs: tuple[LayerPair, ...]
     bridge: Bridge
+    sides: tuple[Runner, Runner] | None = None
+    history: tuple[tuple[Step, ...], tuple[Step, ...]] = ((), ())
 
 
 @dataclass
@@ -137,7 +141,7 @@ def examine(sides: tuple[Runner, Runner], bridge: Bridge, steps: tuple[Step, Ste
         return found
     update = _Update(sides, bridge, steps)
     update.found.evidence = _evidence(sides, bridge, update.steps, None)
-    for stage in (_initial_parameters, _passes, _clip, _applied, _update, _model_state):
+    for stage in (_initial_parameters, _passes, _window_loss, _clip, _applied, _update, _model_state):
         update.found.divergence = stage(update)
         if update.found.divergence is not None:
             break
@@ -159,6 +163,7 @@ def _evidence(
         forced=None,
         pairs=(),
         bridge=bridge,
+        sides=sides,
     )
 
 
@@ -293,6 +298,16 @@ def _backwards(trace: Trace, names: Sequence[str]) -> list[str]:
     for place, call in enumerate(trace.layers):
         last |= dict.fromkeys(call.parameters, place)
     return sorted(names, key=lambda name: -last.get(name, -1))
+
+
+def _window_loss(update: _Update) -> Divergence | None:
+    """The loss of the whole window: its weights may differ where no micro-batch's sum does."""
+    rows = [step.results.terms[0] for step in (*update.steps, update.nudged)]
+    for name, first, second, nearby in zip(_terms(update.reference.experiment), *rows, strict=True):
+        size, rounding = (difference_of(np.array(first), np.array(other)) for other in (second, nearby))
+        if size > update.bound(rounding):
+            return update.part("loss", name, (float(first), float(second)), size, rounding)
+    return None
 
 
 def _clip(update: _Update) -> Divergence | None:

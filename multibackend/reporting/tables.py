@@ -68,6 +68,12 @@ def print_comparison(console: Console, report: CompareReport) -> None:
         console.print(Text("The runs match.", style="bold green"))
     else:
         console.print(Text(f"The runs do NOT match. First divergence: {report.first_divergence}", style="bold red"))
+        first = report.first_divergence
+        others = [one for one in report.layers if first is None or (one.name, one.place) != (first.what, first.place)]
+        if others:
+            console.print("Also wrong by itself, whatever comes before:", highlight=False)
+        for finding in others:
+            console.print(Text(f"  - {finding}"))
 
 
 def print_accumulation(console: Console, report: AccumulationReport) -> None:

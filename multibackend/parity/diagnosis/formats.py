@@ -1,0 +1,52 @@
+"""Smaller number formats: rounding to them, and seeing that numbers went through them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["FORMATS", "narrowest", "rounded", "unit_of"]
+
+FORMATS: Mapping[str, int] = {"bf16": 8, "fp16": 11, "tf32": 11, "float32": 24}
+"""Significant bits, the hidden one included. tf32 has the exponents of float32, fp16 smaller ones."""
+
+
+def rounded(array: np.ndarray, name: str) -> np.ndarray:
+    """Each number rounded to the nearest (ties to even) of a format, in float64."""
+    x = np.asarray(array, np.float64)
+    if name == "float32":
+        return x.astype(np.float32).astype(np.float64)
+    if name == "fp16":
+        with np.errstate(over="ignore"):
+            return x.astype(np.float16).astype(np.float64)
+    mantissa, exponent = np.frexp(x)
+    scale = 2.0 ** FORMATS[name]
+    return np.ldexp(np.rint(mantissa * scale) / scale, exponent)
+
+
+def unit_of(name: str) -> float:
+    """The machine epsilon of a format.
+
+    >>> unit_of("bf16")
+    0.0078125
+    """
+    return 2.0 ** (1 - FORMATS[name])
+
+
+def narrowest(array: np.ndarray) -> str | None:
+    """The smallest format that holds every number of an array exactly, None where float64 is needed.
+
+    Arrays of few distinct or of round numbers, and whole numbers, tell nothing: None.
+    """
+    x = np.asarray(array)
+    if x.dtype.kind != "f" or x.size == 0:
+        return None
+    x = np.asarray(x, np.float64)
+    x = np.unique(np.abs(x[np.isfinite(x) & (x != 0)]))
+    if x.size < 8 or np.array_equal(x, np.rint(x)):
+        return None
+    for name in ("bf16", "fp16", "tf32", "float32"):
+        if np.array_equal(rounded(x, name), x):
+            return name
+    return None

@@ -1,0 +1,1 @@
+"""Pairs of models, correct ones and ones with a mistake planted in one side."""
