@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["differs_by_bias", "initial_laws"]
+from multibackend.parity.tolerances import relative_differences
+
+__all__ = ["differs_by_bias", "differs_by_definition", "initial_laws"]
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -38,6 +40,27 @@ def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -
     if not exact or not 0 < slope <= 1.01 or not -0.01 * slope <= kept <= 1.01 * slope:
         return None
     return round(1 / slope) + 1
+
+
+def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arrays, relative: float) -> bool:
+    """Whether a running variance differs as the biased one and the unbiased one do, and in nothing else.
+
+    Where micro-batches differ in size there is no one factor. Then all its elements differ in one direction, and what
+    else its layer keeps of that shape, the running mean, agrees.
+
+    Args:
+        name: of the array.
+        first, second, before: model state of both sides, and of the time before.
+        relative: up to which difference the mean agrees.
+    """
+    gap = np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64)
+    if differs_by_bias(first[name], second[name], before[name]) is not None:
+        return True
+    layer = name.rpartition(".")[0]
+    beside = [n for n in first if n != name and n.rpartition(".")[0] == layer and np.shape(first[n]) == gap.shape]
+    found = relative_differences({n: first[n] for n in beside}, {n: second[n] for n in beside if n in second})
+    one_way = bool((gap >= 0).all() or (gap <= 0).all()) and gap.size > 1
+    return one_way and bool(found) and max(found.values()) <= relative
 
 
 def initial_laws(first: Arrays, second: Arrays) -> list[str]:

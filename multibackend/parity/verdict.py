@@ -12,7 +12,7 @@ from multibackend.optimizers import Native
 from multibackend.parity.findings import Divergence
 from multibackend.parity.report import CompareReport
 from multibackend.parity.settings import settings_of
-from multibackend.parity.statistics import differs_by_bias
+from multibackend.parity.statistics import differs_by_definition
 from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
 from multibackend.parity.walk import Bridge
 from multibackend.protocol import Snapshot
@@ -48,7 +48,7 @@ def verdict(
         _skip_divergence(results, updates)
         or _loss_divergence(histories, tolerance)
         or _parameter_divergence((ends[0], ends[1]), excess, differences, updates)
-        or _state_divergence(start, after, tolerance, updates)
+        or _state_divergence(start, after, tolerance.undetermined if undetermined else tolerance.parameters, updates)
     )
     native = any(isinstance(trainer.experiment.optimizer, Native) for trainer in trainers)
     return CompareReport(
@@ -150,9 +150,12 @@ def _parameter_divergence(
 
 
 def _state_divergence(
-    start: Snapshot, ends: tuple[Snapshot, Snapshot], tolerance: Tolerance, updates: int
+    start: Snapshot, ends: tuple[Snapshot, Snapshot], bound: float, updates: int
 ) -> Divergence | None:
-    """Statistics that differ, but for the biased variance: a layer keeps the definition of its framework."""
+    """Statistics that differ, but for the biased variance: a layer keeps the definition of its framework.
+
+    The bound is the looser one where a parameter is undetermined: a bias before a BatchNorm moves its running mean.
+    """
     own = {
         name: array
         for name, array in ends[0].model_state.items()
@@ -161,7 +164,8 @@ def _state_divergence(
     differences = relative_differences(own, ends[1].model_state)
     for name, difference in differences.items():
         pair = own[name], ends[1].model_state[name]
-        if difference > tolerance.parameters and differs_by_bias(*pair, start.model_state[name]) is None:
+        known = differs_by_definition(name, own, ends[1].model_state, start.model_state, bound)
+        if difference > bound and not known:
             values = tuple(float(np.abs(array).max()) for array in pair)
             return Divergence("model state", updates, name, (values[0], values[1]), difference)
     return None

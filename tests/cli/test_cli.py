@@ -100,7 +100,7 @@ def test_compare_says_that_the_runs_match(file: str, capsys: pytest.CaptureFixtu
 def test_compare_exits_1_where_the_runs_part(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A loss that is 10 % off on one backend is found at the first update."""
     assert main(["compare", file, "--precision", "float64", "--updates", "3", "--broken"]) == 1
-    assert "do NOT match. First divergence: loss at update 1" in " ".join(capsys.readouterr().out.split())
+    assert "do NOT match. First divergence: loss: loss at update 1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_compare_writes_a_page(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,7 +207,7 @@ def test_every_wrong_place_is_listed() -> None:
         "blocks.0.norm↔ layers_0.norminside blocks.0right inputs, wrong outputs4.3e-032e-080.50.25",
         "blocks.1.norm↔ layers_1.norminside blocks.1something else arrives here7e-01–0.50.25",
     ]
-    assert "places" not in [e.attributes.get("id") for e in page_of(compared(broken=True)).elements]
+    assert "places" not in [e.attributes.get("id") for e in page_of(compared(broken=False)).elements]
 
 
 @pytest.mark.parametrize(
@@ -460,4 +460,4 @@ def test_rounding_is_a_band_where_it_was_measured() -> None:
     assert (line["fill"], line["connectgaps"], line["line"]["dash"]) == ("tonexty", True, "dot")
     assert foot["y"] == [figure["layout"]["yaxis"]["range"][0]] * 3
     assert "below the dotted line" in page_of(EVERYTHING).one("section", id="differences").text
-    assert "dotted" not in page_of(compared(broken=True)).one("section", id="differences").text
+    assert "dotted" not in page_of(compared(broken=False)).one("section", id="differences").text
