@@ -36,7 +36,7 @@ def given_matching(model: Model) -> Matching | None:
     return Matching.load(model.matching)
 
 
-def matching_from(saved: Snapshot, own: Snapshot, model: Model, program: Any) -> Matching:
+def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, model: Model, program: Any) -> Matching:
     """From a saved state, the reference, to the state of a program, without running either model.
 
     Equal names and shapes are one; else `Model(matching=...)` tells, or names, shapes and kinds of layers. That
@@ -46,7 +46,7 @@ def matching_from(saved: Snapshot, own: Snapshot, model: Model, program: Any) ->
         ParameterMatchError: the parameters do not pair up, or something is open.
     """
     arrays = {**saved.parameters, **saved.model_state}
-    there, here = Side(shapes_of(arrays), {}, frozenset(saved.parameters)), side_of(own, program)
+    there, here = Side(shapes_of(arrays), kinds, frozenset(saved.parameters)), side_of(own, program)
     if dict(there.shapes) == dict(here.shapes):
         return Matching.of_pairs({name: name for name in there.shapes}, there.shapes)
     given, changes = given_matching(model), {"rename": model.rename, "transform": model.transform}

@@ -74,6 +74,7 @@ def take(parts: RunParts, books: Books) -> RunState:
         dropout_layers=tuple(layer_name(path, rename) for path in _layers(program, parts.experiment)),
         experiment=describe(parts.experiment, parts.example),
         books=books,
+        kinds=getattr(program, "parameter_kinds", {}),
     )
 
 
@@ -88,7 +89,7 @@ def put_back(parts: RunParts, run: RunState, may_differ: Sequence[str] = ()) -> 
     allowed = check_allowed(may_differ, here)
     found = list(differences(run.experiment, here, allowed).values())
     try:
-        run = matched(run, own, matching_from(run.snapshot, own, parts.experiment.model, parts.program))
+        run = matched(run, own, matching_from(run.snapshot, run.kinds, own, parts.experiment.model, parts.program))
     except ParameterMatchError as error:
         found.append(f"model: {error}")
     else:

@@ -7,7 +7,7 @@ update, the micro-batch and the epoch (`multibackend.rng`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +47,7 @@ class RunState:
         dropout_layers: the names by which masks were drawn.
         experiment: `multibackend.resuming.description.describe`.
         books: evaluations and early stopping.
+        kinds: the sort of layer that each array belongs to, where the backend tells.
         path: of the checkpoint that it was read from.
     """
 
@@ -62,6 +63,7 @@ class RunState:
     dropout_layers: tuple[str, ...]
     experiment: Mapping[str, Any]
     books: Books
+    kinds: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
 
 
@@ -94,6 +96,7 @@ def to_contents(run: RunState) -> Contents:
         "experiment": dict(run.experiment),
         "data": {"epoch": run.position.epoch, "offset": run.position.offset, "micro_batches": run.micro_batches},
         "schedule": {"update": snapshot.update},
+        "kinds": dict(run.kinds),
         "randomness": {
             "seed": run.experiment.get("seed"),
             "law": "pure functions of seed, update, micro-batch and epoch",
@@ -146,6 +149,7 @@ def _from_contents(contents: Contents) -> RunState:
         backend=_typed(state["backend"], str),
         dropout_layers=tuple(_typed(state["randomness"]["dropout_layers"], list)),
         experiment=_typed(state["experiment"], dict),
+        kinds=_typed(state.get("kinds", {}), dict),
         books=Books.read(tensors.get("evaluations", {}), state["evaluations"], tensors.get("best", {})),
     )
 

@@ -12,7 +12,11 @@ import pytest
 TESTS = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("arguments", [["--backends", "torch"], ["--backends", "jax"], ["--change"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--backends", "torch"], ["--backends", "jax"], pytest.param(["--change"], marks=pytest.mark.slow)],
+    ids=" ".join,
+)
 def test_a_killed_run_ends_as_if_it_never_was(arguments: list[str]) -> None:
     """SIGKILL at random moments: no checkpoint lost, the end bit-identical on one backend, within 1e-12 on two."""
     command = [sys.executable, "-m", "soak.training_kills", "--kills", "4", *arguments]
