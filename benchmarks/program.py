@@ -19,8 +19,8 @@ from rich.table import Table
 
 import multibackend as mb
 from benchmarks.workloads import WORKLOADS, Workload
-from multibackend.protocol import Rates
-from multibackend.windows import EpochReader, Position
+from multibackend.protocol import Position, Rates
+from multibackend.training.input.epoch_reader import EpochReader
 
 _STEPS = (1, 2, 4, 8, 16, 32)
 _ROOT = re.compile(r" r?sqrt\(")
@@ -54,10 +54,10 @@ def _report_program(console: Console, name: str, windows: int) -> bool:
 
 def _compiled(workload: Workload, steps: int, windows: int) -> Any:
     """The program that a trainer runs for windows of `steps` micro-batches, compiled for the shapes it runs with."""
-    from multibackend_jax.strategies import Steering
+    from multibackend_jax.step.execution import Steering
 
     experiment = workload.experiment("jax", steps=steps)
-    program: Any = mb.Trainer(experiment, backend="jax", strategy="scan", windows_per_dispatch=windows).program
+    program: Any = mb.Trainer(experiment, backend="jax", execution="scan", windows_per_dispatch=windows).program
     reader = EpochReader(
         experiment.train_data, list(experiment.loss_terms.values()), micro_batch_size=workload.micro_batch, seed=0
     )
@@ -108,7 +108,7 @@ def _report_compilations(console: Console) -> bool:
         ("schedules of rates and of k, partial windows", 420, {0: 10, 7: 4, 20: 7}, schedule, 1),
         ("a ragged last micro-batch", 423, 10, 0.01, 2),
     ):
-        trainer = mb.Trainer(_small_run(examples, steps, rate), backend="jax", strategy="scan", windows_per_dispatch=5)
+        trainer = mb.Trainer(_small_run(examples, steps, rate), backend="jax", execution="scan", windows_per_dispatch=5)
         updates = trainer.fit(epochs=3).updates
         found = trainer.program.compilations()
         held &= found == expected

@@ -81,7 +81,9 @@ def ours(workload: Workload, framework: str) -> Contender:
         return trainer.fit(updates=made).history["loss"][-updates:]
 
     windows = trainer.program.windows_per_dispatch
-    details = f"{trainer.program.strategy}, {windows} at once" if framework == "jax" else trainer.program.strategy
+    details = (
+        f"{trainer.program.execution.mode}, {windows} at once" if framework == "jax" else trainer.program.execution.mode
+    )
     return Contender(OURS, train, granularity=windows, details=details)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import multibackend as mb
-from multibackend.names import normalised
+from multibackend.core.names import normalised
 
 if TYPE_CHECKING:
     import flax

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from multibackend import data, errors, events, losses, metrics, optimizers, schedules
-    from multibackend.accumulation import EffectiveBatch
+    from multibackend.core.history import History, UpdateRecord
     from multibackend.errors import MultibackendError
     from multibackend.experiment import Experiment, Model
-    from multibackend.history import History, UpdateRecord
+    from multibackend.experiment.accumulation import EffectiveBatch
     from multibackend.parity import AccumulationReport, CompareReport, check_accumulation, compare
-    from multibackend.registry import BackendInfo, list_backends
-    from multibackend.resuming.saving import Checkpointing
-    from multibackend.stopping import EarlyStopping
-    from multibackend.trainer import FitResult, Trainer
+    from multibackend.protocol.registry import BackendInfo, list_backends
+    from multibackend.training.early_stopping import EarlyStopping
+    from multibackend.training.saving.saver import Checkpointing
+    from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = [
     "AccumulationReport",
@@ -48,21 +48,21 @@ __all__ = [
 # session that never uses it nothing, numpy included
 _LATER = {
     "AccumulationReport": "multibackend.parity",
-    "Checkpointing": "multibackend.resuming.saving",
-    "BackendInfo": "multibackend.registry",
+    "Checkpointing": "multibackend.training.saving.saver",
+    "BackendInfo": "multibackend.protocol.registry",
     "CompareReport": "multibackend.parity",
-    "EarlyStopping": "multibackend.stopping",
-    "EffectiveBatch": "multibackend.accumulation",
+    "EarlyStopping": "multibackend.training.early_stopping",
+    "EffectiveBatch": "multibackend.experiment.accumulation",
     "Experiment": "multibackend.experiment",
-    "FitResult": "multibackend.trainer",
-    "History": "multibackend.history",
+    "FitResult": "multibackend.training.trainer",
+    "History": "multibackend.core.history",
     "Model": "multibackend.experiment",
     "MultibackendError": "multibackend.errors",
-    "Trainer": "multibackend.trainer",
-    "UpdateRecord": "multibackend.history",
+    "Trainer": "multibackend.training.trainer",
+    "UpdateRecord": "multibackend.core.history",
     "check_accumulation": "multibackend.parity",
     "compare": "multibackend.parity",
-    "list_backends": "multibackend.registry",
+    "list_backends": "multibackend.protocol.registry",
 }
 _MODULES = ("data", "errors", "events", "losses", "metrics", "optimizers", "schedules")
 

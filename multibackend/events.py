@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multibackend.history import SkippedWindow, UpdateRecord
+from multibackend.core.history import SkippedWindow, UpdateRecord
 
 __all__ = [
     "Broadcast",
@@ -55,7 +55,7 @@ class FitStarted(Event):
     update: int
     updates: int | None
     device: str
-    strategy: str
+    execution: str
 
 
 @dataclass(frozen=True)

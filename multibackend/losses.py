@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.validation import Problems
 from multibackend.errors import DataError
-from multibackend.validation import Problems
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 

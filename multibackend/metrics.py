@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.validation import Problems
 from multibackend.errors import DataError
 from multibackend.losses import Batch, check_function
-from multibackend.validation import Problems
 
 __all__ = [
     "Accuracy",

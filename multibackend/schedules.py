@@ -18,8 +18,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from multibackend.core.validation import Problems, is_real
 from multibackend.errors import ConfigurationError
-from multibackend.validation import Problems, is_real
 
 __all__ = [
     "LR_SCALINGS",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multibackend.cli import main
+from multibackend.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "docs" / "porting.md"

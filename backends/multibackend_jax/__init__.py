@@ -10,6 +10,6 @@ plugin = BackendPlugin(
     requires=("jax", "flax", "optax"),
     distributions=("jax", "flax", "optax"),
     install="pip install 'multibackend[jax]'",
-    strategies=("scan", "dispatch"),
+    execution_modes=("scan", "dispatch"),
     capabilities=frozenset({"memory"}),
 )

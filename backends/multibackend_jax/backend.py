@@ -3,109 +3,91 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from multibackend.core.arrays import Arrays
+from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.losses import check_batch
-from multibackend.protocol import Arrays
-from multibackend.validation import Problems
+from multibackend.protocol import Execution
+from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
-from multibackend_jax.models import Stamp, build_model
-from multibackend_jax.precision import Precision
+from multibackend_jax.model.build import build_model
+from multibackend_jax.model.precision import Precision
+from multibackend_jax.model.pure import FlaxModel, Stamp
+from multibackend_jax.model.rematerialize import compiler_options
 from multibackend_jax.program import JaxProgram
-from multibackend_jax.rematerialize import compiler_options
-from multibackend_jax.spelling import SPELLINGS
-from multibackend_jax.strategies import STRATEGIES
-from multibackend_jax.window import WindowFunctions
-from multibackend_jax.workload import Workload, choose_strategy, choose_windows_per_dispatch, measure_workload
+from multibackend_jax.step.dispatch import Dispatch
+from multibackend_jax.step.scan import Scan
+from multibackend_jax.step.window import WindowFunctions
+from multibackend_jax.step.workload import Workload, choose_mode, choose_windows_per_dispatch, measure_workload
 
 __all__ = ["JaxBackend"]
 
+RUNNERS = {runner.name: runner for runner in (Scan, Dispatch)}
+
 
 class JaxBackend:
-    """See `multibackend.protocol.Backend` and `MemoryAware`."""
+    """See `multibackend.protocol.Backend`, `MemoryAware` and `Idiomatic`."""
 
     name = "jax"
-    spellings = SPELLINGS
+    idioms = IDIOMS
 
     def devices(self) -> Sequence[str]:
         """The default platform's devices first, then the CPU: "gpu:0", "cpu:0"."""
         found = [*jax.devices(), *jax.devices("cpu")]
         return tuple(dict.fromkeys(f"{device.platform}:{device.id}" for device in found))
 
-    def compile(
-        self,
-        experiment: Experiment,
-        *,
-        example: Arrays,
-        device: str | None = None,
-        strategy: str = "auto",
-        windows_per_dispatch: int | None = None,
-    ) -> JaxProgram:
+    def compile(self, experiment: Experiment, *, example: Arrays, execution: Execution) -> JaxProgram:
         problems = Problems("Trainer")
-        problems.choice("strategy", strategy, ("auto", *STRATEGIES))
+        problems.choice("execution", execution.mode, ("auto", *RUNNERS))
         problems.raise_if_any()
-        precision, chosen = Precision(experiment.precision), self._device(device)
-        with precision.scope(), jax.default_device(chosen):
+        precision = Precision(experiment.precision)
+        device = self._device(execution.device)
+        with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
-            plain = build_model(
-                experiment.model,
-                precision,
-                int(experiment.seed),
-                batch,
-                portable_dropout=experiment.dropout == "portable",
-                frozen=experiment.batch_statistics == "frozen",
-                rematerialize=experiment.rematerialize,
-            )
-            model = precision.mixed(plain)
+            model = _pure_model(experiment, precision, batch)
             outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
             output_shape = getattr(outputs, "shape", None)
             for loss in experiment.loss_terms.values():
                 check_batch(loss, example, output_shape)  # before the loss meets outputs that do not fit
-            dynamic = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
-            options = compiler_options(experiment.rematerialize, chosen.platform)
-            functions = WindowFunctions(experiment, model, dynamic, options)
+            weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
+            options = compiler_options(experiment.rematerialize, device.platform)
+            functions = WindowFunctions(experiment, model, weighed_by_model, options)
             workload = _workload(functions, batch)
-        steps = experiment.accumulation.steps(0)
-        window_bytes = steps * sum(array.nbytes for array in batch.values())
-        if strategy == "auto":
-            strategy = choose_strategy(chosen.platform, workload)
-        if windows_per_dispatch is None:
-            windows_per_dispatch = choose_windows_per_dispatch(
-                chosen.platform,
+        mode = choose_mode(device.platform, workload) if execution.mode == "auto" else execution.mode
+        windows = execution.windows_per_dispatch
+        if windows is None:
+            steps = experiment.accumulation.steps(0)
+            windows = choose_windows_per_dispatch(
+                device.platform,
                 workload,
                 steps=steps,
-                window_bytes=window_bytes,
+                window_bytes=steps * sum(array.nbytes for array in batch.values()),
                 windows_per_epoch=_windows_per_epoch(experiment, steps),
             )
         return JaxProgram(
             experiment,
             model,
             functions,
-            STRATEGIES[strategy](functions),
+            RUNNERS[mode](functions),
             precision=precision,
-            device=chosen,
-            windows_per_dispatch=windows_per_dispatch if strategy == "scan" else 1,
+            device=device,
+            execution=replace(execution, device=f"{device.platform}:{device.id}", mode=mode),
+            windows_per_dispatch=windows if mode == Scan.name else 1,
             output_shape=output_shape,
         )
 
     def memory_of(
-        self,
-        experiment: Experiment,
-        *,
-        example: Arrays,
-        device: str | None = None,
-        strategy: str = "auto",
-        windows_per_dispatch: int | None = None,
-        limit: int | None = None,
+        self, experiment: Experiment, *, example: Arrays, execution: Execution, limit: int | None = None
     ) -> int:
-        how: Any = {"device": device, "strategy": strategy, "windows_per_dispatch": windows_per_dispatch}
         try:
-            program = self.compile(experiment, example=example, **how)
+            program = self.compile(experiment, example=example, execution=execution)
             return program_bytes(program, example, experiment.accumulation.steps(0))
         except Exception as error:
             if not is_out_of_memory(error):
@@ -129,6 +111,20 @@ class JaxBackend:
         except (RuntimeError, IndexError, ValueError) as error:
             listed = ", ".join(map(repr, self.devices()))
             raise ConfigurationError("Trainer", [f"device {name!r} is not here; jax sees {listed}"]) from error
+
+
+def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, jax.Array]) -> FlaxModel:
+    """Build the model as the experiment's options ask for."""
+    model = build_model(
+        experiment.model,
+        precision,
+        int(experiment.seed),
+        batch,
+        portable_dropout=experiment.dropout == "portable",
+        frozen=experiment.batch_statistics == "frozen",
+        rematerialize=experiment.rematerialize,
+    )
+    return precision.mixed(model)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

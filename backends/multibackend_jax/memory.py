@@ -11,7 +11,9 @@ import numpy as np
 
 from multibackend.errors import CapabilityError
 from multibackend_jax.program import JaxProgram
-from multibackend_jax.strategies import Dispatch, FactorShape, Scan, Steering
+from multibackend_jax.step.dispatch import Dispatch
+from multibackend_jax.step.execution import DivisorShape, Steering
+from multibackend_jax.step.scan import Scan
 
 __all__ = ["compiled_programs", "device_bytes", "is_out_of_memory", "program_bytes"]
 
@@ -62,10 +64,10 @@ def compiled_programs(
     program: JaxProgram, example: Mapping[str, np.ndarray], steps: int
 ) -> Iterator[tuple[jax.stages.Compiled, int]]:
     """What runs in windows of `steps` micro-batches like `example`, each with the bytes that stay around it."""
-    precision, execution = program._precision, program._execution
+    precision, runner = program._precision, program._runner
     with precision.scope(), jax.default_device(program._device):
         state = jax.eval_shape(program._functions.init)
-        room, shape = program.windows_per_dispatch, FactorShape(steps, program._functions.terms)
+        room, shape = program.windows_per_dispatch, DivisorShape(steps, program._functions.terms)
         fields = {
             name: jax.ShapeDtypeStruct((room, steps, *array.shape), precision.cast_input(name, array).dtype)
             for name, array in example.items()
@@ -74,15 +76,15 @@ def compiled_programs(
             jax.ShapeDtypeStruct((2 + room,), np.dtype(np.int32)),
             jax.ShapeDtypeStruct(((room * steps + 1) * shape.terms + 2 * room + _RATES,), precision.dtype),
         )
-        if isinstance(execution, Scan):
-            yield (execution.one if room == 1 else execution.many).lower(state, fields, steering).compile(), 0
-        elif isinstance(execution, Dispatch):
-            carry = jax.eval_shape(execution.start, state)
+        if isinstance(runner, Scan):
+            yield (runner.one if room == 1 else runner.many).lower(state, fields, steering).compile(), 0
+        elif isinstance(runner, Dispatch):
+            carry = jax.eval_shape(runner.start, state)
             place = jax.ShapeDtypeStruct((3,), np.dtype(np.int32))
             update = state.optimizer.gradient_step
-            micro = execution.micro.lower(carry, state.parameters, fields, steering, place, update)
+            micro = runner.micro.lower(carry, state.parameters, fields, steering, place, update)
             yield micro.compile(), _bytes(state) - _bytes(state.parameters)
-            yield execution.finish.lower(state, carry, steering, shape=shape).compile(), _bytes(fields)
+            yield runner.finish.lower(state, carry, steering, shape=shape).compile(), _bytes(fields)
 
 
 def _bytes(tree: Any) -> int:

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from multibackend.core.names import check_same_names
 from multibackend.errors import CheckpointError, PackageNotInstalledError, ParameterMatchError
-from multibackend.names import check_same_names
 from multibackend.protocol import Snapshot
 from multibackend_jax.program import JaxProgram
 

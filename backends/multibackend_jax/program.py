@@ -9,52 +9,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from multibackend.core.names import check_same_names, check_same_slots
+from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
-from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import with_zeros
-from multibackend.precision import LossScale
-from multibackend.protocol import EvaluationSums, HalfWindow, Rates, Snapshot, WindowResults
-from multibackend.tracing import Forced, Trace
-from multibackend.windows import WindowStack
-from multibackend_jax.losses import metric_sum, weighted_sum
-from multibackend_jax.models import Arrays, FlaxModel, Stamp
-from multibackend_jax.names import native_arrays
-from multibackend_jax.norm import moved
-from multibackend_jax.open_window import OpenWindow, from_host, to_half
-from multibackend_jax.optimizers import read_slots, write_slots
-from multibackend_jax.precision import Precision
-from multibackend_jax.strategies import Bounds, PlacedWindows, Strategy
-from multibackend_jax.trace import Tracer
-from multibackend_jax.updates import NATIVE
-from multibackend_jax.window import DeviceLossScale, Row, TrainState, WindowFunctions
+from multibackend.protocol import (
+    EvaluationSums,
+    Execution,
+    PartialWindow,
+    ProgramInfo,
+    Rates,
+    Snapshot,
+    WindowResults,
+    WindowStack,
+)
+from multibackend.protocol.tracing import Forced, Trace
+from multibackend_jax.model.names import native_arrays
+from multibackend_jax.model.norm import moved
+from multibackend_jax.model.precision import Precision
+from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
+from multibackend_jax.step.execution import Bounds, PlacedWindows, WindowRunner
+from multibackend_jax.step.losses import metric_sum, weighted_sum
+from multibackend_jax.step.optimizers import read_slots, write_slots
+from multibackend_jax.step.partial_window import BegunWindow, from_host, to_partial_window
+from multibackend_jax.step.trace import Tracer
+from multibackend_jax.step.update_rules import NATIVE
+from multibackend_jax.step.window import DeviceLossScale, Row, TrainState, WindowFunctions
 
 __all__ = ["JaxProgram"]
 
 
 class JaxProgram:
-    """See `multibackend.protocol.Program` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
 
     def __init__(
         self,
         experiment: Experiment,
         model: FlaxModel,
         functions: WindowFunctions,
-        strategy: Strategy,
+        runner: WindowRunner,
         *,
         precision: Precision,
         device: Any,
+        execution: Execution,
         windows_per_dispatch: int,
         output_shape: tuple[int, ...] | None,
     ) -> None:
-        self.strategy = strategy.name
+        self.info = ProgramInfo(
+            parameter_names=tuple(sorted(model.parameters)),  # the order in which JAX flattens a dict
+            output_shape=output_shape,
+            kinds=model.kinds,
+            dropout_layers=model.dropout_layers,
+            batch_norm_layers=tuple(model.statistics),
+            native_arrays=native_arrays(model.native, model.layouts),
+        )
+        self.execution = execution
         self.windows_per_dispatch = windows_per_dispatch
-        self.output_shape = output_shape
-        self.parameter_names = tuple(sorted(model.parameters))  # the order in which JAX flattens a dict
-        self.parameter_kinds, self.native = model.kinds, native_arrays(model.native, model.layouts)
-        self.dropout_layers, self.batch_norm_layers = model.dropout_layers, tuple(model.statistics)
-        self._experiment, self._model, self._functions, self._execution = experiment, model, functions, strategy
-        self._trained = [i for i, name in enumerate(self.parameter_names) if name not in functions.frozen]
-        self._precision, self._device = precision, device
+        self._experiment = experiment
+        self._model = model
+        self._functions = functions
+        self._runner = runner
+        self._trained = [i for i, name in enumerate(self.info.parameter_names) if name not in functions.frozen]
+        self._precision = precision
+        self._device = device
         self._evaluate = jax.jit(self._sums)
         self._average = jax.jit(self._averaged)
         self._tracer = Tracer(functions)
@@ -66,41 +83,41 @@ class JaxProgram:
 
     def place(self, stack: WindowStack) -> PlacedWindows:
         # on CPU a dispatch takes host arrays in half the time that device_put needs
-        put = self._cast if self._device.platform == "cpu" and self._execution.reads_fields_once else self._put
+        put = self._cast if self._device.platform == "cpu" and self._runner.reads_fields_once else self._put
         with self._precision.scope():
             return PlacedWindows(stack, put(stack.fields), put(stack.ragged) if stack.ragged else None)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
         with self._precision.scope():
-            return self._execution.run(state, placed, rates)
+            return self._runner.run(state, placed, rates)
 
     def run_part(
-        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
-    ) -> OpenWindow:
+        self, state: TrainState, placed: PlacedWindows, begun: BegunWindow | None, start: int, stop: int
+    ) -> BegunWindow:
         with self._precision.scope():
-            carry = None if opened is None else opened.carry
-            return OpenWindow(stop, self._execution.accumulate(state, placed, carry, Bounds(start, stop)))
+            carry = None if begun is None else begun.carry
+            return BegunWindow(stop, self._runner.accumulate(state, placed, carry, Bounds(start, stop)))
 
     def run_rest(
-        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
+        self, state: TrainState, placed: PlacedWindows, begun: BegunWindow, start: int, rates: Rates
     ) -> tuple[TrainState, Any]:
         with self._precision.scope():
-            return self._execution.close(state, placed, opened.carry, start, rates)
+            return self._runner.close(state, placed, begun.carry, start, rates)
 
-    def snapshot_window(self, state: TrainState, opened: OpenWindow) -> HalfWindow:
-        return to_half(opened, self._to_host)
+    def snapshot_window(self, state: TrainState, begun: BegunWindow) -> PartialWindow:
+        return to_partial_window(begun, self._to_host)
 
-    def restore_window(self, state: TrainState, placed: PlacedWindows, half: HalfWindow) -> OpenWindow:
+    def restore_window(self, state: TrainState, placed: PlacedWindows, partial: PartialWindow) -> BegunWindow:
         with self._precision.scope():
-            carry = from_host(state, half, placed.stack, self._functions, self._to_native)
-            return OpenWindow(half.done, jax.device_put(jax.tree.map(jnp.copy, carry), self._device))
+            carry = from_host(state, partial, placed.stack, self._functions, self._to_native)
+            return BegunWindow(partial.done, jax.device_put(jax.tree.map(jnp.copy, carry), self._device))
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
         width = 4 + 2 * terms + len(self._trained)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
         numbers, losses, weights, trained = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)
-        norms = np.zeros((len(rows), len(self.parameter_names)))  # of frozen parameters 0
+        norms = np.zeros((len(rows), len(self.info.parameter_names)))  # of frozen parameters 0
         norms[:, self._trained] = trained
         norm, finite, applied, scale = numbers.T
         return WindowResults(losses, norm, weights, finite > 0, applied > 0, norms, scale)
@@ -176,13 +193,13 @@ class JaxProgram:
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
     def compilations(self) -> int:
-        return self._execution.compilations()
+        return self._runner.compilations()
 
     def trace(
         self,
         state: TrainState,
         batch: Mapping[str, np.ndarray],
-        factors: np.ndarray,
+        divisors: np.ndarray,
         *,
         stamp: tuple[int, int, int],
         train: bool = True,
@@ -191,7 +208,7 @@ class JaxProgram:
     ) -> Trace:
         with self._precision.scope(), jax.default_device(self._device):
             fields = self._put(batch)
-            return self._tracer(state, fields, factors, stamp=stamp, train=train, gradients=gradients, forced=forced)
+            return self._tracer(state, fields, divisors, stamp=stamp, train=train, gradients=gradients, forced=forced)
 
     def _cast(self, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {name: self._precision.cast_input(name, array) for name, array in fields.items()}

@@ -10,6 +10,6 @@ plugin = BackendPlugin(
     requires=("torch", "array_api_compat"),
     distributions=("torch",),
     install="pip install 'multibackend[torch]'",
-    strategies=("eager", "compiled"),
+    execution_modes=("eager", "compiled"),
     capabilities=frozenset({"memory"}),
 )

@@ -3,67 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from multibackend.core.arrays import Arrays
+from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
-from multibackend.protocol import Arrays
-from multibackend.validation import Problems
-from multibackend_torch.dropout import prepare_dropout
+from multibackend.protocol import Execution
+from multibackend_torch.idioms import IDIOMS
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
-from multibackend_torch.models import build_model, caller
-from multibackend_torch.norm import prepare_statistics
-from multibackend_torch.precision import Precision
+from multibackend_torch.model.build import build_model, caller
+from multibackend_torch.model.dropout import prepare_dropout
+from multibackend_torch.model.norm import prepare_statistics
+from multibackend_torch.model.precision import Precision
+from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
-from multibackend_torch.rematerialize import rematerialize
-from multibackend_torch.spelling import SPELLINGS
 
 __all__ = ["TorchBackend"]
 
-STRATEGIES = ("eager", "compiled")
+EXECUTION_MODES = ("eager", "compiled")
 
 
 class TorchBackend:
-    """See `multibackend.protocol.Backend` and `MemoryAware`."""
+    """See `multibackend.protocol.Backend`, `MemoryAware`, `WeightsReader` and `Idiomatic`."""
 
     name = "torch"
-    spellings = SPELLINGS
+    idioms = IDIOMS
 
     def devices(self) -> Sequence[str]:
         """CUDA devices first, then the CPU: "cuda:0", "cpu"."""
         return (*(f"cuda:{index}" for index in range(torch.cuda.device_count())), "cpu")
 
-    def compile(
-        self,
-        experiment: Experiment,
-        *,
-        example: Arrays,
-        device: str | None = None,
-        strategy: str = "auto",
-        windows_per_dispatch: int | None = None,
-    ) -> TorchProgram:
+    def compile(self, experiment: Experiment, *, example: Arrays, execution: Execution) -> TorchProgram:
         problems = Problems("Trainer")
-        problems.choice("strategy", strategy, ("auto", *STRATEGIES))
+        problems.choice("execution", execution.mode, ("auto", *EXECUTION_MODES))
         problems.raise_if_any()
-        precision, chosen = Precision(experiment.precision), self._device(device)
-        if chosen.type == "cpu":
+        precision = Precision(experiment.precision)
+        device = self._device(execution.device)
+        if device.type == "cpu":
             _keep_freed_memory()
-        module = build_model(experiment.model, precision, int(experiment.seed), chosen)
-        strategy = "eager" if strategy == "auto" else strategy
+        module = build_model(experiment.model, precision, int(experiment.seed), device)
+        mode = "eager" if execution.mode == "auto" else execution.mode
         dropout = prepare_dropout(
             module,
             int(experiment.seed),
             portable=experiment.dropout == "portable",
             rename=experiment.model.rename,
-            compiled=strategy == "compiled",
+            compiled=mode == "compiled",
         )
         statistics = prepare_statistics(module, experiment.batch_statistics)
         module = rematerialize(module, experiment.rematerialize)
-        call = precision.mixed(caller(experiment.model, module), chosen)
-        batch = {name: precision.to_device(array, chosen) for name, array in example.items()}
+        call = precision.mixed(caller(experiment.model, module), device)
+        batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
         with torch.no_grad():
             outputs = call(module, batch, False)
@@ -71,29 +66,22 @@ class TorchBackend:
             experiment,
             module,
             call,
-            strategy=strategy,
             precision=precision,
-            device=chosen,
-            windows_per_dispatch=windows_per_dispatch,
+            device=device,
+            execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
             output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
         )
 
     def memory_of(
-        self,
-        experiment: Experiment,
-        *,
-        example: Arrays,
-        device: str | None = None,
-        strategy: str = "auto",
-        windows_per_dispatch: int | None = None,
-        limit: int | None = None,
+        self, experiment: Experiment, *, example: Arrays, execution: Execution, limit: int | None = None
     ) -> int:
         experiment = experiment.replace(on_nonfinite="skip")  # an example that is not finite must not end the trial
         try:
             # compiled or not, about the same is kept for the backward pass, and eager needs no minute to compile
-            program = self.compile(experiment, example=example, device=device, windows_per_dispatch=1)
+            eager = Execution(device=execution.device, windows_per_dispatch=1)
+            program = self.compile(experiment, example=example, execution=eager)
             return program_bytes(program, experiment, example, limit)
         except Exception as error:
             if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):

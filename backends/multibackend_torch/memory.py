@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multibackend.errors import OutOfMemoryError
 from multibackend.experiment import Experiment
-from multibackend.protocol import Rates
-from multibackend.windows import Position, WindowStack
+from multibackend.protocol import Position, Rates, WindowStack
 from multibackend_torch.program import TorchProgram
 
 __all__ = ["LiveBytes", "device_bytes", "is_out_of_memory", "program_bytes"]
@@ -125,17 +124,17 @@ def _window(experiment: Experiment, example: Mapping[str, np.ndarray]) -> Window
     """A full window's fields, of which two micro-batches are run."""
     steps = max(2, experiment.accumulation.steps(0))
     sums = [loss.weight_sums(example, 0) for loss in experiment.loss_terms.values()]
-    dynamic = any(known is None for known in sums)
+    weighed_by_model = any(known is None for known in sums)
     weights = np.array([1.0 if known is None else max(2.0 * float(known), 1.0) for known in sums])
     return WindowStack(
         fields={name: np.repeat(array[None, None], steps, axis=1) for name, array in example.items()},
         counts=np.array([2], np.int32),
-        factors=np.tile(1.0 / weights, (1, steps, 1)),
+        divisors=np.tile(weights, (1, steps, 1)),
         ragged=None,
-        ragged_factors=np.zeros(len(sums)),
-        weights=np.where(dynamic, np.nan, weights)[None],
+        ragged_divisors=np.ones(len(sums)),
+        weights=np.where(weighed_by_model, np.nan, weights)[None],
         examples=np.array([2 * len(next(iter(example.values())))]),
-        dynamic=dynamic,
+        weighed_by_model=weighed_by_model,
         start=Position(),
         stop=Position(),
     )

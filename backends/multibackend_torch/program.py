@@ -7,21 +7,30 @@ import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 
+from multibackend.core.names import check_same_names, check_same_slots
+from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
-from multibackend.names import check_same_names, check_same_slots
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
-from multibackend.precision import LossScale
-from multibackend.protocol import EvaluationSums, HalfWindow, Rates, Snapshot, WindowResults
-from multibackend.tracing import Forced, Trace
-from multibackend.windows import WindowStack
-from multibackend_torch.dropout import Draws
-from multibackend_torch.losses import metric_sum, weighted_sum
-from multibackend_torch.models import Call
-from multibackend_torch.names import (
+from multibackend.protocol import (
+    EvaluationSums,
+    Execution,
+    PartialWindow,
+    ProgramInfo,
+    Rates,
+    Snapshot,
+    WindowResults,
+    WindowStack,
+)
+from multibackend.protocol.tracing import Forced, Trace
+from multibackend.protocol.values import inverse
+from multibackend_torch.model.calls import Call
+from multibackend_torch.model.dropout import Draws
+from multibackend_torch.model.names import (
     exchanged,
     kinds_of,
     load_tensors,
@@ -30,13 +39,14 @@ from multibackend_torch.names import (
     to_host,
     unchanged,
 )
-from multibackend_torch.norm import Momentum, averaging
-from multibackend_torch.open_window import OpenWindow, add, close, from_host, to_half
-from multibackend_torch.optimizers import build_grouped, read_slots, slot_names, write_slots
-from multibackend_torch.precision import Precision
-from multibackend_torch.randomness import Randomness
-from multibackend_torch.trace import trace_micro_batch
-from multibackend_torch.window import Batch, MicroBatch, TrainState, WindowRow, run_window
+from multibackend_torch.model.norm import Momentum, averaging
+from multibackend_torch.model.precision import Precision
+from multibackend_torch.model.randomness import Randomness
+from multibackend_torch.step.losses import metric_sum, weighted_sum
+from multibackend_torch.step.optimizers import build_grouped, read_slots, slot_names, write_slots
+from multibackend_torch.step.partial_window import BegunWindow, from_host, in_module, set_aside, to_partial_window
+from multibackend_torch.step.trace import trace_micro_batch
+from multibackend_torch.step.window import Batch, TrainState, Window, WindowFunctions, WindowRow
 
 __all__ = ["TorchProgram"]
 
@@ -46,30 +56,41 @@ _MOST_WINDOWS = 64
 
 @dataclass(frozen=True)
 class PlacedWindows:
-    """A stack whose fields are on the device."""
+    """A stack whose fields are on the device.
+
+    Attributes:
+        stack: the host's.
+        fields, ragged: as `WindowStack` has them.
+        inverse_divisors: float64 [windows, steps, terms], 1 / divisor.
+        ragged_inverse_divisors: [terms].
+    """
 
     stack: WindowStack
     fields: Batch
     ragged: Batch | None
+    inverse_divisors: np.ndarray
+    ragged_inverse_divisors: list[float]
 
     def size(self, window: int) -> int:
         """How many micro-batches a window has, the ragged one included."""
-        return int(self.stack.counts[window]) + (self.ragged is not None and window == len(self.stack) - 1)
+        return int(self.stack.counts[window]) + self._is_ragged(window)
 
-    def micro_batches(self) -> Iterator[Iterator[MicroBatch]]:
-        """For each window its micro-batches with their factors, the ragged one last. Views, cut in one call."""
-        for window, count in enumerate(self.stack.counts.tolist()):
-            views = {name: tensor[window].unbind(0) for name, tensor in self.fields.items()}
-            batches: list[Batch] = [{name: view[step] for name, view in views.items()} for step in range(count)]
-            factors = self.stack.factors[window, :count].tolist()
-            if self.ragged is not None and window == len(self.stack) - 1:
-                batches.append(self.ragged)
-                factors.append(self.stack.ragged_factors.tolist())
-            yield zip(batches, factors, strict=True)
+    def micro_batches(self, window: int) -> Iterator[tuple[Batch, list[float]]]:
+        """A window's micro-batches with their inverse divisors, the ragged one last. Views, cut in one call."""
+        count = int(self.stack.counts[window])
+        views = {name: tensor[window].unbind(0) for name, tensor in self.fields.items()}
+        inverse_divisors = self.inverse_divisors[window, :count].tolist()
+        for step in range(count):
+            yield {name: view[step] for name, view in views.items()}, inverse_divisors[step]
+        if self.ragged is not None and self._is_ragged(window):
+            yield self.ragged, self.ragged_inverse_divisors
+
+    def _is_ragged(self, window: int) -> bool:
+        return self.ragged is not None and window == len(self.stack) - 1
 
 
 class TorchProgram:
-    """See `multibackend.protocol.Program` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
 
     def __init__(
         self,
@@ -77,115 +98,131 @@ class TorchProgram:
         module: torch.nn.Module,
         call: Call,
         *,
-        strategy: str,
         precision: Precision,
         device: torch.device,
-        windows_per_dispatch: int | None,
+        execution: Execution,
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
         output_shape: tuple[int, ...] | None,
     ) -> None:
-        self.strategy = strategy
-        self.windows_per_dispatch = windows_per_dispatch or 1
-        self.output_shape = output_shape
-        self.parameter_names = tuple(named_parameters(module))
-        self.parameter_kinds, self.native = kinds_of(module), native_arrays(module)
+        dropout_layers, draws = dropout
+        batch_norm_layers, self._momentum = statistics
+        self.info = ProgramInfo(
+            parameter_names=tuple(named_parameters(module)),
+            output_shape=output_shape,
+            kinds=kinds_of(module),
+            dropout_layers=dropout_layers,
+            batch_norm_layers=batch_norm_layers,
+            native_arrays=native_arrays(module),
+        )
+        self.execution = execution
+        self.windows_per_dispatch = execution.windows_per_dispatch or 1
+        self._adapts = execution.windows_per_dispatch is None
         shapes = {name: tuple(p.shape) for name, p in named_parameters(module).items()}
         self._groups = resolve_groups(experiment.optimizer, shapes)
         self._frozen = frozen_names(self._groups)
-        self._trained = [index for index, name in enumerate(self.parameter_names) if name not in self._frozen]
-        self._adapt = windows_per_dispatch is None
-        self._experiment, self._module, self._call = experiment, module, call
-        self._precision, self._device = precision, device
-        self.dropout_layers, draws = dropout
-        self.batch_norm_layers, self._momentum = statistics
-        self._randomness = Randomness(int(experiment.seed), device, draws)
+        self._trained = [index for index, name in enumerate(self.info.parameter_names) if name not in self._frozen]
+        self._experiment = experiment
         self._losses = tuple(experiment.loss_terms.values())
-        self._forward = torch.compile(self._total) if strategy == "compiled" else self._total
+        self._module = module
+        self._call = call
+        self._precision = precision
+        self._device = device
+        self._randomness = Randomness(int(experiment.seed), device, draws)
+        forward = torch.compile(self._total) if execution.mode == "compiled" else self._total
+        self._functions = WindowFunctions(experiment, forward, self._randomness.stamp)
 
     def init(self) -> TrainState:
         return self._state(copy.deepcopy(self._module).train())
 
     def place(self, stack: WindowStack) -> PlacedWindows:
-        return PlacedWindows(stack, self._put(stack.fields), self._put(stack.ragged) if stack.ragged else None)
+        return PlacedWindows(
+            stack=stack,
+            fields=self._put(stack.fields),
+            ragged=self._put(stack.ragged) if stack.ragged else None,
+            inverse_divisors=inverse(stack.divisors),
+            ragged_inverse_divisors=inverse(stack.ragged_divisors).tolist(),
+        )
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[WindowRow]]:
-        started, rows = time.perf_counter(), []
+        started = time.perf_counter()
+        rows: list[WindowRow] = []
         if not state.module.training:  # walking through all submodules takes as long as a small layer
             state.module.train()
         with self._precision.scope(self._device), self._randomness.scope():
-            for micro_batches, weights in zip(placed.micro_batches(), placed.stack.weights.tolist(), strict=True):
+            for index in range(len(placed.stack)):
                 if state.failed:
                     break
-                if self._momentum is not None:
-                    self._momentum.steps = placed.size(len(rows))
-                rate = float(rates.values[state.update - rates.first])
-                rows.append(
-                    run_window(
-                        state, micro_batches, self._forward, self._experiment, weights, rate, self._randomness.stamp
-                    )
-                )
-        if self._adapt:
+                self._expect(placed, index)
+                window = self._functions.start(state)
+                for batch, inverse_divisors in placed.micro_batches(index):
+                    self._functions.accumulate(state, window, batch, inverse_divisors)
+                rows.append(self._finish(state, window, placed, index, rates))
+        if self._adapts:
             windows = _SECONDS_PER_RUN * len(rows) / max(time.perf_counter() - started, 1e-9)
             self.windows_per_dispatch = int(max(1, min(windows, _MOST_WINDOWS)))
         return state, rows
 
     def run_part(
-        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow | None, start: int, stop: int
-    ) -> OpenWindow:
-        state.module.train()
-        window = OpenWindow() if opened is None else opened
-        with self._inside(placed) as micro_batches:
-            return add(state, window, micro_batches, self._forward, self._experiment, self._randomness.stamp, stop)
+        self, state: TrainState, placed: PlacedWindows, begun: BegunWindow | None, start: int, stop: int
+    ) -> BegunWindow:
+        begun = begun or BegunWindow(self._functions.start(state))
+        with self._inside(state, placed, begun) as before:
+            for batch, inverse_divisors in islice(placed.micro_batches(0), start, stop):
+                self._functions.accumulate(state, begun.window, batch, inverse_divisors)
+            return set_aside(state, begun.window, before)
 
     def run_rest(
-        self, state: TrainState, placed: PlacedWindows, opened: OpenWindow, start: int, rates: Rates
+        self, state: TrainState, placed: PlacedWindows, begun: BegunWindow, start: int, rates: Rates
     ) -> tuple[TrainState, list[WindowRow]]:
-        state.module.train()
-        weights, rate = placed.stack.weights[0].tolist(), float(rates.values[state.update - rates.first])
-        with self._inside(placed) as micro_batches:
-            row = close(
-                state,
-                opened,
-                micro_batches,
-                self._forward,
-                self._experiment,
-                weights,
-                rate,
-                self._randomness.stamp,
-            )
-        return state, [row]
+        with self._inside(state, placed, begun):
+            for batch, inverse_divisors in islice(placed.micro_batches(0), start, None):
+                self._functions.accumulate(state, begun.window, batch, inverse_divisors)
+            return state, [self._finish(state, begun.window, placed, 0, rates)]
 
-    def snapshot_window(self, state: TrainState, opened: OpenWindow) -> HalfWindow:
-        return to_half(state, opened, len(self._losses))
+    def snapshot_window(self, state: TrainState, begun: BegunWindow) -> PartialWindow:
+        return to_partial_window(state, begun, len(self._losses))
 
-    def restore_window(self, state: TrainState, placed: PlacedWindows, half: HalfWindow) -> OpenWindow:
-        return from_host(state, half, dynamic=placed.stack.dynamic)
+    def restore_window(self, state: TrainState, placed: PlacedWindows, partial: PartialWindow) -> BegunWindow:
+        return from_host(self._functions, state, partial, weighed_by_model=placed.stack.weighed_by_model)
 
     @contextlib.contextmanager
-    def _inside(self, placed: PlacedWindows) -> Iterator[Iterator[MicroBatch]]:
-        """Where micro-batches of the one window in `placed` run."""
+    def _inside(
+        self, state: TrainState, placed: PlacedWindows, begun: BegunWindow
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Let micro-batches of the one window in `placed` run; yields the buffers that the module had before."""
+        state.module.train()
+        self._expect(placed, 0)
+        with self._precision.scope(self._device), self._randomness.scope(), in_module(state, begun) as before:
+            yield before
+
+    def _expect(self, placed: PlacedWindows, window: int) -> None:
+        """Tell the layers that count them how many micro-batches the window has."""
         if self._momentum is not None:
-            self._momentum.steps = placed.size(0)
-        with self._precision.scope(self._device), self._randomness.scope():
-            yield next(placed.micro_batches())
+            self._momentum.steps = placed.size(window)
+
+    def _finish(self, state: TrainState, window: Window, placed: PlacedWindows, index: int, rates: Rates) -> WindowRow:
+        weights = placed.stack.weights[index].tolist()
+        learning_rate = float(rates.values[state.update - rates.first])
+        return self._functions.finish(state, window, weights, learning_rate)
 
     def read(self, results: Sequence[WindowRow]) -> WindowResults:
         totals = torch.stack([total for row in results for total in row.totals]).cpu().double().numpy()
         ends = np.cumsum([len(row.totals) for row in results])[:-1]
         weights = np.array([row.weights for row in results])
-        parts = zip(np.split(totals, ends), results, strict=True)
-        sums = [(part * row.factors).reshape(-1, weights.shape[1]).sum(axis=0) for part, row in parts]
-        share = np.array([row.share for row in results])
-        norms = np.zeros((len(results), len(self.parameter_names)))  # of frozen parameters 0
+        sums = []
+        for of_window, row in zip(np.split(totals, ends), results, strict=True):
+            by_micro_batch = (of_window * row.inverse_divisors).reshape(-1, weights.shape[1])
+            sums.append(by_micro_batch.sum(axis=0) * row.inverse_weight)
+        norms = np.zeros((len(results), len(self.info.parameter_names)))  # of frozen parameters 0
         norms[:, self._trained] = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
-            terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums) * share[:, None], np.nan),
+            terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums), np.nan),
             grad_norm=np.array([row.norm for row in results]),
             weights=weights,
             finite=np.array([row.finite for row in results]),
             applied=np.array([row.applied for row in results]),
-            gradient_norms=norms * np.array([row.scale for row in results])[:, None],
+            gradient_norms=norms * np.array([row.gradient_scale for row in results])[:, None],
             loss_scale=np.array([row.loss_scale for row in results]),
         )
 
@@ -259,7 +296,7 @@ class TorchProgram:
         self,
         state: TrainState,
         batch: Mapping[str, np.ndarray],
-        factors: np.ndarray,
+        divisors: np.ndarray,
         *,
         stamp: tuple[int, int, int],
         train: bool = True,
@@ -276,7 +313,7 @@ class TorchProgram:
                 self._call,
                 self._losses,
                 self._put(batch),
-                factors,
+                divisors,
                 train=train,
                 gradients=gradients,
                 forced=forced,

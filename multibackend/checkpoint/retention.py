@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from multibackend.checkpoint.contents import parse_name
-from multibackend.validation import Problems
+from multibackend.core.validation import Problems
 
 __all__ = ["Retention"]
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Fields
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
 __all__ = ["Fields", "as_array", "check_numbers", "concatenate", "flat_items", "named", "nested"]
-
-Fields = dict[str, np.ndarray]
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

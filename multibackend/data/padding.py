@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Fields
+from multibackend.core.validation import Problems
 from multibackend.data.conversion import as_source
-from multibackend.data.fields import Fields, concatenate
+from multibackend.data.fields import concatenate
 from multibackend.data.memory import aligned_empty
 from multibackend.data.sources import MapSource, rows_of
 from multibackend.data.streams import is_stream
 from multibackend.errors import DataError
-from multibackend.validation import Problems
 
 __all__ = ["PaddedSource", "PaddedStream", "pad_to_buckets"]
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from multibackend.data.fields import Fields, as_array, check_numbers, concatenate, flat_items, named
+from multibackend.core.arrays import Fields
+from multibackend.data.fields import as_array, check_numbers, concatenate, flat_items, named
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from multibackend.data.fields import Fields, as_array, concatenate, named
+from multibackend.core.arrays import Fields
+from multibackend.data.fields import as_array, concatenate, named
 from multibackend.errors import DataError
 
 __all__ = ["IterableSource", "Stream", "is_stream"]

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
+from multibackend.core.rng import stream_seed
 from multibackend.golden.summary import short
-from multibackend.rng import stream_seed
 
 __all__ = ["Law", "draw", "draw_all", "law_of"]
 

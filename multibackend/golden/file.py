@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from multibackend.core.precision import PRECISIONS
 from multibackend.errors import GoldenFileError
 from multibackend.golden.draw import Law
 from multibackend.golden.summary import Summary, places
-from multibackend.precision import PRECISIONS
 
 __all__ = ["FORMAT", "Golden", "load", "save"]
 

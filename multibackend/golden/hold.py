@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from multibackend.core.differences import relative_difference
 from multibackend.experiment import Experiment
 from multibackend.golden.file import Golden
 from multibackend.golden.run import repeat
@@ -115,14 +116,14 @@ def check(
     *,
     updates: int | None = None,
     device: str | None = None,
-    strategy: str = "auto",
+    execution: str = "auto",
 ) -> GoldenReport:
     """Run an experiment as a golden trace was recorded, on any backend, and hold it against the trace.
 
     Args:
         golden: from `load`.
         experiment: what to train; in another precision or with another seed than recorded it does not match.
-        backend, device, strategy: as for `Trainer`.
+        backend, device, execution: as for `Trainer`.
         updates: how many are asked for; as many as were recorded unless given.
 
     Raises:
@@ -132,7 +133,7 @@ def check(
     >>> report.matches, report.first_divergence                                # doctest: +SKIP
     (True, None)
     """
-    return hold(golden, repeat(golden, experiment, backend, updates=updates, device=device, strategy=strategy))
+    return hold(golden, repeat(golden, experiment, backend, updates=updates, device=device, execution=execution))
 
 
 def hold(golden: Golden, actual: Golden) -> GoldenReport:
@@ -146,7 +147,7 @@ def hold(golden: Golden, actual: Golden) -> GoldenReport:
     first, place = next(_divergences(golden, actual, tolerance), (None, ""))
     common = min(golden.updates, actual.updates)
     pairs = zip(golden.history["loss"][:common], actual.history["loss"][:common], strict=True)
-    losses = np.array([_relative(one, other) for one, other in pairs])
+    losses = np.array([relative_difference(one, other) for one, other in pairs])
     floor = _floor(golden.end, actual.end)
     ends = {name: difference(one, actual.end[name], floor)[0] for name, one in golden.end.items()}
     return GoldenReport(golden, actual, settings, first, place, losses, ends, _notes(golden, actual, tolerance))
@@ -220,7 +221,7 @@ def _laws(golden: Golden, actual: Golden) -> Iterator[tuple[Divergence, str]]:
         for what in ("mean", "deviation"):
             one, other = getattr(law, what), getattr(now, what)
             if abs(one - other) > stray + _SAME_NUMBER * abs(one):
-                gap = _relative(one, other)
+                gap = relative_difference(one, other)
                 yield Divergence("initial parameters", 1, name, (one, other), gap), f"{what} of the builder's values"
 
 
@@ -230,20 +231,20 @@ def _update(index: int, golden: Golden, actual: Golden, tolerance: Tolerance) ->
     stages = {"learning_rate": "update", "weight": "data order", "loss": "loss"}
     for what, bound in bounds.items():
         values = golden.history[what][index], actual.history[what][index]
-        if _relative(*values) > bound:
+        if relative_difference(*values) > bound:
             named = "weight of the window" if what == "weight" else what  # a parameter may be called so
-            yield Divergence(stages[what], index + 1, named, values, _relative(*values)), ""
+            yield Divergence(stages[what], index + 1, named, values, relative_difference(*values)), ""
     norms = golden.history["grad_norm"][index], actual.history["grad_norm"][index]
     if index + 1 in golden.gradient_updates and index + 1 in actual.gradient_updates:
         one, other = golden.gradient_updates.index(index + 1), actual.gradient_updates.index(index + 1)
         names = [name for name in golden.gradients if name in actual.gradients]  # not those that one side has fused
         pairs = {name: (golden.gradients[name][one], actual.gradients[name][other]) for name in names}
-        gaps = {name: _relative(*values, floor=_FLOOR * max(norms)) for name, values in pairs.items()}
+        gaps = {name: relative_difference(*values, floor=_FLOOR * max(norms)) for name, values in pairs.items()}
         for name in sorted(gaps, key=lambda name: -gaps[name]):
             if gaps[name] > tolerance.parameters:
                 yield Divergence("gradients", index + 1, name, pairs[name], gaps[name]), "norm"
-    if _relative(*norms) > tolerance.parameters:
-        yield Divergence("gradients", index + 1, "grad_norm", norms, _relative(*norms)), ""
+    if relative_difference(*norms) > tolerance.parameters:
+        yield Divergence("gradients", index + 1, "grad_norm", norms, relative_difference(*norms)), ""
 
 
 def _tensors(
@@ -273,10 +274,3 @@ def _is_noise(golden: Golden, actual: Golden, name: str, tolerance: Tolerance) -
 def _bound(report: GoldenReport, name: str, tolerance: Tolerance) -> float:
     noise = _is_noise(report.golden, report.actual, name, tolerance)
     return tolerance.undetermined if noise else tolerance.parameters
-
-
-def _relative(one: float, other: float, floor: float = 0.0) -> float:
-    if one == other or (math.isnan(one) and math.isnan(other)):
-        return 0.0
-    gap = abs(one - other) / max(abs(one), abs(other), floor, np.finfo(np.float64).tiny)
-    return gap if math.isfinite(gap) else math.inf

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
+from multibackend.core.names import shapes_of
+from multibackend.core.validation import Problems
 from multibackend.data.streams import is_stream
-from multibackend.dropout import layer_name, pair_layers
 from multibackend.errors import ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.golden.draw import draw_all, law_of
 from multibackend.golden.file import Golden
 from multibackend.golden.summary import Summary, short, summarise
-from multibackend.matched import given_matching, side_of
 from multibackend.matching import Matching, Side, match_parameters
-from multibackend.names import shapes_of
-from multibackend.order import order_of
+from multibackend.matching.arrays import given_matching, side_of
 from multibackend.parity.dropout import dropout_layers
 from multibackend.parity.matching import match_models
 from multibackend.protocol import Snapshot
-from multibackend.registry import list_backends
-from multibackend.trainer import Trainer
-from multibackend.validation import Problems
+from multibackend.protocol.dropout_masks import layer_name, pair_layers
+from multibackend.protocol.registry import list_backends
+from multibackend.training.input.order import order_of
+from multibackend.training.trainer import Trainer
 
 __all__ = ["record", "repeat"]
 
 _COLUMNS = ("loss", "grad_norm", "learning_rate", "weight", "examples", "epoch")
-Arrays = Mapping[str, np.ndarray]
 
 
 def record(
-    experiment: Experiment, backend: str, *, updates: int = 20, device: str | None = None, strategy: str = "auto"
+    experiment: Experiment, backend: str, *, updates: int = 20, device: str | None = None, execution: str = "auto"
 ) -> Golden:
     """Make a run from initial parameters that every framework draws alike, and keep what tells it from another.
 
@@ -43,7 +43,7 @@ def record(
         experiment: what to train.
         backend: on which.
         updates: how many.
-        device, strategy: as for `Trainer`.
+        device, execution: as for `Trainer`.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -52,7 +52,7 @@ def record(
     >>> from multibackend import golden                                             # doctest: +SKIP
     >>> golden.save(golden.record(experiment, "torch", updates=20), "digits.json")  # doctest: +SKIP
     """
-    trainer = _build(experiment, backend, None, device=device, strategy=strategy)
+    trainer = _build(experiment, backend, None, device=device, execution=execution)
     own = trainer.snapshot()
     arrays = {**own.model_state, **own.parameters}
     return _run(trainer, updates, Matching.of_pairs({name: name for name in arrays}, shapes_of(arrays)), None)
@@ -65,19 +65,19 @@ def repeat(
     *,
     updates: int | None = None,
     device: str | None = None,
-    strategy: str = "auto",
+    execution: str = "auto",
 ) -> Golden:
     """The run that a golden trace was recorded from, now, on this backend; all names are those of the recording.
 
     Args:
         golden: from `record` or `load`; its seed and laws give the initial parameters.
-        experiment, backend, device, strategy: as for `record`.
+        experiment, backend, device, execution: as for `record`.
         updates: how many; as many as were recorded unless given.
 
     Raises:
         ParameterMatchError: the model's parameters and the recorded ones do not pair up.
     """
-    trainer = _build(experiment, backend, golden, device=device, strategy=strategy)
+    trainer = _build(experiment, backend, golden, device=device, execution=execution)
     return _run(trainer, golden.updates if updates is None else updates, _matching(golden, trainer), golden)
 
 
@@ -148,9 +148,9 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
 
     start, state_start = map(_summaries, by_recorded_name(trainer.snapshot()))
     single = _single_links(matching, trained)
-    trainer._ledger.gradient_norms = []  # from here on it keeps them
+    trainer._results.gradient_norms = []  # from here on it keeps them
     result = trainer.fit(updates=updates)
-    norms = dict(zip(trainer.program.parameter_names, np.array(trainer._ledger.gradient_norms).T, strict=True))
+    norms = dict(zip(trainer.program.info.parameter_names, np.array(trainer._results.gradient_norms).T, strict=True))
     places = _gradient_updates(int(updates))
     end, state_end = map(_summaries, by_recorded_name(trainer.snapshot()))
     shares = trainer.gradient_shares()

@@ -43,7 +43,7 @@ def update(
     *,
     updates: int = 20,
     device: str | None = None,
-    strategy: str = "auto",
+    execution: str = "auto",
 ) -> Change:
     """Bring a golden file up to date.
 
@@ -52,7 +52,7 @@ def update(
 
     Args:
         path: of the file, which need not exist.
-        experiment, backend, updates, device, strategy: as for `record`.
+        experiment, backend, updates, device, execution: as for `record`.
 
     >>> print(golden.update("digits.json", experiment, "torch"))   # doctest: +SKIP
     digits.json: nothing moved beyond rounding, left as it is
@@ -61,12 +61,12 @@ def update(
     reasons: tuple[str, ...] = ("it was not there",)
     if path.exists():
         try:
-            report = check(load(path), experiment, backend, updates=updates, device=device, strategy=strategy)
+            report = check(load(path), experiment, backend, updates=updates, device=device, execution=execution)
             if report.matches:
                 return Change(path, written=False, reasons=(), golden=report.golden)
             reasons = tuple(report.details())
         except (GoldenFileError, ParameterMatchError) as error:
             reasons = tuple(line.strip() for line in str(error).splitlines())
-    golden = record(experiment, backend, updates=updates, device=device, strategy=strategy)
+    golden = record(experiment, backend, updates=updates, device=device, execution=execution)
     save(golden, path)
     return Change(path, written=True, reasons=reasons, golden=golden)

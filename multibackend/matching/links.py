@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.errors import ParameterMatchError
 
 __all__ = ["Link", "Matching", "Part", "Rearrangement"]
 
-Arrays = Mapping[str, np.ndarray]
 _FORMAT = "multibackend-matching-1"
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from multibackend.core.names import normalised
 from multibackend.matching.assignment import assign
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.sides import CANONICAL, Pair, Side
 from multibackend.matching.words import LEAVES, Name, index_similarity, leaf_of, module_of, read_names, role_similarity
-from multibackend.names import normalised
 
 __all__ = ["Likeness", "changes_between", "equal_names", "make_pair", "pair_by_likeness"]
 

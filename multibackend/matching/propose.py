@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.names import normalised, renamed
 from multibackend.errors import ParameterMatchError
 from multibackend.matching.groups import find_groups
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.pairing import Likeness, changes_between, equal_names, make_pair, pair_by_likeness
 from multibackend.matching.sides import Group, Pair, Proposal, Side
-from multibackend.names import normalised, renamed
 
 __all__ = ["propose"]
 

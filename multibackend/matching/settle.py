@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.matching.assignment import assign
 from multibackend.matching.links import Link, Matching
 from multibackend.matching.pairing import make_pair
@@ -23,7 +24,6 @@ from multibackend.matching.words import read_names
 
 __all__ = ["Agreement", "Run", "agreement", "settle"]
 
-Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays, Matching], tuple[Arrays, Arrays]]
 """(values of the reference, matching to move them across) → what each model answers: gradients, and how state moved."""
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Link
 from multibackend.matching.sides import Proposal, Side
 
 __all__ = ["draw"]
-
-Arrays = Mapping[str, np.ndarray]
 
 
 def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, seed: int) -> dict[str, np.ndarray]:

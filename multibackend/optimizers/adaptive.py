@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from multibackend.core.validation import Problems
 from multibackend.optimizers.base import Optimizer, check_betas, check_decay_and_eps
-from multibackend.validation import Problems
 
 __all__ = ["Adadelta", "Adagrad", "RMSprop"]
 

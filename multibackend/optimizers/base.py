@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from multibackend.names import glob_matches
+from multibackend.core.names import glob_matches
+from multibackend.core.validation import Problems
 from multibackend.schedules import LearningRate, check_learning_rate
-from multibackend.validation import Problems
 
 __all__ = ["Group", "Optimizer", "Where", "is_vector"]
 

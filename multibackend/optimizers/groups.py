@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.validation import Problems
 from multibackend.optimizers.base import Group, Optimizer, is_vector
-from multibackend.validation import Problems
 
 __all__ = ["Group", "GroupedParameters", "frozen_names", "is_vector", "resolve_groups", "with_zeros"]
 

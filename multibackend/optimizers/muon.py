@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from multibackend.core.validation import Problems
 from multibackend.optimizers.adam import AdamW
 from multibackend.optimizers.base import Group, Optimizer, Where, check_betas, check_decay_and_eps
-from multibackend.validation import Problems
 
 __all__ = ["Muon", "is_matrix"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError
 from multibackend.optimizers.base import Group, Optimizer
 from multibackend.schedules import LearningRate
-from multibackend.validation import Problems
 
 __all__ = ["Native"]
 

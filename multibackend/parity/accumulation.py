@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.autobatch import resolve
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
-from multibackend.order import order_of
 from multibackend.parity.dropout import dropout_layers
-from multibackend.registry import load_backend
-from multibackend.trainer import Trainer
+from multibackend.protocol import Execution
+from multibackend.protocol.registry import load_backend
+from multibackend.training.auto_batch_size import resolve
+from multibackend.training.input.order import order_of
+from multibackend.training.trainer import Trainer
 
 __all__ = ["AccumulationReport", "check_accumulation"]
 
@@ -66,7 +67,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     >>> report.matches, report.reasons                           # doctest: +SKIP
     (False, ("batch statistics: ...",))
     """
-    experiment, _ = resolve(experiment, load_backend(backend))
+    experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size, steps = int(experiment.micro_batch_size), max(2, experiment.accumulation.steps(0))
     order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
     window = _one_window(experiment, order.take(0, 0, order.available(0, 0, size * steps)))
@@ -115,7 +116,7 @@ def _differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarra
 
 def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Any, whole: _Window) -> tuple[str, ...]:
     """Test one suspect after the other."""
-    reasons, backend, probe = [], trainer.backend, trainer.program.output_shape is not None
+    reasons, backend, probe = [], trainer.backend, trainer.program.info.output_shape is not None
     other_seed = _run(large.replace(seed=int(large.seed) + 1), backend, start)
     random = max(_differences(whole.gradient, other_seed.gradient).values()) > _TOLERANCE
     if random:

@@ -7,20 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from multibackend.autobatch import resolve_together
+from multibackend.core.history import UpdateRecord
+from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
-from multibackend.history import UpdateRecord
 from multibackend.matching import Matching
-from multibackend.parity.diagnosis import diagnose
+from multibackend.parity.causes import diagnose
 from multibackend.parity.dropout import with_same_dropout
-from multibackend.parity.locate import Location, locate_between, rounding_curve
+from multibackend.parity.locate.divergence import Location, locate_between, rounding_curve
 from multibackend.parity.matching import match_models
 from multibackend.parity.report import CompareReport
 from multibackend.parity.verdict import verdict
-from multibackend.protocol import Snapshot, Traceable
-from multibackend.registry import load_backend
-from multibackend.trainer import Trainer
-from multibackend.validation import Problems
+from multibackend.protocol import Backend, Execution, Idiomatic, Snapshot, Traceable
+from multibackend.protocol.registry import load_backend
+from multibackend.training.auto_batch_size import resolve_together
+from multibackend.training.trainer import Trainer
 
 __all__ = ["compare", "start_alike"]
 
@@ -33,7 +33,7 @@ def compare(
     *,
     updates: int = 20,
     precision: str | None = None,
-    strategies: Mapping[str, str] | None = None,
+    executions: Mapping[str, str] | None = None,
     devices: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     trace: bool | None = None,
@@ -52,7 +52,7 @@ def compare(
         backends: two names; the first one's initial parameters are moved to the other through canonical names.
         updates: how many.
         precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
-        strategies, devices: by backend.
+        executions, devices: by backend.
         progress: called with the new records of both runs as they come.
         trace: look stage by stage even where the runs match (True), which also shows what no loss shows, such as
             statistics that differ; never (False); where they part (None).
@@ -68,19 +68,20 @@ def compare(
     experiments, names = _check(experiment, backends, updates, precision)
     natives = [load_backend(name) for name in names]
     if experiments[0] is experiments[1]:
-        together = resolve_together(experiments[0], natives, devices or {}, strategies or {})
+        chosen = {name: Execution((devices or {}).get(name), (executions or {}).get(name, "auto")) for name in names}
+        together = resolve_together(experiments[0], natives, chosen)
         experiments = together, together
 
     def build(experiment: Experiment, name: str) -> Trainer:
         return Trainer(
-            experiment, name, device=(devices or {}).get(name), strategy=(strategies or {}).get(name, "auto")
+            experiment, name, device=(devices or {}).get(name), execution=(executions or {}).get(name, "auto")
         )
 
     trainers, notes = with_same_dropout([build(*side) for side in zip(experiments, names, strict=True)], build)
     matching = start_alike(*trainers)
     start = trainers[0].snapshot()
     for trainer in trainers:
-        trainer._ledger.gradient_norms = []
+        trainer._results.gradient_norms = []
     seconds = _train_side_by_side(trainers, int(updates), progress)
     report = verdict(trainers, matching, start, seconds, int(updates), notes)
     if trace is False or (trace is None and report.matches) or not all(map(_traceable, trainers)):
@@ -96,15 +97,19 @@ def _located(report: CompareReport, where: Location) -> CompareReport:
     if found is not None:
         layers = where.layers
         if where.evidence is not None:
-            found, layers = diagnose(found, layers, where.evidence, _spellings(report.backends))
+            found, layers = diagnose(found, layers, where.evidence, _idioms(report.backends))
         report = replace(report, first_divergence=found, layers=layers, evidence=where.evidence)
     return replace(report, notes=notes)
 
 
-def _spellings(backends: tuple[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def _idioms(backends: tuple[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """How the frameworks write what may have to be changed, where a backend says so."""
-    first, second = (getattr(load_backend(name), "spellings", {}) for name in backends)
-    return first, second
+    first, second = (load_backend(name) for name in backends)
+    return _idioms_of(first), _idioms_of(second)
+
+
+def _idioms_of(backend: Backend) -> Mapping[str, str]:
+    return backend.idioms if isinstance(backend, Idiomatic) else {}
 
 
 def _traceable(trainer: Trainer) -> bool:

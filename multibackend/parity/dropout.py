@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from multibackend.dropout import layer_name, pair_layers
 from multibackend.experiment import Experiment
-from multibackend.trainer import Trainer
+from multibackend.protocol.dropout_masks import layer_name, pair_layers
+from multibackend.training.trainer import Trainer
 
 __all__ = ["dropout_layers", "with_same_dropout"]
 
 
 def dropout_layers(trainer: Trainer) -> tuple[str, ...]:
     """The names of the dropout layers whose rate is not 0; none where the backend does not tell."""
-    return tuple(getattr(trainer.program, "dropout_layers", ()))
+    return trainer.program.info.dropout_layers
 
 
 def with_same_dropout(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multibackend.tracing import LayerCall
+from multibackend.protocol.tracing import LayerCall
 
 __all__ = ["STAGES", "Cause", "Divergence", "LayerFinding"]
 

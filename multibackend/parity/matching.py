@@ -3,28 +3,27 @@ both models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.errors import MultibackendError, ParameterMatchError
 from multibackend.experiment import Experiment
-from multibackend.feed import Feed
-from multibackend.matched import given_matching, side_of
 from multibackend.matching import Link, Matching, Side, finish, propose, settle
+from multibackend.matching.arrays import given_matching, side_of
 from multibackend.matching.settle import Agreement, agreement
 from multibackend.matching.sides import Proposal
 from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
 from multibackend.optimizers import SGD
-from multibackend.protocol import Rates, Snapshot
-from multibackend.registry import load_backend
-from multibackend.trainer import Trainer
+from multibackend.protocol import Execution, Rates, Snapshot
+from multibackend.protocol.registry import load_backend
+from multibackend.training.input.feed import Feed
+from multibackend.training.trainer import Trainer
 
 __all__ = ["Probe", "match_models"]
 
-Arrays = Mapping[str, np.ndarray]
 
 _RATE = 2.0**20  # of the update that shows the gradient: an exact power of two, so large that no digit is lost
 _CHECK = 99  # the seed of the values at which the result is checked
@@ -117,10 +116,10 @@ class Probe:
         feed = Feed(experiments[0], read_ahead=False)
         example = feed.example()
         self._programs = [
-            load_backend(trainer.backend).compile(experiment, example=example, device=trainer.device)
+            load_backend(trainer.backend).compile(experiment, example=example, execution=Execution(trainer.device))
             for trainer, experiment in zip(trainers, experiments, strict=True)
         ]
-        self._stack = feed.next(0, 1, self._programs[0].output_shape, left=1, epochs=None)
+        self._stack = feed.next(0, 1, self._programs[0].info.output_shape, left=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
     def __call__(self, values: Arrays, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.history import History
+from multibackend.core.history import History
 from multibackend.matching import Matching
 from multibackend.parity.findings import Divergence, LayerFinding
-from multibackend.parity.stages import Evidence
+from multibackend.parity.locate.stages import Evidence
 from multibackend.parity.tolerances import Tolerance
 
 __all__ = ["CompareReport"]
@@ -33,7 +33,7 @@ class CompareReport:
         first_divergence: the first place beyond the tolerance; None where the runs match.
         evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
         seconds: of training, for each backend, compilation included.
-        strategies: how each backend executed its windows.
+        execution_modes: how each backend executed its windows.
         notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
         layers: every place in the second model that is wrong by itself, where the runs part in a forward pass.
         evidence: what was recorded at the first divergence.
@@ -58,7 +58,7 @@ class CompareReport:
     first_divergence: Divergence | None
     evaluations: tuple[Mapping[str, Any], Mapping[str, Any]]
     seconds: tuple[float, float]
-    strategies: tuple[str, str]
+    execution_modes: tuple[str, str]
     notes: tuple[str, ...] = ()
     layers: tuple[LayerFinding, ...] = ()
     evidence: Evidence | None = field(default=None, repr=False, compare=False)
@@ -103,6 +103,6 @@ class CompareReport:
         >>> mb.compare(experiment, updates=20).write_html("parity.html")   # doctest: +SKIP
         PosixPath('parity.html')
         """
-        from multibackend.reporting.html import write_html  # noqa: PLC0415 - above this module; only a page needs it
+        from multibackend.parity.html import write_html  # noqa: PLC0415 - above this module; only a page needs it
 
         return write_html(self, path, command=command)

@@ -9,7 +9,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
 from multibackend.experiment import Experiment
-from multibackend.registry import list_backends
+from multibackend.protocol.registry import list_backends
 
 __all__ = ["settings_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["TOLERANCES", "Tolerance", "relative_differences", "tolerance_for"]
+__all__ = ["TOLERANCES", "Tolerance", "tolerance_for"]
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,3 @@ TOLERANCES: Mapping[str, Tolerance] = {
 def tolerance_for(precision: str) -> Tolerance:
     """The bounds for runs of a precision."""
     return TOLERANCES[precision]
-
-
-def relative_differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """For each name: max|a - b| / max(|a|, |b|, floor), the maxima over the tensor. A NaN on one side is infinite.
-
-    Elements are measured against the largest of their tensor: relative to itself, an element near zero would differ by
-    100 % from rounding alone. `floor` is a thousandth of the median tensor's largest element, for tensors that are
-    themselves all but zero (a bias whose true gradient is 0 holds nothing but rounding).
-
-    >>> relative_differences({"w": np.array([1.0, 2.0])}, {"w": np.array([1.0, 2.002])})
-    {'w': 0.000999...}
-    """
-    scales = {name: max(_largest(first[name]), _largest(second[name])) for name in first}
-    floor = 1e-3 * float(np.median(list(scales.values()))) if scales else 0.0
-    differences = {}
-    for name, scale in scales.items():
-        a, b = np.asarray(first[name], np.float64), np.asarray(second[name], np.float64)
-        gap = np.where(np.isnan(a) & np.isnan(b) | (a == b), 0.0, np.abs(a - b))
-        size = float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0))
-        differences[name] = 0.0 if size == 0 else size / max(scale, floor, np.finfo(np.float64).tiny)
-    return differences
-
-
-def _largest(array: np.ndarray) -> float:
-    finite = np.abs(np.asarray(array, np.float64))
-    return float(finite[np.isfinite(finite)].max(initial=0.0))

@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from multibackend.history import History
+from multibackend.core.differences import relative_differences, relative_gaps
+from multibackend.core.history import History
 from multibackend.matching import Matching
 from multibackend.optimizers import Native
 from multibackend.parity.findings import Divergence
+from multibackend.parity.locate.rerun import Bridge
+from multibackend.parity.locate.statistics import differs_by_definition
 from multibackend.parity.report import CompareReport
 from multibackend.parity.settings import settings_of
-from multibackend.parity.statistics import differs_by_definition
-from multibackend.parity.tolerances import Tolerance, relative_differences, tolerance_for
-from multibackend.parity.walk import Bridge
+from multibackend.parity.tolerances import Tolerance, tolerance_for
 from multibackend.protocol import Snapshot
-from multibackend.trainer import FitResult, Trainer
+from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = ["verdict"]
 
@@ -57,14 +58,14 @@ def verdict(
         precision=experiment.precision,
         updates=updates,
         histories=histories,
-        loss_differences=_relative(histories[0]["loss"], histories[1]["loss"]),
+        loss_differences=relative_gaps(histories[0]["loss"], histories[1]["loss"]),
         parameter_differences=differences,
         undetermined=undetermined,
         tolerance=tolerance,
         first_divergence=divergence,
         evaluations=(evaluations[0], evaluations[1]),
         seconds=seconds,
-        strategies=(first.program.strategy, second.program.strategy),
+        execution_modes=(first.program.execution.mode, second.program.execution.mode),
         notes=(*notes, *((_NATIVE,) if native else ())),
         gradient_differences=_gradient_differences(trainers, bridge, list(differences)),
         matching=matching,
@@ -99,20 +100,15 @@ def _ends(
     return {name: ours[name] for name in largest}, theirs, undetermined
 
 
-def _relative(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    scale = np.maximum(np.maximum(np.abs(first), np.abs(second)), np.finfo(np.float64).tiny)
-    return np.nan_to_num(np.abs(first - second) / scale, nan=np.inf)
-
-
 def _gradient_differences(trainers: Sequence[Trainer], bridge: Bridge, names: Sequence[str]) -> np.ndarray:
     """float64 [updates, parameters]: relative, each norm against at least a thousandth of its update's largest."""
-    own, other = (np.array(trainer._ledger.gradient_norms or []) for trainer in trainers)
+    own, other = (np.array(trainer._results.gradient_norms or []) for trainer in trainers)
     updates = min(len(own), len(other))
     if not updates:
         return np.zeros((0, len(names)))
     first, second = trainers
-    place = [first.program.parameter_names.index(name) for name in names]
-    twin = [bridge.norms(second.program.parameter_names, row, names) for row in other[:updates]]
+    place = [first.program.info.parameter_names.index(name) for name in names]
+    twin = [bridge.norms(second.program.info.parameter_names, row, names) for row in other[:updates]]
     one, two = own[:updates, place], np.array(twin)
     scale = np.maximum(np.maximum(one, two), 1e-3 * np.maximum(one, two).max(axis=1, keepdims=True))
     return np.nan_to_num(np.abs(one - two) / np.maximum(scale, np.finfo(np.float64).tiny), nan=np.inf)
@@ -128,7 +124,7 @@ def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence |
 
 def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -> Divergence | None:
     first, second = histories
-    differences = _relative(first["loss"], second["loss"])
+    differences = relative_gaps(first["loss"], second["loss"])
     if differences.max(initial=0.0) <= tolerance.loss:
         return None
     index = int(np.argmax(differences > tolerance.loss))

@@ -14,7 +14,7 @@ import numpy as np
 from multibackend.errors import MatchError
 from multibackend.parity.tolerances import tolerance_for
 from multibackend.protocol import Snapshot
-from multibackend.trainer import Trainer
+from multibackend.training.trainer import Trainer
 
 __all__ = [
     "assert_arrays_match",

@@ -9,7 +9,7 @@ from multibackend import golden
 from multibackend.errors import ConfigurationError, GoldenFileError, MatchError
 from multibackend.experiment import Experiment
 from multibackend.parity import CompareReport, compare
-from multibackend.registry import list_backends
+from multibackend.protocol.registry import list_backends
 
 __all__ = ["assert_golden", "assert_matches"]
 

@@ -32,7 +32,7 @@ import pytest
 
 if TYPE_CHECKING:
     from multibackend.experiment import Experiment
-    from multibackend.registry import BackendInfo
+    from multibackend.protocol.registry import BackendInfo
 
 __all__ = ["backend", "golden"]
 
@@ -197,8 +197,8 @@ def _add_backend(parser: pytest.Parser) -> None:
 
 def _chosen(config: pytest.Config) -> tuple[str, ...]:
     """The backends of `--backend`, or all that are installed; `UsageError` for one that is not there."""
-    from multibackend.registry import list_backends  # noqa: PLC0415 - only where a test wants it
-    from multibackend.validation import closest  # noqa: PLC0415
+    from multibackend.core.validation import closest  # noqa: PLC0415
+    from multibackend.protocol.registry import list_backends  # noqa: PLC0415 - only where a test wants it
 
     infos = {info.name: info for info in list_backends()}
     given = config.getoption(_CHOSEN, None)
@@ -218,7 +218,7 @@ def _chosen(config: pytest.Config) -> tuple[str, ...]:
 
 def _allowed(config: pytest.Config, node: Any) -> tuple[list[str], list[str]]:
     """(the chosen backends that the marks of a test allow, why others are not among them)."""
-    from multibackend.registry import list_backends  # noqa: PLC0415 - only where a test wants it
+    from multibackend.protocol.registry import list_backends  # noqa: PLC0415 - only where a test wants it
 
     infos = {info.name: info for info in list_backends()}
     chosen = _chosen(config)
@@ -239,7 +239,7 @@ def _allowed(config: pytest.Config, node: Any) -> tuple[list[str], list[str]]:
 
 def _read_mark(mark: pytest.Mark, infos: dict[str, BackendInfo]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(names, capabilities) of `@pytest.mark.backends`; a slip fails the test rather than skipping it for ever."""
-    from multibackend.validation import closest  # noqa: PLC0415
+    from multibackend.core.validation import closest  # noqa: PLC0415
 
     needed = mark.kwargs.get("requires", ())
     needed = (needed,) if isinstance(needed, str) else tuple(needed)

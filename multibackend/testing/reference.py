@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
+
 __all__ = ["ReferenceRun", "cut", "linear_gradient", "softmax_gradient", "train"]
 
-Arrays = Mapping[str, np.ndarray]
 Window = Sequence[np.ndarray]  # the example indices of each micro-batch
 Gradient = Callable[[Arrays, Arrays], tuple[float, float, dict[str, np.ndarray]]]
 

@@ -30,7 +30,7 @@ FORMULA: Final = 1e-13
 """A loss, a metric or a rate against its formula, in float64: some hundred roundings of 1e-16."""
 
 SAME_ARITHMETIC: Final = 1e-12
-"""The same float64 run by two strategies of one backend: compilers may fuse, so the last bits may differ."""
+"""The same float64 run by two executions of one backend: compilers may fuse, so the last bits may differ."""
 
 ONE_WINDOW: Final = 1e-11
 """A few float64 updates against one large batch: sums in another order, nothing else."""

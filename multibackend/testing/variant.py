@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.experiment import Experiment, Model
 from multibackend.losses import MeanSquaredError
 from multibackend.optimizers import SGD
-from multibackend.trainer import Trainer
+from multibackend.training.trainer import Trainer
 
 __all__ = ["Variant"]
 
@@ -23,18 +23,18 @@ class Variant:
     Attributes:
         backend: its registered name.
         models: builders by name; which ones a part of the suite needs is said in its docstring.
-        strategy, windows_per_dispatch: as for `Trainer`.
+        execution, windows_per_dispatch: as for `Trainer`.
         label: tells this variant from others in the names of tests, for example "nnx".
     """
 
     backend: str
     models: Mapping[str, Callable[..., Any]] = field(repr=False)
-    strategy: str = "auto"
+    execution: str = "auto"
     windows_per_dispatch: int | None = None
     label: str = ""
 
     def __str__(self) -> str:
-        parts = (self.backend, self.strategy, self.windows_per_dispatch, self.label)
+        parts = (self.backend, self.execution, self.windows_per_dispatch, self.label)
         return ":".join(str(part) for part in parts if part not in ("", None))
 
     def experiment(self, data: Any, *, model: str = "linear", inputs: Any = "x", **options: Any) -> Experiment:
@@ -61,7 +61,7 @@ class Variant:
     ) -> Trainer:
         """A trainer for an experiment, from the parameters `start` where they are given."""
         chunk = self.windows_per_dispatch if windows_per_dispatch is None else windows_per_dispatch
-        trainer = Trainer(experiment, self.backend, strategy=self.strategy, windows_per_dispatch=chunk, **options)
+        trainer = Trainer(experiment, self.backend, execution=self.execution, windows_per_dispatch=chunk, **options)
         if start is not None:
             trainer.load_parameters(start)
         return trainer

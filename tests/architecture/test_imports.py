@@ -40,7 +40,7 @@ def test_no_framework(code: str) -> None:
 @pytest.mark.parametrize(("backend", "own"), [("torch", {"torch"}), ("jax", {"jax", "flax", "optax"}), ("stub", set())])
 def test_one_framework(backend: str, own: set[str]) -> None:
     """Loading a backend loads its own framework and no other, nor another backend."""
-    modules = loaded(f"from multibackend.registry import load_backend; load_backend({backend!r})")
+    modules = loaded(f"from multibackend.protocol.registry import load_backend; load_backend({backend!r})")
     assert own <= modules
     assert not modules & (FRAMEWORKS - own - {"jaxlib"})
     listed = {name for name in BACKENDS if f"{name}.backend" in submodules(backend)}
@@ -49,14 +49,14 @@ def test_one_framework(backend: str, own: set[str]) -> None:
 
 def test_loggers_are_imported_when_asked_for() -> None:
     """Neither the package nor the listeners' own modules load what they write with; only making a listener does."""
-    listeners = "from multibackend.reporting import mlflow_log, tensorboard_log, wandb_log"
-    pages = "import multibackend.parity, multibackend.reporting.html.page"
+    listeners = "from multibackend.loggers import mlflow, tensorboard, wandb"
+    pages = "import multibackend.parity, multibackend.parity.html.page"
     code = f"import multibackend, multibackend.cli\n{listeners}\n{pages}"
     assert not loaded(code) & {"tensorboardX", "wandb", "mlflow", "plotly"}
 
 
 def submodules(backend: str) -> set[str]:
-    code = f"from multibackend.registry import load_backend; load_backend({backend!r}); import sys; print(*sys.modules)"
+    code = f"from multibackend.protocol.registry import load_backend; load_backend({backend!r}); import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 

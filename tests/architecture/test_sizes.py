@@ -20,8 +20,8 @@ LARGE_CLASSES = {
     "Experiment": "one check per group of arguments",
     "TorchProgram": "the port has ten methods",
     "JaxProgram": "the port has ten methods",
-    "Driver": "whole windows, parts of one, going on and going back, on one state and one place",
-    "Ledger": "what is read and what is entered",
+    "Loop": "whole windows, parts of one, going on and going back, on one state and one place",
+    "ResultsLog": "what is read and what is entered",
     "WindowFunctions": "the parts of a window, and what they need of the experiment",
     "History": "the protocol of a sequence",
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from multibackend.cli import main
+from multibackend.cli.main import main
 
 EXPERIMENT = '''
 """A line, for the tests of the command line."""
@@ -154,7 +154,7 @@ def test_backends_lists_both(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "FILE", "--micro-batch-size", "0"], "micro_batch_size must be >= 1, got 0"),
         (["train", "FILE", "--learning-rate", "nan"], "learning_rate must be a finite number"),
         (["train", "FILE", "--precision", "float16"], "precision must be one of"),
-        (["train", "FILE", "--strategy", "scan"], "strategy must be one of"),
+        (["train", "FILE", "--execution", "scan"], "execution must be one of"),
         (["train", "FILE", "--device", "cuda:7"], "device 'cuda:7' is not here"),
         (["compare", "FILE", "--backends", "torch"], "backends must be two names"),
         (["compare", "FILE", "--updates", "0"], "updates must be >= 1, got 0"),
@@ -199,7 +199,7 @@ def test_help_of_a_file_shows_its_flags(file: str, capsys: pytest.CaptureFixture
 def test_help_loads_no_framework() -> None:
     """`multibackend --help` imports neither framework, nor rich nor tyro, which take time."""
     code = (
-        "import sys\nfrom multibackend.cli import main\n"
+        "import sys\nfrom multibackend.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print(sorted({'torch', 'jax', 'flax', 'optax', 'rich', 'tyro'} & set(sys.modules)))"
     )

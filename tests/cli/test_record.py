@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from multibackend.cli import main
+from multibackend.cli.main import main
 
 EXPERIMENT = '''
 """A line on three backends."""

@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from multibackend.checkpoint import list_checkpoints
-from multibackend.cli import main
+from multibackend.cli.main import main
 from multibackend.testing import assert_bit_identical
 
 EXPERIMENT = '''
@@ -70,7 +70,7 @@ def file(tmp_path: Path) -> str:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "import sys; from multibackend.cli import main; sys.exit(main())", *arguments]
+    return [sys.executable, "-c", "import sys; from multibackend.cli.main import main; sys.exit(main())", *arguments]
 
 
 def updates(run_dir: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Every backend and strategy, a stranger's included, passes the part of the suite that a linear model can show."""
+"""Every backend and execution, a stranger's included, passes the part of the suite that a linear model can show."""
 
 import pytest
 from support.variants import DISPATCH, SCAN, SCAN_MANY, STUB, TORCH, TORCH_COMPILED

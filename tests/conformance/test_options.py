@@ -1,4 +1,4 @@
-"""Every backend and strategy passes the part of the suite about terms, mixed precision and memory."""
+"""Every backend and execution passes the part of the suite about terms, mixed precision and memory."""
 
 import pytest
 from support.variants import ALL, DISPATCH, SCAN, SCAN_MANY, TORCH

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from multibackend.core.names import check_same_names, match_names, normalised, pair_state
 from multibackend.errors import ParameterMatchError
-from multibackend.names import check_same_names, match_names, normalised, pair_state
 from multibackend.testing import assert_raises
 
 

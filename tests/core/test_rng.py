@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from multibackend.rng import epoch_order, stream_seed
+from multibackend.core.rng import epoch_order, stream_seed
 
 GOLDEN = [[5, 0, 3, 6, 4, 7, 1, 9, 2, 8], [1, 8, 4, 7, 0, 9, 2, 5, 3, 6], [2, 4, 7, 8, 5, 0, 1, 6, 9, 3]]
 SEEDS = [5700357409661599242, 3980143261097177850, 2623250113353451629]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from multibackend import golden
-from multibackend.loading import load_experiment_file
+from multibackend.cli.experiment_file import load_experiment_file
 
 ROOT = Path(__file__).parents[2]
 FLAGS = {

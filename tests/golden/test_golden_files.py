@@ -14,11 +14,11 @@ import pytest
 from support.examples import experiment
 
 from multibackend import golden
+from multibackend.core.rng import stream_seed
 from multibackend.errors import ConfigurationError, GoldenFileError, MultibackendError
 from multibackend.golden import Law
 from multibackend.golden.summary import difference
 from multibackend.optimizers import SGD
-from multibackend.rng import stream_seed
 from multibackend.testing import assert_arrays_match, assert_bit_identical, assert_raises, reference
 from multibackend.testing.conformance.problems import regression
 from multibackend.testing.tolerances import FORMULA, ONE_WINDOW

@@ -5,23 +5,23 @@ from typing import Any
 
 import multibackend_torch.backend
 import multibackend_torch.program
-import multibackend_torch.window
+import multibackend_torch.step.window
 import numpy as np
 import pytest
 import torch
-from multibackend_torch.randomness import Randomness
+from multibackend_torch.model.randomness import Randomness
 from support.variants import TORCH
 
+from multibackend.core.rng import stream_seed
 from multibackend.errors import DataError, MatchError
 from multibackend.losses import CrossEntropy
-from multibackend.rng import stream_seed
 from multibackend.testing.conformance import (
     ClassifierConformance,
     PartialUseConformance,
     RandomConformance,
     StatisticsConformance,
 )
-from multibackend.windows import EpochReader
+from multibackend.training.input.epoch_reader import EpochReader
 
 PARTS = (ClassifierConformance, PartialUseConformance, StatisticsConformance, RandomConformance)
 EVERY = {f"{part.__name__}.{test}" for part in PARTS for test in vars(part) if test.startswith("test_")}
@@ -67,7 +67,7 @@ def no_label_check(patch: pytest.MonkeyPatch) -> None:
 
 def unused_gradient_lost(patch: pytest.MonkeyPatch) -> None:
     """A parameter that no micro-batch used is skipped, as torch does by default."""
-    original = multibackend_torch.window._step
+    original = multibackend_torch.step.window._step
 
     def step(state: Any, rate: float) -> None:
         for parameter in state.parameters.values():
@@ -75,12 +75,12 @@ def unused_gradient_lost(patch: pytest.MonkeyPatch) -> None:
                 parameter.grad = None
         original(state, rate)
 
-    patch.setattr(multibackend_torch.window, "_step", step)
+    patch.setattr(multibackend_torch.step.window, "_step", step)
 
 
 def last_gradient_only(patch: pytest.MonkeyPatch) -> None:
     """Gradients that did not come from every micro-batch are dropped."""
-    original = multibackend_torch.window._gradients
+    original = multibackend_torch.step.window._gradients
 
     def gradients(parameters: Any) -> list[torch.Tensor]:
         found = original(parameters)
@@ -88,7 +88,7 @@ def last_gradient_only(patch: pytest.MonkeyPatch) -> None:
             gradient.zero_()
         return found
 
-    patch.setattr(multibackend_torch.window, "_gradients", gradients)
+    patch.setattr(multibackend_torch.step.window, "_gradients", gradients)
 
 
 def evaluates_in_training_mode(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from multibackend_stub.backend import Linear, State, StubBackend, StubProgram
 
-import multibackend.trainer
+import multibackend.training.trainer
 from multibackend.errors import DataError, MatchError, NonFiniteError
 from multibackend.optimizers import GroupedParameters, resolve_groups
 from multibackend.protocol import Rates
@@ -65,7 +65,7 @@ class ForgetsTheBeginning(StubProgram):
         return stop
 
     def run_rest(self, state: State, placed: Any, opened: Any, start: int, rates: Rates) -> Any:
-        batches = [(batch, float(factors[0])) for batch, factors in placed.micro_batches(0)][start:]
+        batches = [(batch, float(inverse(divisors[0]))) for batch, divisors in placed.micro_batches(0)][start:]
         state, row = self.window(state, batches, float(placed.weights[0, 0]), rates)
         return state, [row]
 
@@ -519,7 +519,7 @@ def test_planted_fault_is_found(fault: type[StubProgram], test: str, monkeypatch
     """With the fault planted in a backend that passes, the test fails."""
     backend = StubBackend()
     backend.program = fault
-    monkeypatch.setattr(multibackend.trainer, "load_backend", lambda name: backend)
+    monkeypatch.setattr(multibackend.training.trainer, "load_backend", lambda name: backend)
     part, _, method = test.partition(".")
     suite = {p.__name__: p for p in PARTS}[part]()
     with pytest.raises((MatchError, NonFiniteError, DataError)), np.errstate(all="ignore"):

@@ -10,8 +10,8 @@ from multibackend_torch.program import TorchProgram
 from support.variants import TORCH
 
 from multibackend.errors import DataError, MatchError
+from multibackend.protocol.tracing import Forced, Trace
 from multibackend.testing.conformance import TraceConformance
-from multibackend.tracing import Forced, Trace
 
 EVERY = {test for test in vars(TraceConformance) if test.startswith("test_")}
 

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from support.twin_models import LAYERS, TWINS, WIDTH, NnxPort, TorchLayers
 
 import multibackend as mb
-from multibackend.convert import convert_weights
 from multibackend.errors import DataError, ParameterMatchError
+from multibackend.weights.convert import convert_weights
 
 
 def experiment(torch: Any, jax: Any, **more: Any) -> mb.Experiment:

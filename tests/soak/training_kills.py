@@ -33,7 +33,7 @@ from support.resume_models import data, experiment
 
 import multibackend as mb
 from multibackend.checkpoint import list_checkpoints, newest_checkpoint, store
-from multibackend.resuming.going_on import open_run
+from multibackend.training.saving.restore import open_run
 
 UPDATES = 120
 STARTED, SAVING, PRUNING, INSIDE = range(4)
@@ -88,13 +88,13 @@ def _instrument(memory: mmap.mmap) -> None:
 
 
 def _tell_inside(trainer: mb.Trainer, memory: mmap.mmap) -> None:
-    run_next = trainer._driver.run_next
+    run_next = trainer._loop.run_next
 
     def told(goal: Any) -> None:
         run_next(goal)
-        memory[INSIDE] = trainer._driver._open is not None
+        memory[INSIDE] = trainer._loop._open is not None
 
-    trainer._driver.run_next = told
+    trainer._loop.run_next = told
 
 
 def forked(work: Callable[[], None]) -> int:

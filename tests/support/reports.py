@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import multibackend as mb
-from multibackend.history import History
+from multibackend.core.history import History
 from multibackend.matching.links import Rearrangement
 from multibackend.parity import Cause, CompareReport, Divergence, tolerance_for
 from multibackend.testing.conformance.problems import regression
@@ -128,7 +128,7 @@ def everything(*, layers: int = 3, updates: int = 12, evil: str = "") -> Everyth
         first_divergence=divergence,
         evaluations=({f"{evil}loss": 0.5, "confusion": np.eye(2)}, {f"{evil}loss": 0.51, "confusion": np.eye(2)}),
         seconds=(1.0, 2.0),
-        strategies=("compiled", "scan"),
+        execution_modes=("compiled", "scan"),
         notes=(f"{evil}a note",),
         settings={"optimizer": f"{evil}SGD(learning_rate=0.1)"},
         gradient_differences=gradients,

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
-from multibackend_jax.norm import BatchNorm as NnxBatchNorm
-from multibackend_torch.norm import BatchNorm as TorchBatchNorm
+from multibackend_jax.model.norm import BatchNorm as NnxBatchNorm
+from multibackend_torch.model.norm import BatchNorm as TorchBatchNorm
 
 import multibackend as mb
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.dropout import keep_mask
 from multibackend.errors import MatchError, ParameterMatchError
 from multibackend.losses import CrossEntropy
 from multibackend.metrics import Accuracy
 from multibackend.optimizers import SGD, AdamW
+from multibackend.protocol.dropout_masks import keep_mask
 from multibackend.testing.assertions import (
     assert_arrays_match,
     assert_bit_identical,
@@ -263,7 +263,7 @@ class RandomConformance:
             raise MatchError(f"the masks repeat: the losses are {losses}")
 
     def test_portable_masks_are_those_of_the_definition(self, variant: Variant) -> None:
-        """With dropout="portable" the gradient of a window is that of a formula with `multibackend.dropout`'s masks."""
+        """With dropout="portable" the gradient of a window is that of a formula with `multibackend.protocol.dropout_masks`'s masks."""
         data = regression(12)
         trainer = variant.trainer(variant.experiment(data, dropout="portable", seed=9, **self.options))
         weight, bias = "head.weight", "head.bias"

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.accumulation import EffectiveBatch
+from multibackend.core.precision import LossScale
 from multibackend.errors import MatchError, NonFiniteError
+from multibackend.experiment.accumulation import EffectiveBatch
 from multibackend.losses import Custom, MeanSquaredError
 from multibackend.optimizers import Adam
-from multibackend.precision import LossScale
 from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical, assert_raises
 from multibackend.testing.conformance.problems import START, columns, regression
 from multibackend.testing.reference import linear_gradient

@@ -9,7 +9,7 @@ import numpy as np
 from multibackend.testing.assertions import assert_arrays_match
 from multibackend.testing.reference import ReferenceRun
 from multibackend.testing.tolerances import ONE_WINDOW
-from multibackend.trainer import FitResult, Trainer
+from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = ["START", "assert_matches_reference", "columns", "regression", "tokens", "without"]
 

@@ -31,7 +31,7 @@ class ResumeConformance:
         first.fit(updates=5)
         with tempfile.TemporaryDirectory() as folder:
             path = first.save(Path(folder) / "saved")
-            given = {"strategy": variant.strategy, "windows_per_dispatch": variant.windows_per_dispatch}
+            given = {"execution": variant.execution, "windows_per_dispatch": variant.windows_per_dispatch}
             second = type(first).resume(path, experiment, variant.backend, **given)
         result = second.fit(updates=9)
         assert_snapshots_identical(second.snapshot(), straight.snapshot())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from multibackend.accumulation import EffectiveBatch
 from multibackend.errors import MatchError
+from multibackend.experiment.accumulation import EffectiveBatch
 from multibackend.optimizers import SGD
 from multibackend.schedules import WarmupCosine
 from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical

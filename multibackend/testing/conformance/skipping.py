@@ -20,7 +20,7 @@ from multibackend.testing.conformance.problems import START, assert_matches_refe
 from multibackend.testing.reference import cut, train
 from multibackend.testing.tolerances import ONE_WINDOW
 from multibackend.testing.variant import Variant
-from multibackend.trainer import FitResult
+from multibackend.training.trainer import FitResult
 
 __all__ = ["SkipConformance", "assert_skipped"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.rng import epoch_order
 from multibackend.losses import MeanSquaredError
 from multibackend.optimizers import SGD
-from multibackend.rng import epoch_order
 from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical
 from multibackend.testing.conformance.problems import START, assert_matches_reference, regression
 from multibackend.testing.reference import cut, train

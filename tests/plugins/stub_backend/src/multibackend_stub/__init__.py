@@ -10,5 +10,5 @@ plugin = BackendPlugin(
     requires=("numpy",),
     distributions=("numpy",),
     install="pip install -e tests/plugins/stub_backend",
-    strategies=("plain",),
+    execution_modes=("plain",),
 )

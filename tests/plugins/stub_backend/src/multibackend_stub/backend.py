@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from multibackend.core.names import check_same_names
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
-from multibackend.names import check_same_names
 from multibackend.optimizers import SGD, GroupedParameters, resolve_groups
-from multibackend.protocol import EvaluationSums, Rates, Snapshot, WindowResults
-from multibackend.windows import WindowStack
+from multibackend.protocol import EvaluationSums, Execution, ProgramInfo, Rates, Snapshot, WindowResults, WindowStack
+from multibackend.protocol.values import inverse
 
 __all__ = ["Linear", "Row", "State", "StubBackend", "StubProgram"]
 
@@ -59,11 +59,12 @@ class Row:
 class StubProgram:
     """See `multibackend.protocol.Program`."""
 
-    strategy = "plain"
-
-    def __init__(self, experiment: Experiment, module: Linear, windows: int, batch: int) -> None:
-        self.experiment, self.module, self.windows_per_dispatch = experiment, module, windows
-        self.parameter_names, self.output_shape = ("weight", "bias"), (batch, module.outputs)
+    def __init__(self, experiment: Experiment, module: Linear, execution: Execution, batch: int) -> None:
+        self.experiment = experiment
+        self.module = module
+        self.execution = execution
+        self.windows_per_dispatch = execution.windows_per_dispatch or 1
+        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shape=(batch, module.outputs))
         self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
         self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
@@ -83,7 +84,7 @@ class StubProgram:
     def run(self, state: State, placed: WindowStack, rates: Rates) -> tuple[State, list[Row]]:
         rows = []
         for window in range(len(placed)):
-            batches = [(batch, float(factors[0])) for batch, factors in placed.micro_batches(window)]
+            batches = [(batch, float(inverse(divisors[0]))) for batch, divisors in placed.micro_batches(window)]
             state, row = self.window(state, batches, float(placed.weights[window, 0]), rates)
             rows.append(row)
         return state, rows
@@ -102,11 +103,11 @@ class StubProgram:
 
     def accumulate(self, state: State, micro_batches: list) -> tuple[float, Arrays]:
         loss, gradient = 0.0, {name: np.zeros_like(array) for name, array in state.parameters.items()}
-        for batch, factor in micro_batches:
+        for batch, inverse_divisor in micro_batches:
             total, slope, x = self.forward(state.parameters, batch)
-            loss += factor * total
-            gradient["weight"] += factor * slope.T @ x
-            gradient["bias"] += factor * slope.sum(axis=0)
+            loss += inverse_divisor * total
+            gradient["weight"] += inverse_divisor * slope.T @ x
+            gradient["bias"] += inverse_divisor * slope.sum(axis=0)
         frozen = {name: np.zeros_like(array) for name, array in gradient.items() if self.groups[name].frozen}
         return loss, gradient | frozen
 
@@ -119,7 +120,7 @@ class StubProgram:
         return float((weights * residual**2).sum()), 2 * weights * residual, x
 
     def norms(self, gradient: Arrays) -> tuple[float, ...]:
-        return tuple(float(np.linalg.norm(gradient[name])) for name in self.parameter_names)
+        return tuple(float(np.linalg.norm(gradient[name])) for name in self.info.parameter_names)
 
     def clip(self, gradient: Arrays, norm: float) -> Arrays:
         limit = self.experiment.max_grad_norm
@@ -193,22 +194,20 @@ class StubBackend:
         return ("cpu",)
 
     def compile(
-        self,
-        experiment: Experiment,
-        *,
-        example: Mapping[str, np.ndarray],
-        device: str | None = None,
-        strategy: str = "auto",
-        windows_per_dispatch: int | None = None,
+        self, experiment: Experiment, *, example: Mapping[str, np.ndarray], execution: Execution
     ) -> StubProgram:
         if not isinstance(experiment.loss, MeanSquaredError) or not isinstance(experiment.optimizer, SGD):
             raise CapabilityError("the stub backend knows MeanSquaredError and SGD only")
         if experiment.number_format.mixed:
             raise CapabilityError(f"the stub backend has no precision {experiment.precision!r}")
-        if strategy not in ("auto", "plain") or device not in (None, "cpu"):
-            raise ConfigurationError("Trainer", [f"the stub backend has no strategy {strategy!r} on device {device!r}"])
-        batch = len(next(iter(example.values())))
-        return self.program(experiment, experiment.model.builder("stub")(), windows_per_dispatch or 1, batch)
+        if execution.mode not in ("auto", "plain") or execution.device not in (None, "cpu"):
+            raise ConfigurationError(
+                "Trainer",
+                [f"the stub backend has no execution {execution.mode!r} on device {execution.device!r}"],
+            )
+        module = experiment.model.builder("stub")()
+        chosen = replace(execution, device="cpu", mode="plain")
+        return self.program(experiment, module, chosen, batch=len(next(iter(example.values()))))
 
 
 def _copy(arrays: Mapping[str, np.ndarray], dtype: str | None = None) -> Arrays:

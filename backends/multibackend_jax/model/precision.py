@@ -1,0 +1,78 @@
+"""Number formats of a run, without touching the flags of the process.
+
+Everything a program does happens inside `scope()`: 64-bit types are enabled for a float64 run and only there, so a
+float32 run in the same process stays float32. tf32 stays off because functions are traced at the highest precision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from multibackend.core.precision import PRECISIONS, NumberFormat
+from multibackend.errors import DataError
+from multibackend_jax.model.pure import FlaxModel
+
+__all__ = ["Precision"]
+
+_INT32 = np.iinfo(np.int32)
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of a run: of what is kept and of the model's arithmetic."""
+
+    name: str
+
+    @property
+    def format(self) -> NumberFormat:
+        return PRECISIONS[self.name]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.format.parameters)
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Where arrays of this precision may be made and functions on them traced or run."""
+        with jax.enable_x64(self.name == "float64"), jax.default_matmul_precision("highest"):
+            yield
+
+    def mixed(self, model: FlaxModel) -> FlaxModel:
+        """The model computing in its arithmetic's dtype, with outputs and kept arrays in that of the parameters."""
+        if not self.format.mixed:
+            return model
+
+        def apply(values: Any, state: Any, batch: Any, stamp: Any, train: bool) -> tuple[Any, Any]:
+            low = jnp.dtype(self.format.arithmetic)
+            outputs, state = model.apply(_cast(values, low), state, _cast(batch, low), stamp, train)
+            return _cast(outputs, self.dtype), _cast(state, self.dtype)
+
+        return replace(model, apply=apply)
+
+    def cast_array(self, array: jax.Array) -> jax.Array:
+        """A device array in this precision, if it is floating-point; else the array."""
+        return array.astype(self.dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    def cast_input(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A host array as it goes to the device: floats in this precision, integers in at most 32 bits."""
+        if array.dtype.kind == "f":
+            return array if array.dtype == self.dtype else array.astype(self.dtype)
+        if array.dtype.itemsize == 8 or array.dtype == np.uint32:
+            if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+                raise DataError(f"field {name!r} holds integers that do not fit 32 bits, up to {array.max()}")
+            return array.astype(np.int32)
+        return array
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """The floating-point arrays of a tree in another dtype."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf, tree
+    )

@@ -1,0 +1,140 @@
+"""Whole windows in one dispatch, the micro-batches in a loop on the device: least overhead, the default."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from multibackend.protocol import Rates
+from multibackend_jax.model.pure import Arrays, Stamp
+from multibackend_jax.step.execution import (
+    Bounds,
+    PlacedWindows,
+    Steering,
+    at_index,
+    compilations,
+    divisor_shape,
+    start_with_own_buffers,
+)
+from multibackend_jax.step.window import Carry, Row, TrainState, WindowFunctions
+
+__all__ = ["Scan"]
+
+
+class Scan:
+    """Whole windows in one dispatch."""
+
+    name = "scan"
+    reads_fields_once = True
+
+    def __init__(self, functions: WindowFunctions) -> None:
+        self._functions = functions
+        self._dtype = np.dtype(functions.dtype)
+        options = functions.compiler_options
+        self.one = jax.jit(self._one, donate_argnums=0, compiler_options=options)
+        self.many = jax.jit(self._many, donate_argnums=0, compiler_options=options)
+        self.start = jax.jit(self._start)
+        self.part = jax.jit(self._part, donate_argnums=1, compiler_options=options)
+        self.rest = jax.jit(self._rest, donate_argnums=0, compiler_options=options)
+
+    def compilations(self) -> int:
+        return compilations(self.one, self.many, self.part, self.rest)
+
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+        stack, results = placed.stack, []
+        windows = len(stack) - (placed.ragged is not None)
+        steering = Steering.pack(stack, windows, rates, self._dtype)
+        if windows:
+            room = steering.room
+            run = self.one if room == 1 else self.many
+            state, measured = run(state, placed.fields, steering)
+            results.append((measured, windows))
+        if placed.ragged is not None:
+            state, measured = self.one(state, placed.fields, steering, np.int32(windows), placed.ragged)
+            results.append((measured, 1))
+        return state, results
+
+    def accumulate(self, state: TrainState, placed: PlacedWindows, carry: Carry | None, bounds: Bounds) -> Carry:
+        steering = Steering.pack(placed.stack, 1, Rates(0, np.zeros(1)), self._dtype)
+        carry = self.start(state) if carry is None else carry
+        place = np.array([*bounds, placed.stack.sizes[0]], np.int32)
+        return self.part(state, carry, placed.fields, steering, place)
+
+    def close(
+        self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
+    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+        steering = Steering.pack(placed.stack, 1, rates, self._dtype)
+        state, measured = self.rest(state, carry, placed.fields, steering, np.int32(start), placed.ragged)
+        return state, [(measured, 1)]
+
+    def _start(self, state: TrainState) -> Carry:
+        return start_with_own_buffers(self._functions, state)
+
+    def _part(self, state: TrainState, carry: Carry, fields: Arrays, steering: Steering, place: jax.Array) -> Carry:
+        """Micro-batches of the first window: the loop of `_one` between other bounds."""
+        functions, (start, stop, size) = self._functions, place
+        shape = divisor_shape(fields, functions)
+        window, update = jnp.zeros([], jnp.int32), state.optimizer.gradient_step
+
+        def body(step: jax.Array, carry: Carry) -> Carry:
+            batch = {name: at_index(array, window, step) for name, array in fields.items()}
+            inverse_divisors = steering.inverse_divisors(window, step, shape)
+            return functions.accumulate(state.parameters, carry, batch, inverse_divisors, Stamp(update, step, size))
+
+        return lax.fori_loop(start, stop, body, carry)
+
+    def _rest(
+        self,
+        state: TrainState,
+        carry: Carry,
+        fields: Arrays,
+        steering: Steering,
+        start: jax.Array,
+        ragged: Arrays | None,
+    ) -> tuple[TrainState, Row]:
+        return self._one(state, fields, steering, 0, ragged, start, carry)
+
+    def _one(
+        self,
+        state: TrainState,
+        fields: Arrays,
+        steering: Steering,
+        window: jax.Array | int = 0,
+        ragged: Arrays | None = None,
+        start: jax.Array | int = 0,
+        carry: Carry | None = None,
+    ) -> tuple[TrainState, Row]:
+        """Window number `window` of the stack, and its ragged last micro-batch if it has one; the rest of it where
+        micro-batches have gone into a `carry` already.
+        """
+        functions = self._functions
+        shape = divisor_shape(fields, functions)
+        window = jnp.asarray(window, jnp.int32)
+        count, update = steering.steps_of(window), state.optimizer.gradient_step
+        size = count + (ragged is not None)
+
+        def body(step: jax.Array, carry: Carry) -> Carry:
+            batch = {name: at_index(array, window, step) for name, array in fields.items()}
+            inverse_divisors = steering.inverse_divisors(window, step, shape)
+            return functions.accumulate(state.parameters, carry, batch, inverse_divisors, Stamp(update, step, size))
+
+        begun: Carry = functions.start(state) if carry is None else carry
+        whole: Carry = lax.fori_loop(start, count, body, begun)
+        if ragged is not None:
+            inverse_divisors = steering.ragged_inverse_divisors(shape)
+            whole = functions.accumulate(state.parameters, whole, ragged, inverse_divisors, Stamp(update, count, size))
+        return functions.finish(state, whole, steering.rates(shape), steering.first)
+
+    def _many(self, state: TrainState, fields: Arrays, steering: Steering) -> tuple[TrainState, Row]:
+        """The first `steering.windows` windows of the stack."""
+
+        def body(window: jax.Array, held: tuple[TrainState, Row]) -> tuple[TrainState, Row]:
+            state, rows = held
+            state, row = self._one(state, fields, steering, window)
+            return state, rows.at[window].set(row)
+
+        room = steering.room
+        row = jax.eval_shape(self._one, state, fields, steering)[1]
+        return lax.fori_loop(0, steering.windows, body, (state, jnp.zeros((room, *row.shape), row.dtype)))

@@ -1,0 +1,248 @@
+"""One window as pure functions: accumulate a micro-batch, finish with one update.
+
+The accumulator becomes `optax.MultiStepsState.acc_grads`, whose one call of `MultiSteps.update` per window emits the
+update. Micro-batches are added without calling it, because each call evaluates the inner optimizer, and a NaN once in
+the accumulator of `MultiSteps` stays there. Here every window starts from new zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from multibackend.core.precision import LossScale
+from multibackend.experiment import Experiment
+from multibackend.optimizers.groups import GroupedParameters, frozen_names, resolve_groups
+from multibackend_jax.model.norm import moved, window_share
+from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
+from multibackend_jax.step.losses import weighted_sum
+from multibackend_jax.step.optimizers import build_grouped
+
+__all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions", "forward"]
+
+
+class DeviceLossScale(NamedTuple):
+    """`multibackend.core.precision.LossScale` on the device."""
+
+    scale: jax.Array
+    updates: jax.Array
+
+    @classmethod
+    def of(cls, host: LossScale) -> DeviceLossScale:
+        return cls(jnp.asarray(host.scale, jnp.float32), jnp.asarray(host.updates, jnp.int32))
+
+    def after(self, *, overflow: jax.Array, applied: jax.Array) -> DeviceLossScale:
+        """The scale for the next window; unchanged where the window neither overflowed nor made an update."""
+        grows = self.updates + 1 >= LossScale.interval
+        raised = jnp.where(grows, jnp.minimum(2 * self.scale, LossScale.largest), self.scale)
+        counted = jnp.where(grows, 0, self.updates + 1)
+        lowered = jnp.maximum(self.scale / 2, LossScale.smallest)
+        scale = jnp.where(overflow, lowered, jnp.where(applied, raised, self.scale))
+        return DeviceLossScale(scale, jnp.where(overflow, 0, jnp.where(applied, counted, self.updates)))
+
+
+class TrainState(NamedTuple):
+    """What a run carries from window to window. `failed` freezes it after a window with `on_nonfinite="raise"`.
+
+    `ema` is the moving average of the parameters; without `ema_decay` it is empty, and nothing is computed or moved.
+    """
+
+    parameters: Arrays
+    model_state: Arrays
+    optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
+    failed: jax.Array
+    ema: Arrays
+    loss_scale: DeviceLossScale | None = None  # of fp16
+
+
+class Carry(NamedTuple):
+    """What a window carries from micro-batch to micro-batch."""
+
+    model_state: Arrays
+    accumulator: Arrays
+    loss: jax.Array  # [terms], and so are the weights
+    weight: jax.Array
+    loss_scale: jax.Array | None
+
+
+# What a window measured: norm, finite, applied, loss scale; each term; each term's weight; the norm of each parameter's
+# gradient, in the order in which JAX flattens the parameters. One array, because each that is read costs a transfer.
+Row = jax.Array
+
+
+@dataclass(frozen=True)
+class WindowFunctions:
+    """The pure functions of one experiment.
+
+    Attributes:
+        experiment: what is trained.
+        model: as a pure function.
+        weighed_by_model: whether the loss's weights are known only once the model has run.
+        compiler_options: for what differentiates.
+    """
+
+    experiment: Experiment
+    model: FlaxModel
+    weighed_by_model: bool
+    compiler_options: dict[str, Any] | None = None
+
+    @functools.cached_property
+    def groups(self) -> tuple[GroupedParameters, ...]:
+        """The parameters that are trained alike."""
+        shapes = {name: self.model.layouts[name].canonical for name in self.model.parameters}
+        return resolve_groups(self.experiment.optimizer, shapes)
+
+    @functools.cached_property
+    def frozen(self) -> frozenset[str]:
+        """The parameters that stay as they are: neither differentiated nor handed to the optimizer."""
+        return frozen_names(self.groups)
+
+    def trained(self, parameters: Arrays) -> Arrays:
+        """The other parameters."""
+        if not self.frozen:
+            return parameters
+        return {name: array for name, array in parameters.items() if name not in self.frozen}
+
+    @property
+    def terms(self) -> int:
+        """How many terms the loss has."""
+        return len(self.experiment.loss_terms)
+
+    @property
+    def dtype(self) -> str:
+        """Of parameters, accumulators and all that is kept."""
+        return self.experiment.number_format.parameters
+
+    @property
+    def multi_steps(self) -> optax.MultiSteps:
+        merged = {name: self.model.layouts[name].merged for name in self.model.parameters}
+        # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
+        return optax.MultiSteps(
+            build_grouped(self.experiment.optimizer, self.groups, merged),
+            every_k_schedule=1,
+            use_grad_mean=False,
+            accumulator_dtype=self.dtype,
+        )
+
+    def init(self) -> TrainState:
+        parameters = self.model.parameters
+        # between windows there is no accumulator: zeros need not be kept, read and written
+        optimizer = self.multi_steps.init(self.trained(parameters))._replace(acc_grads={})
+        scale = DeviceLossScale.of(LossScale()) if self.experiment.number_format.scales_loss else None
+        ema = {} if self.experiment.ema_decay is None else parameters
+        return TrainState(parameters, self.model.state, optimizer, jnp.asarray(False), ema, scale)
+
+    def start(self, state: TrainState) -> Carry:
+        """The carry at the beginning of a window."""
+        dtype, scale = self.dtype, None if state.loss_scale is None else state.loss_scale.scale
+        accumulator = jax.tree.map(lambda parameter: jnp.zeros_like(parameter, dtype), self.trained(state.parameters))
+        return Carry(state.model_state, accumulator, jnp.zeros(self.terms, dtype), jnp.zeros(self.terms, dtype), scale)
+
+    def accumulate(
+        self, parameters: Arrays, carry: Carry, batch: Arrays, inverse_divisors: jax.Array, stamp: Stamp
+    ) -> Carry:
+        """Add the gradient of one micro-batch's `sum over terms of sum(w * l) / divisor` to the accumulator."""
+
+        def objective(trained: Arrays) -> tuple[jax.Array, tuple[jax.Array, Arrays, jax.Array]]:
+            whole = {**parameters, **trained} if self.frozen else trained
+            loss, weight, _, model_state = forward(self, whole, carry.model_state, batch, inverse_divisors, stamp)
+            scaled = loss if carry.loss_scale is None else loss * carry.loss_scale
+            return scaled.sum(), (loss, model_state, weight)
+
+        trained = self.trained(parameters)
+        (_, (loss, model_state, weight)), gradient = jax.value_and_grad(objective, has_aux=True)(trained)
+        return Carry(
+            _cast_like(model_state, carry.model_state),
+            jax.tree.map(lambda a, g: a + g.astype(a.dtype), carry.accumulator, gradient),
+            carry.loss + loss.astype(carry.loss.dtype),
+            carry.weight + weight.astype(carry.weight.dtype),
+            carry.loss_scale,
+        )
+
+    def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
+        """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
+        by_window = self.weighed_by_model and self.experiment.normalize == "window"
+        weight = carry.weight.sum()
+        share = 1 / jnp.where(weight > 0, weight, 1) if by_window else jnp.ones_like(weight)
+        loss_scale = jnp.ones_like(share) if carry.loss_scale is None else carry.loss_scale
+        scale = share / loss_scale
+        squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
+        norm = jnp.sqrt(squares.sum()) * scale
+        finite = jnp.isfinite(norm)
+        applied = finite & (weight > 0) & ~state.failed
+        limit = self.experiment.max_grad_norm
+        clip = scale if limit is None else scale * jnp.where(norm > limit, limit / norm, 1)
+        rate = rates[state.optimizer.gradient_step - first]
+        overflow = ~finite & (loss_scale > LossScale.smallest)
+        failed = state.failed | ~(finite | overflow) if self.experiment.on_nonfinite == "raise" else state.failed
+        # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
+        kept = jax.lax.cond(applied, lambda: self._update(state, carry, clip, rate), lambda: state)
+        next_scale = state.loss_scale and state.loss_scale.after(overflow=overflow & ~state.failed, applied=applied)
+        terms = jnp.where(weight > 0, carry.loss * share, jnp.nan)
+        numbers = jnp.stack([number.astype(norm.dtype) for number in (norm, finite, applied, loss_scale)])
+        row = jnp.concatenate([numbers, terms, carry.weight, jnp.sqrt(squares) * scale])
+        return kept._replace(failed=failed, loss_scale=next_scale), row
+
+    def _update(self, state: TrainState, carry: Carry, scale: jax.Array, rate: jax.Array) -> TrainState:
+        """One call of the inner optimizer on the accumulated gradient."""
+        gradient = jax.tree.map(lambda a: a * scale.astype(a.dtype), carry.accumulator)
+        held = state.optimizer._replace(acc_grads=gradient, mini_step=jnp.zeros([], jnp.int32))
+        nothing = jax.tree.map(jnp.zeros_like, gradient)
+        trained = self.trained(state.parameters)
+        updates, optimizer = self.multi_steps.update(nothing, held, trained, learning_rate=rate)
+        parameters: Any = optax.apply_updates(trained, updates)
+        if self.frozen:
+            parameters = {**state.parameters, **parameters}
+        return state._replace(
+            parameters=parameters,
+            model_state=carry.model_state,
+            optimizer=optimizer._replace(acc_grads={}),
+            ema=self._average(state.ema, parameters, state.optimizer.gradient_step),
+        )
+
+    def _average(self, ema: Arrays, parameters: Arrays, update: jax.Array) -> Arrays:
+        """e + (1 - d) * (p - e) after the update with index `update`; nothing where no average is kept."""
+        if self.experiment.ema_decay is None:
+            return ema
+        least = 1 - float(self.experiment.ema_decay)
+
+        def average(e: jax.Array, p: jax.Array) -> jax.Array:
+            share = jnp.asarray(least, e.dtype)
+            if self.experiment.ema_warmup:  # 1 - (1 + t) / (10 + t)
+                share = jnp.maximum(share, 9 / (10 + update.astype(e.dtype)))
+            return e + share * (p - e)
+
+        return jax.tree.map(average, ema, parameters)
+
+
+def forward(
+    functions: WindowFunctions,
+    parameters: Arrays,
+    model_state: Arrays,
+    batch: Arrays,
+    inverse_divisors: jax.Array,
+    stamp: Stamp | None,
+) -> tuple[jax.Array, jax.Array, Any, Arrays]:
+    """Of a micro-batch: each term's sum(w * l) / divisor, the sums of w, the model's outputs, and its new state.
+
+    Without a stamp the model is in evaluation mode.
+    """
+    outputs, new_state = functions.model.apply(parameters, model_state, batch, stamp, stamp is not None)
+    if functions.experiment.batch_statistics == "window" and stamp is not None:
+        share = functools.partial(window_share, steps=stamp.size)
+        new_state = moved(model_state, new_state, functions.model.statistics, share)
+    sums = [weighted_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
+    total, weight = (jnp.stack([part.astype(functions.dtype) for part in parts]) for parts in zip(*sums, strict=True))
+    if functions.weighed_by_model and functions.experiment.normalize == "microbatch":
+        total = total / jnp.where(weight > 0, weight, 1)
+    return total * inverse_divisors.astype(total.dtype), weight, outputs, new_state
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    """A module may compute its statistics in another precision than it keeps them in."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), tree, like)

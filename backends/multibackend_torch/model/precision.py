@@ -1,0 +1,72 @@
+"""Number formats of a run, without touching the settings of the process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map_only
+
+from multibackend.core.precision import PRECISIONS, NumberFormat
+from multibackend_torch.model.calls import Call
+
+__all__ = ["Precision"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtypes of a run: of what is kept and of the model's arithmetic."""
+
+    name: str
+
+    @property
+    def format(self) -> NumberFormat:
+        return PRECISIONS[self.name]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.format.parameters)
+
+    def mixed(self, call: Call, device: torch.device) -> Call:
+        """The call under autocast on inputs of the arithmetic's dtype, its outputs in the parameters' dtype."""
+        if not self.format.mixed:
+            return call
+        low = getattr(torch, self.format.arithmetic)
+
+        def mixed(module: torch.nn.Module, batch: Mapping[str, torch.Tensor], train: bool) -> Any:
+            with torch.autocast(device.type, low):
+                outputs = call(module, _cast(batch, low), train)
+            return _cast(outputs, self.dtype)
+
+        return mixed
+
+    @contextlib.contextmanager
+    def scope(self, device: torch.device) -> Iterator[None]:
+        """Where this precision holds: tf32 is off, whatever the process says."""
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def to_device(self, array: np.ndarray, device: torch.device) -> torch.Tensor:
+        """A host array as a tensor: floats in this precision, integers of more than 8 bits as int64."""
+        if array.dtype.kind == "f":
+            array = array.astype(self.format.parameters, copy=False)
+        elif array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+            array = array.astype(np.int64, copy=False)
+        return torch.from_numpy(np.asarray(array, order="C")).to(device, non_blocking=True)
+
+
+def _cast(tree: Any, dtype: torch.dtype) -> Any:
+    """The floating-point tensors of a tree in another dtype."""
+    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)

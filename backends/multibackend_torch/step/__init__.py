@@ -1,0 +1,1 @@
+"""One update: a window's gradients accumulated, normalised, clipped and handed to the optimizer."""

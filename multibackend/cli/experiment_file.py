@@ -1,0 +1,81 @@
+"""Experiment files: a Python file with a function `experiment(...)` whose typed keyword arguments become flags.
+
+    def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
+
+Two more names are read where the file defines them: `UPDATES`, the number of updates that a run makes unless told
+otherwise, and `after(trainer)`, which `multibackend train` calls when the training has ended.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from multibackend.errors import ExperimentFileError
+from multibackend.experiment import Experiment
+from multibackend.training.trainer import Trainer
+
+__all__ = ["ExperimentFile", "load_experiment_file"]
+
+_DEFAULT_UPDATES = 100
+
+
+@dataclass(frozen=True)
+class ExperimentFile:
+    """What an experiment file defines."""
+
+    path: Path
+    function: Callable[..., Any]
+    updates: int
+    after: Callable[[Trainer], None] | None
+
+    @property
+    def flags(self) -> frozenset[str]:
+        """The names of the function's keyword arguments."""
+        return frozenset(inspect.signature(self.function).parameters)
+
+    def build(self, arguments: Sequence[str]) -> Experiment:
+        """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
+        import tyro  # noqa: PLC0415 - only where flags are parsed
+
+        experiment = tyro.cli(self.function, args=list(arguments), prog=f"{self.path.name}", description=None)
+        if not isinstance(experiment, Experiment):
+            raise ExperimentFileError(
+                f"{self.path}: experiment() must return a multibackend.Experiment, got {type(experiment).__name__}"
+            )
+        return experiment
+
+
+def load_experiment_file(path: str | Path) -> ExperimentFile:
+    """Run an experiment file and find its function; raises `ExperimentFileError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
+    module = _run(path)
+    function = getattr(module, "experiment", None)
+    if not callable(function):
+        raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
+    return ExperimentFile(
+        path, function, int(getattr(module, "UPDATES", _DEFAULT_UPDATES)), getattr(module, "after", None)
+    )
+
+
+def _run(path: Path) -> ModuleType:
+    name = f"multibackend_experiment_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ExperimentFileError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that dataclasses and pickles in the file find their module
+    sys.path.insert(0, str(path.resolve().parent))  # so that it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module

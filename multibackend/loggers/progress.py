@@ -1,0 +1,130 @@
+"""Shows a run while it runs: a bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from multibackend.core.history import UpdateRecord
+from multibackend.events import (
+    EvaluationFinished,
+    Event,
+    FitFailed,
+    FitFinished,
+    FitStarted,
+    UpdateFinished,
+    WindowSkipped,
+)
+
+__all__ = ["ProgressBar"]
+
+_SECONDS_BETWEEN_FRAMES = 0.1
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressBar:
+    """A listener that shows update and total, loss, learning rate, examples per second and the time left.
+
+    Where the output is no terminal it writes lines without control characters, one in five seconds and the last.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._live = self._console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task: TaskID | None = None
+        self._started, self._shown, self._examples = 0.0, 0.0, 0
+        self._first = 0
+        self._total: int | None = 0
+        self._unshown: UpdateRecord | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case FitStarted():
+                self._begin(event)
+            case UpdateFinished(record=record):
+                self._examples += record.examples
+                self._unshown = record
+                interval = _SECONDS_BETWEEN_FRAMES if self._live else _SECONDS_BETWEEN_LINES
+                if time.perf_counter() - self._shown >= interval:
+                    self._show(record)
+            case EvaluationFinished(update=update, metrics=metrics, ema=ema, scheduled=True):
+                numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if np.ndim(value) == 0)
+                self._print(f"update {update}: held-out{' (average)' if ema else ''} {numbers}")
+            case WindowSkipped(skipped=skipped):
+                self._print(f"window of update {skipped.update} skipped: {skipped.reason}")
+            case FitFinished(stopped=stopped):
+                self._end()
+                reason = "" if stopped is None else f"; stopped: {stopped}"
+                self._print(f"{self._name(event)}: {event.update} updates in {event.seconds:.1f} s{reason}")
+            case FitFailed():
+                self._end()
+                self._print(f"{self._name(event)}: failed after update {event.update}")
+            case _:
+                pass
+
+    def _begin(self, event: FitStarted) -> None:
+        self._started, self._shown, self._examples = time.perf_counter(), 0.0, 0
+        self._first, self._total, self._unshown = event.update, event.updates, None
+        if self._live:
+            total = None if event.updates is None else max(event.updates, event.update)
+            self._task = self._bar.add_task(self._name(event), total=total, completed=event.update, numbers="")
+            self._bar.start()
+        else:
+            length = "data of unknown length" if event.updates is None else f"{event.updates} updates"
+            self._print(f"{self._name(event)} ({event.device}, {event.execution}), {length}")
+
+    def _show(self, record: UpdateRecord) -> None:
+        """A frame of the bar, or a line."""
+        now = time.perf_counter()
+        self._shown, self._unshown = now, None
+        seconds = max(now - self._started, 1e-9)
+        speed = self._examples / seconds
+        numbers = f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {speed:,.0f} examples/s"
+        if self._total is not None:
+            self._total = max(self._total, record.update)  # an estimate, where epochs decide
+        if self._task is not None:
+            self._bar.update(self._task, completed=record.update, total=self._total, numbers=numbers)
+        else:
+            total, left = "", ""
+            if self._total is not None:
+                remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
+                total, left = f"/{self._total}", f"  {_clock(remaining)} left"
+            self._print(f"update {record.update}{total}  {numbers}{left}")
+
+    def _end(self) -> None:
+        """Show the last update, and give the terminal back."""
+        if self._unshown is not None:
+            self._show(self._unshown)
+        if self._task is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    def _print(self, line: str) -> None:
+        """A line as it is: not cut at the width of a terminal that is none, and no brackets taken for markup."""
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    @staticmethod
+    def _name(event: Event) -> str:
+        return f"{event.experiment} on {event.backend}"
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds: `0:01:05`.
+
+    >>> _clock(65.4)
+    '0:01:05'
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,5 +1,0 @@
-"""Diagnosis: why two models part, by formulas tried on recorded numbers. Nothing here knows a framework."""
-
-from multibackend.parity.diagnosis.causes import diagnose
-
-__all__ = ["diagnose"]

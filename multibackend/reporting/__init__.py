@@ -1,1 +1,0 @@
-"""Listeners that show or keep what happens in a run."""

@@ -1,0 +1,1 @@
+"""The run: its loop, what it reads, what it measures, what it saves."""

@@ -1,0 +1,255 @@
+"""`micro_batch_size="auto"`: the largest micro-batch that fits in memory, the effective batch kept exactly.
+
+The sizes that come into question divide `EffectiveBatch(n)`, so that every window has n examples whatever is chosen.
+The backend says how many bytes a size needs; how it knows is its own affair: JAX asks the compiler, torch runs a
+micro-batch on a fresh program. Memory grows with the size, so halving finds the largest that fits in at most
+1 + log2(number of divisors) trials: 5 for n = 4096. No trial touches the state of a run, which is made afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from multibackend.core.bytesize import format_bytes, parse_bytes
+from multibackend.errors import CapabilityError, ConfigurationError, MultibackendError, OutOfMemoryError
+from multibackend.experiment import AUTO, PRECISIONS, Experiment
+from multibackend.experiment.accumulation import EffectiveBatch
+from multibackend.protocol import Backend, Execution, MemoryAware
+from multibackend.training.input.order import order_of
+
+__all__ = [
+    "MemoryTrial",
+    "MicroBatchChoice",
+    "divisors",
+    "largest_that_fits",
+    "memory_errors",
+    "resolve",
+    "resolve_together",
+]
+
+
+@dataclass(frozen=True)
+class MemoryTrial:
+    """One size that was tried. `bytes` is what it needs at its peak; None where the device refused, or the trial was
+    broken off at the limit.
+    """
+
+    micro_batch_size: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class MicroBatchChoice:
+    """What `micro_batch_size="auto"` became.
+
+    Attributes:
+        micro_batch_size: chosen; `steps` of them make the effective batch.
+        steps: micro-batches per update.
+        limit: bytes that it had to fit into: the `memory_budget`, or what the device has.
+        trials: in order; those of the first search where the answer was known already.
+        known: whether an earlier search in this process gave the answer.
+    """
+
+    micro_batch_size: int
+    steps: int
+    limit: int
+    trials: tuple[MemoryTrial, ...]
+    known: bool = False
+
+    def as_event(self) -> dict[str, Any]:
+        """The fields of `events.MicroBatchChosen`."""
+        trials = 0 if self.known else len(self.trials)
+        size, steps = self.micro_batch_size, self.steps
+        return {"micro_batch_size": size, "steps": steps, "limit": self.limit, "trials": trials}
+
+
+_known: dict[tuple[Any, ...], tuple[MicroBatchChoice, object]] = {}  # with what must live as long as its repr is a key
+
+
+def resolve(
+    experiment: Experiment,
+    backend: Backend,
+    execution: Execution = Execution(),  # noqa: B008 - frozen
+) -> tuple[Experiment, MicroBatchChoice | None]:
+    """The experiment with a number for its micro-batch size, and how that was found; None where nothing was to find.
+
+    Args:
+        experiment: with `micro_batch_size="auto"`, or any other, which comes back as it is.
+        backend: must know about memory, see `MemoryAware`.
+        execution: the device, and how windows are executed on it.
+
+    Raises:
+        CapabilityError: the backend cannot say how much memory a micro-batch takes.
+        ConfigurationError: not even one example fits, or the device has no memory of its own and no
+            `memory_budget` was given.
+    """
+    if experiment.micro_batch_size != AUTO:
+        return experiment, None
+    if not isinstance(backend, MemoryAware):
+        raise CapabilityError(
+            f"the backend {backend.name!r} cannot tell how much memory a micro-batch takes, which "
+            f"micro_batch_size='auto' asks; give a number, micro_batch_size=32"
+        )
+    accumulation = experiment.gradient_accumulation_steps
+    examples = int(accumulation.examples) if isinstance(accumulation, EffectiveBatch) else 0
+    limit = _limit(experiment, backend, execution.device)
+    key = _key(experiment, backend.name, (execution, limit))
+    if key not in _known:
+        order = order_of(experiment.train_data, seed=0, shuffle=False)
+        most = order.available(0, 0, examples)
+        candidates = [size for size in divisors(examples) if size <= most]
+
+        def measure(size: int) -> int:
+            example = order.take(0, 0, size)
+            return backend.memory_of(
+                _with_size(experiment, size),
+                example=example,
+                execution=execution,
+                limit=limit,
+            )
+
+        size, trials = largest_that_fits(candidates, measure, limit)
+        if size is None:
+            raise ConfigurationError("micro_batch_size='auto'", [_too_small(experiment, trials[0], limit)])
+        _known[key] = MicroBatchChoice(size, examples // size, limit, trials), experiment
+        return _with_size(experiment, size), _known[key][0]
+    choice = _known[key][0]
+    again = MicroBatchChoice(choice.micro_batch_size, choice.steps, choice.limit, choice.trials, known=True)
+    return _with_size(experiment, choice.micro_batch_size), again
+
+
+def resolve_together(
+    experiment: Experiment, backends: Sequence[Backend], executions: Mapping[str, Execution]
+) -> Experiment:
+    """The experiment with a size that fits on every backend, so that all run the same micro-batches."""
+    found = [resolve(experiment, backend, executions[backend.name])[0] for backend in backends]
+    return min(found, key=lambda one: int(one.micro_batch_size))
+
+
+def divisors(number: int) -> list[int]:
+    """In ascending order.
+
+    >>> divisors(12)
+    [1, 2, 3, 4, 6, 12]
+    """
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def largest_that_fits(
+    candidates: Sequence[int], measure: Callable[[int], int], limit: int
+) -> tuple[int | None, tuple[MemoryTrial, ...]]:
+    """The largest of ascending `candidates` whose `measure` is at most `limit`, None if not even the first is.
+
+    `measure` may raise `OutOfMemoryError` instead. The smallest is tried first, then the range is halved: at most
+    1 + ceil(log2(len(candidates))) trials. What is returned was itself tried, and the next larger one too. Where the
+    smallest fails for another reason, as a batch normalisation does on a single example, the next one takes its place.
+
+    >>> largest_that_fits([1, 2, 4, 8, 16], lambda size: 100 + 10 * size, 150)[0]
+    4
+    """
+    trials: list[MemoryTrial] = []
+
+    def fits(size: int) -> bool:
+        try:
+            needed = measure(size)
+        except OutOfMemoryError:
+            needed = None
+        trials.append(MemoryTrial(size, needed))
+        return needed is not None and needed <= limit
+
+    try:
+        enough = fits(candidates[0])
+    except Exception:
+        if len(candidates) == 1:
+            raise
+        candidates = candidates[1:]
+        enough = fits(candidates[0])
+    if not enough:
+        return None, tuple(trials)
+    low, high = 0, len(candidates)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(candidates[middle]) else (low, middle)
+    return candidates[low], tuple(trials)
+
+
+@contextlib.contextmanager
+def memory_errors(backend: Backend, experiment: Experiment, examples: int | None = None) -> Iterator[None]:
+    """Where a backend's own words for "no memory left" become an `OutOfMemoryError` that names the way out.
+
+    `examples` went through the model at once; the micro-batch size unless given.
+    """
+    try:
+        yield
+    except MultibackendError:
+        raise
+    except Exception as error:
+        if not isinstance(backend, MemoryAware) or not backend.is_out_of_memory(error):
+            raise
+        raise _out_of_memory(experiment, examples, error) from error
+
+
+def _out_of_memory(experiment: Experiment, examples: int | None, error: Exception) -> OutOfMemoryError:
+    size = int(experiment.micro_batch_size)
+    lighter = {"float64": "float32", "float32": "bf16"}.get(experiment.precision)
+    remedies = [f'precision="{lighter}", which takes half the bytes'] if lighter in PRECISIONS else []
+    if not experiment.rematerialize:
+        remedies.insert(0, "rematerialize=True, which keeps less for the backward pass")
+    if examples is not None:
+        remedies = [f"a smaller eval_batch_size or batch_size= than {examples}"]
+    elif size > 1:
+        half = next(d for d in reversed(divisors(size)[:-1]))
+        remedies = [
+            f"a smaller micro_batch_size, for example {half} with {size // half} times the steps: the same updates",
+            'micro_batch_size="auto" with gradient_accumulation_steps=EffectiveBatch(n): the largest that fits',
+            *remedies,
+        ]
+    what = f"micro_batch_size={size}" if examples is None else f"an evaluation batch of {examples} examples"
+    lines = "".join(f"\n  - {remedy}" for remedy in remedies)
+    words = str(error).strip().splitlines()
+    return OutOfMemoryError(
+        f"the device has no memory left with {what} and precision={experiment.precision!r}. Ways out:{lines}\n"
+        f"The framework said: {words[0] if words else type(error).__name__}",
+        micro_batch_size=size,
+        precision=experiment.precision,
+    )
+
+
+def _limit(experiment: Experiment, backend: MemoryAware, device: str | None) -> int:
+    if experiment.memory_budget is not None:
+        return parse_bytes(experiment.memory_budget)
+    limit = backend.device_memory(device)
+    if limit is None:
+        raise ConfigurationError(
+            "micro_batch_size='auto'",
+            ["this device shares its memory with everything else, so say how much of it to use: memory_budget='4GiB'"],
+        )
+    return limit
+
+
+def _with_size(experiment: Experiment, size: int) -> Experiment:
+    return experiment.replace(micro_batch_size=size, memory_budget=None)
+
+
+def _key(experiment: Experiment, backend: str, where: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All that memory depends on: backend, device, model, shapes, and the options that change what is kept."""
+    order = order_of(experiment.train_data, seed=0, shuffle=False)
+    shapes = [(name, a.shape[1:], a.dtype.str) for name, a in order.take(0, 0, 1).items()]
+    options = (dict(experiment.loss_terms), experiment.optimizer, experiment.rematerialize, experiment.precision)
+    data = order.available(0, 0, experiment.effective_examples)
+    model = (id(experiment.model), int(experiment.seed))
+    return backend, *where, *model, repr(options), repr(shapes), experiment.effective_examples, data
+
+
+def _too_small(experiment: Experiment, trial: MemoryTrial, limit: int) -> str:
+    needs = "more than that" if trial.bytes is None else f"{format_bytes(trial.bytes)} ({trial.bytes} bytes)"
+    remedies = ["raise memory_budget"] if experiment.memory_budget is not None else ["take a device with more memory"]
+    remedies += [] if experiment.rematerialize else ["pass rematerialize=True"]
+    return f"one example does not fit: it needs {needs}, there are {format_bytes(limit)} ({limit} bytes); " + ", ".join(
+        [*remedies, "or use a smaller model"]
+    )

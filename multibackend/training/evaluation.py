@@ -1,0 +1,194 @@
+"""Evaluating: what the sums over the evaluation set mean, and during `fit` when, and which evaluation was the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from multibackend.core.history import term_name
+from multibackend.core.validation import Problems, closest
+from multibackend.data import Source, Stream, as_source
+from multibackend.errors import ConfigurationError, DataError
+from multibackend.experiment import Experiment
+from multibackend.protocol import EvaluationSums, Program
+from multibackend.training.early_stopping import BestValue, EarlyStopping, improves
+from multibackend.training.input.order import batches
+
+__all__ = ["Evaluation", "EvaluationPlan", "evaluate", "evaluation_size", "evaluation_source", "plan_evaluations"]
+
+_MOST_UNREAD_FLOATS = 2**22  # sums that wait on the device: for numbers millions of batches, for large arrays a few
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation that `fit` made: `metrics` after update number `update`."""
+
+    update: int
+    metrics: Mapping[str, Any]
+
+
+def evaluate(
+    program: Program,
+    state: Any,
+    experiment: Experiment,
+    source: Source | Stream,
+    size: int,
+    *,
+    check: Callable[..., None],
+    ema: bool,
+) -> dict[str, Any]:
+    """Loss and metrics over a source in batches of `size`, each from its sums over all batches.
+
+    `check(batch, output_shape, source)` raises `DataError` for a batch that does not fit.
+    """
+    floats = 2 * len(experiment.loss_terms) + sum(math.prod(metric.shape) + 1 for metric in experiment.metrics)
+    room, unread, total = max(1, _MOST_UNREAD_FLOATS // floats), [], None
+    options = {"ema": True} if ema else {}
+    for batch in batches(source, size):
+        check(batch, program.info.output_shape, source)
+        unread.append(program.evaluate(state, batch, **options))
+        if len(unread) == room:
+            total, unread = _added(total, program.read_sums(unread)), []
+    total = _added(total, program.read_sums(unread)) if unread or total is None else total
+    found: dict[str, Any] = _terms(experiment, total)
+    for metric in experiment.metrics:
+        found[metric.name] = metric.result(total.values[metric.name], total.weights[metric.name])
+    return found
+
+
+def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
+    """The loss, and where it has several terms what each adds to it.
+
+    A term whose weights sum to 0 is NaN and adds nothing.
+    """
+    terms, found = experiment.loss_terms, {}
+    for name, loss in terms.items():
+        key = term_name(name, len(terms))
+        weight = total.weights[key]
+        found[key] = float(loss.scale * total.values[key] / weight) if weight > 0 else math.nan
+    weighted = [found[key] for key in found if total.weights[key] > 0]
+    return {"loss": sum(weighted) if weighted else math.nan, **(found if len(terms) > 1 else {})}
+
+
+def _added(total: EvaluationSums | None, sums: EvaluationSums) -> EvaluationSums:
+    return sums if total is None else total + sums
+
+
+def evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
+    """`data` as a source that has every field, or the experiment's own; raises `DataError`, `ConfigurationError`."""
+    if data is not None:
+        source, problems = as_source(data), Problems("evaluate")
+        experiment.check_fields("the data", source, problems, evaluated=True)
+        if problems.found:
+            raise DataError(problems.sentences[0])
+        return source
+    if experiment.eval_data is None:
+        raise ConfigurationError(
+            "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
+        )
+    return experiment.eval_data
+
+
+def evaluation_size(batch_size: int | None, experiment: Experiment) -> int:
+    """Examples per evaluation batch; raises `ConfigurationError`."""
+    problems = Problems("evaluate")
+    if batch_size is not None:
+        problems.integer("batch_size", batch_size, minimum=1)
+    problems.raise_if_any()
+    return int(batch_size or experiment.eval_batch_size or experiment.micro_batch_size)
+
+
+class EvaluationPlan:
+    """When `fit` evaluates, what came of it, and the best of it.
+
+    Attributes:
+        due: the update after which the next evaluation is made, a multiple of `every`.
+        metric, mode: decide which is the best.
+        made: the evaluations so far.
+        best: of them.
+    """
+
+    def __init__(
+        self, every: int, metric: str, mode: str, parameters: Callable[[], dict[str, np.ndarray]] | None
+    ) -> None:
+        self._every, self.metric, self.mode, self._parameters = every, metric, mode, parameters
+        self.due = 0
+        self.made: list[Evaluation] = []
+        self.best: BestValue | None = None
+
+    def go_on(self, update: int) -> None:
+        """Plan the next evaluation, update number `update` having been made."""
+        self.due = update - update % self._every + self._every
+
+    def made_at(self, update: int) -> bool:
+        """Whether the newest evaluation was made after update number `update`."""
+        return bool(self.made) and self.made[-1].update == update
+
+    def enter(self, update: int, metrics: Mapping[str, Any]) -> None:
+        """Enter an evaluation after update number `update`."""
+        self.made.append(Evaluation(update, metrics))
+        self.go_on(update)
+        value = float(metrics[self.metric])
+        if improves(value, None if self.best is None else self.best.value, self.mode):
+            kept = None if self._parameters is None else self._parameters()
+            self.best = BestValue(update, value, self.metric, self.mode, kept)
+
+
+def plan_evaluations(
+    experiment: Experiment,
+    every: Any,
+    best: Any,
+    stoppers: Sequence[EarlyStopping],
+    *,
+    ema: bool,
+    parameters: Callable[[], dict[str, np.ndarray]] | None,
+) -> EvaluationPlan | None:
+    """The plan of one call of `fit`, from its arguments; None where it does not evaluate.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or it watches what is not there; every problem is listed.
+    """
+    problems = Problems("fit")
+    modes = {"loss": "min", **{metric.name: metric.better for metric in experiment.metrics}}
+    if every is None:
+        asked = {"best=": best is not None, "keep_best=True": parameters is not None, "evaluate_ema=True": ema}
+        asked["early stopping"] = bool(stoppers)
+        for name in (name for name, given in asked.items() if given):
+            problems.add(f"{name} needs evaluations; pass evaluate_every=, the number of updates between them")
+        problems.raise_if_any()
+        return None
+    problems.integer("evaluate_every", every, minimum=1)
+    if experiment.eval_data is None:
+        problems.add(f"evaluate_every={every!r} needs evaluation data; pass eval_data= to the Experiment")
+    if ema and experiment.ema_decay is None:
+        problems.add("evaluate_ema=True needs a moving average; pass ema_decay= to the Experiment, for example 0.999")
+    if best is None:
+        best = stoppers[0].metric if stoppers else "loss"
+    _check_metric(problems, "best", best, experiment)
+    for stopper in stoppers:
+        known = _check_metric(problems, "EarlyStopping(metric=...)", stopper.metric, experiment)
+        if known and stopper.mode != modes[stopper.metric]:
+            right = modes[stopper.metric]
+            problems.add(
+                f"EarlyStopping(metric={stopper.metric!r}, mode={stopper.mode!r}) waits for the wrong direction: of "
+                f"{stopper.metric!r} the {right}imum is the best; pass mode={right!r}"
+            )
+    problems.raise_if_any()
+    return EvaluationPlan(int(every), best, modes[best], parameters)
+
+
+def _check_metric(problems: Problems, name: str, metric: Any, experiment: Experiment) -> bool:
+    """Check that an evaluation gives a number of that name."""
+    shapes = {"loss": (), **{m.name: m.shape for m in experiment.metrics}}
+    if not isinstance(metric, str) or metric not in shapes:
+        listed = ", ".join(map(repr, shapes))
+        problems.add(f"{name} must be one of {listed}, got {metric!r}{closest(metric, shapes)}")
+        return False
+    if shapes[metric]:
+        problems.add(f"{name}={metric!r} is an array {list(shapes[metric])}, which has no best value; name another")
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""From examples to the windows of a run: in which order, how many at once, read ahead of their turn."""

@@ -1,0 +1,121 @@
+"""Examples → micro-batches → windows.
+
+An epoch visits the examples in one order. Each run of `micro_batch_size` of them is a micro-batch; each run of k
+micro-batches is a window, which makes one update. The epoch's last window may hold fewer micro-batches, and its last
+micro-batch fewer examples.
+
+Windows travel to a backend as a `WindowStack`: several consecutive windows of one epoch in arrays
+[windows, steps, micro-batch, ...], so that a backend may execute them in one dispatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from multibackend.data.memory import aligned_empty
+from multibackend.data.sources import Source
+from multibackend.data.streams import Stream
+from multibackend.errors import DataError
+from multibackend.losses import Loss
+from multibackend.protocol import Position, WindowStack
+from multibackend.training.input.divisors import window_divisors
+from multibackend.training.input.order import order_of
+
+__all__ = ["EpochReader"]
+
+
+class EpochReader:
+    """Reads windows from a source, epoch after epoch, from any position.
+
+    Args:
+        source: the examples, with random access or as a stream.
+        losses: the terms of the loss, which weigh the elements.
+        micro_batch_size: examples per micro-batch.
+        seed, shuffle: decide the order of each epoch.
+        drop_last: drop an epoch's last window where it is not full.
+        normalize: "window" for the weighted mean over the window, "microbatch" for the mean of micro-batch means.
+    """
+
+    def __init__(
+        self,
+        source: Source | Stream,
+        losses: Sequence[Loss],
+        *,
+        micro_batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        normalize: str = "window",
+    ) -> None:
+        self.micro_batch_size = micro_batch_size
+        self.order = order_of(source, seed=seed, shuffle=shuffle)
+        self._losses = tuple(losses)
+        self._drop_last, self._normalize = drop_last, normalize
+
+    def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
+        """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
+
+        The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room` windows, at least
+        `len(steps)`. At least one window must be left in the epoch: see `settle`.
+        """
+        bounds = self._bounds(position, steps)
+        start, stop = int(bounds[0]), int(bounds[-1])
+        rows = self.order.take(position.epoch, start, stop - start)
+        sizes = np.diff(bounds)
+        counts = (sizes // self.micro_batch_size).astype(np.int32)
+        ragged_size = int(sizes[-1] % self.micro_batch_size)
+        ragged = {name: array[-ragged_size:] for name, array in rows.items()} if ragged_size else None
+        fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
+        divisors = window_divisors(self._losses, fields, counts, ragged, normalize=self._normalize)
+        return WindowStack(
+            fields=fields,
+            counts=counts,
+            divisors=divisors.full,
+            ragged=ragged,
+            ragged_divisors=divisors.ragged,
+            weights=divisors.weights,
+            examples=sizes,
+            weighed_by_model=bool(np.isnan(divisors.weights).any()),
+            start=position,
+            stop=Position(position.epoch, stop),
+        )
+
+    def settle(self, position: Position, steps: int) -> Position:
+        """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left."""
+        needed = steps * self.micro_batch_size if self._drop_last else 1
+        enough = self.order.available(position.epoch, position.offset, needed) >= needed
+        return position if enough else Position(position.epoch + 1, 0)
+
+    def _bounds(self, position: Position, steps: Sequence[int]) -> np.ndarray:
+        """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
+        offset, ends = position.offset, np.cumsum(steps) * self.micro_batch_size
+        found = self.order.available(position.epoch, offset, int(ends[-1]))
+        bounds = offset + np.append(0, ends[ends <= found])
+        short = len(bounds) <= len(steps) and bounds[-1] < offset + found and not self._drop_last
+        if len(bounds) == 1 and not short:
+            raise DataError(
+                f"drop_last=True leaves no window in epoch {position.epoch}: one window has {ends[0]} examples, the "
+                f"epoch {offset + found}; use fewer accumulation steps or drop_last=False"
+            )
+        return np.append(bounds, offset + found) if short else bounds
+
+    def _arrange(self, array: np.ndarray, counts: np.ndarray, capacity: int, room: int) -> np.ndarray:
+        """Rows of consecutive windows → [room, capacity, micro-batch, ...]."""
+        room, size, shape = max(room, len(counts)), self.micro_batch_size, array.shape[1:]
+        if len(array) == room * capacity * size:
+            return array.reshape(room, capacity, size, *shape)
+        result = aligned_empty((room, capacity, size, *shape), array.dtype)
+        if (counts[:-1] == capacity).all():  # all but the last window are full: their rows are contiguous
+            rows = int(counts.sum()) * size
+            flat = result.reshape(-1, *shape)
+            flat[:rows], flat[rows:] = array[:rows], 0
+            return result
+        result[...] = 0
+        row = 0
+        for window, count in enumerate(counts):
+            used = count * size
+            result[window, :count] = array[row : row + used].reshape(count, size, *shape)
+            row += used
+        return result

@@ -1,0 +1,179 @@
+"""What an experiment is, in plain JSON: held against a checkpoint before a run goes on from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from multibackend.core.validation import Problems, closest
+from multibackend.errors import ConfigurationError
+from multibackend.experiment import Experiment
+from multibackend.schedules import learning_rate_at
+
+__all__ = ["check_allowed", "describe", "differences"]
+
+_PLAIN = (
+    "name",
+    "precision",
+    "micro_batch_size",
+    "normalize",
+    "max_grad_norm",
+    "on_nonfinite",
+    "seed",
+    "shuffle",
+    "drop_last",
+    "dropout",
+    "batch_statistics",
+    "ema_decay",
+    "ema_warmup",
+    "lr_scaling",
+    "base_batch_size",
+)
+_PROBES = (0, *(2**power for power in range(21)))  # update indices at which functions are held against each other
+_SAME_MEAN = 1e-6  # of data that were made anew on another machine
+
+Json = Any
+
+
+def describe(experiment: Experiment, example: Mapping[str, np.ndarray]) -> dict[str, Json]:
+    """Whatever decides about the numbers of a run, by the name under which a difference is told.
+
+    Args:
+        experiment: with a micro-batch size that is a number.
+        example: the first examples of the data in their own order.
+    """
+    optimizer, accumulation = experiment.optimizer, experiment.accumulation
+    own = {name: value for name, value in _fields(optimizer).items() if name not in ("learning_rate", "groups")}
+    lengths = {} if experiment.examples is None else {"data length": experiment.examples}
+    fields = {name: f"{array.dtype.kind} {list(array.shape[1:])}" for name, array in sorted(example.items())}
+    found = {
+        **{name: getattr(experiment, name) for name in _PLAIN},
+        "inputs": list(experiment.model.inputs),
+        "loss": {name: _plain(loss) for name, loss in experiment.loss_terms.items()},
+        "optimizer": type(optimizer).__name__,
+        **{f"optimizer.{name}": value for name, value in own.items()},
+        "optimizer.groups": [_plain(group) for group in optimizer.groups],
+        "learning_rate": {
+            "law": _plain(optimizer.learning_rate),
+            "probes": [_probe(lambda u: learning_rate_at(optimizer.learning_rate, u), update) for update in _PROBES],
+        },
+        "gradient_accumulation_steps": {
+            "law": [list(point) for point in accumulation.breakpoints] or _plain(accumulation.function),
+            "probes": [_probe(accumulation.steps, update) for update in _PROBES],
+        },
+        **lengths,
+        "data fields": fields,
+    }
+    if getattr(experiment.train_data, "in_memory", False):
+        found["data"] = {name: _mean(array) for name, array in sorted(example.items())}
+    return json.loads(json.dumps(found, default=repr))
+
+
+def differences(saved: Mapping[str, Json], here: Mapping[str, Json], allowed: Sequence[str] = ()) -> dict[str, str]:
+    """A sentence with both values for each name whose values differ, those that are `allowed` to aside.
+
+    >>> differences({"seed": 0, "name": "a"}, {"seed": 1, "name": "a"})
+    {'seed': 'seed: 0 in the checkpoint, 1 here'}
+    """
+    found = {}
+    for name in dict.fromkeys((*saved, *here)):
+        one, other = saved.get(name), here.get(name)
+        if not _same(name, one, other) and not _is_allowed(name, allowed):
+            told = _where(one, other)
+            found[name] = f"{name}: {_text(one)} in the checkpoint, {_text(other)} here{told}"
+    return found
+
+
+def check_allowed(allowed: Any, here: Mapping[str, Json]) -> tuple[str, ...]:
+    """The names that a user lets differ; raises `ConfigurationError` for one that means nothing."""
+    names = (allowed,) if isinstance(allowed, str) else tuple(allowed)
+    problems = Problems("resume")
+    known = (*here, *("data length", "data"))
+    for name in names:
+        if not any(_is_allowed(key, (name,)) for key in known):
+            listed = ", ".join(dict.fromkeys(known))
+            problems.add(f"may_differ has {name!r}, which is none of: {listed}{closest(str(name), known)}")
+    problems.raise_if_any()
+    return names
+
+
+def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
+    """Whether a name is among the allowed ones; "optimizer" allows "optimizer.eps" too."""
+    return name in allowed or name.partition(".")[0] in allowed
+
+
+def _same(name: str, one: Json, other: Json) -> bool:
+    if name == "data" and isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_close(one[field], other[field]) for field in one)
+    if name == "data":
+        return True  # of data that are not in memory nothing is known
+    if isinstance(one, Mapping) and isinstance(other, Mapping) and "probes" in one and "probes" in other:
+        return one["probes"] == other["probes"]  # however the law is written
+    return one == other
+
+
+def _close(one: Json, other: Json) -> bool:
+    if not isinstance(one, float) or not isinstance(other, float):
+        return one == other
+    return math.isclose(one, other, rel_tol=_SAME_MEAN, abs_tol=_SAME_MEAN)
+
+
+def _where(one: Json, other: Json) -> str:
+    """Of two functions of the update index, the first index probed at which they differ."""
+    if not all(isinstance(side, Mapping) and "probes" in side for side in (one, other)):
+        return ""
+    pairs = zip(_PROBES, one["probes"], other["probes"], strict=False)
+    first = next(((update, a, b) for update, a, b in pairs if a != b), None)
+    return "" if first is None else f" (update index {first[0]}: {first[1]} and {first[2]})"
+
+
+def _text(value: Json) -> str:
+    if isinstance(value, Mapping) and "law" in value:
+        value = value["law"]
+    if isinstance(value, Mapping) and "class" in value:
+        inside = ", ".join(f"{key}={_text(item)}" for key, item in value.items() if key != "class")
+        return f"{value['class']}({inside})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return repr(value) if value is None or isinstance(value, str) else str(value)
+
+
+def _fields(spec: Any) -> dict[str, Json]:
+    return {field.name: _plain(getattr(spec, field.name)) for field in dataclasses.fields(spec) if field.init}
+
+
+def _plain(value: Any) -> Json:
+    """A spec as JSON: classes and functions by name, which does not depend on where a file lies."""
+    if isinstance(value, bool | str) or value is None:
+        return value
+    if isinstance(value, int | float | np.integer | np.floating):
+        number = float(value)
+        return number if math.isfinite(number) else repr(number)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"class": type(value).__name__, **_fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def _probe(function: Callable[[int], Any], update: int) -> float | None:
+    try:
+        return float(function(update))
+    except (ConfigurationError, ArithmeticError, LookupError, ValueError):
+        return None  # a table may end before
+
+
+def _mean(array: np.ndarray) -> Json:
+    if array.dtype.kind not in "fiub" or not array.size:
+        return None
+    mean = float(array.mean(dtype=np.float64))
+    return mean if math.isfinite(mean) else repr(mean)

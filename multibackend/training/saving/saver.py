@@ -1,0 +1,242 @@
+"""When a run is saved, and how a new one goes on from what is there."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from multibackend.checkpoint import CheckpointStore, list_checkpoints, newest_checkpoint
+from multibackend.checkpoint.retention import Retention
+from multibackend.core.validation import Problems
+from multibackend.errors import CheckpointError, CheckpointWarning, ConfigurationError
+from multibackend.training.saving.run_state import RunState, to_contents
+from multibackend.training.stop_condition import StopCondition
+
+__all__ = ["DEFAULT_RULES", "RESUME", "Checkpointing", "Place", "Saver", "check_resuming", "choose_start"]
+
+RESUME = ("never", "auto", "must")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointing:
+    """When a run with a run directory is saved, and which checkpoints stay. It is always saved as `fit` ends.
+
+    Args:
+        every: save after every so many updates of the run.
+        every_micro_batches: save after every so many micro-batches, also in the middle of a window; for windows that
+            take long.
+        every_seconds: save where the last save is older than this; None for never. Between windows only.
+        keep_last: the newest so many stay; None keeps all.
+        keep_best: the best so many by `best_metric` stay too, of those saved right after an evaluation.
+        best_metric, best_mode: "loss" or the name of a metric, and which end of it is best, "min" or "max".
+        keep_every: those of updates that are multiples of it stay for good.
+        background: write while training goes on; the state is copied at once. False waits for the device.
+
+    Raises:
+        ConfigurationError: an argument is wrong; every problem is listed.
+
+    >>> Checkpointing(every=100, keep_last=2, keep_every=1000).every
+    100
+    """
+
+    every: int | None = None
+    every_micro_batches: int | None = None
+    every_seconds: float | None = 600.0
+    keep_last: int | None = 3
+    keep_best: int = 0
+    best_metric: str | None = None
+    best_mode: str = "min"
+    keep_every: int | None = None
+    background: bool = True
+
+    def __post_init__(self) -> None:
+        problems = Problems("Checkpointing")
+        for name in ("every", "every_micro_batches"):
+            if getattr(self, name) is not None:
+                problems.integer(name, getattr(self, name), minimum=1)
+        if self.every_seconds is not None:
+            problems.number("every_seconds", self.every_seconds, minimum=0.0)
+        problems.boolean("background", self.background)
+        try:
+            self.retention()
+        except ConfigurationError as error:
+            for sentence in error.problems:
+                problems.add(sentence)
+        problems.raise_if_any()
+
+    def retention(self) -> Retention:
+        """Which checkpoints stay."""
+        metric = self.best_metric or ("loss" if self.keep_best else None)
+        return Retention(
+            keep_last=self.keep_last,
+            keep_best=self.keep_best,
+            best_metric=metric,
+            best_mode=self.best_mode,
+            keep_every=self.keep_every,
+        )
+
+
+DEFAULT_RULES = Checkpointing()
+
+
+def check_resuming(run_dir: Path | None, checkpointing: object, resume: object) -> None:
+    """What `Trainer` was given; raises `ConfigurationError` with every problem."""
+    problems = Problems("Trainer")
+    if checkpointing is not None and not isinstance(checkpointing, Checkpointing):
+        problems.add(f"checkpointing must be a multibackend.Checkpointing(...), got {checkpointing!r}", wrong_type=True)
+    if not isinstance(resume, RunState) and problems.choice("resume", resume, RESUME) and resume != "never":
+        if run_dir is None:
+            problems.add(f"resume={resume!r} needs run_dir=, the directory that holds the checkpoints")
+        elif checkpointing is None:
+            problems.add(f"resume={resume!r} needs checkpointing, got checkpointing=None")
+    problems.raise_if_any()
+
+
+class Place(NamedTuple):
+    """How far a run is."""
+
+    update: int
+    micro_batches: int
+    evaluations: int
+
+
+def choose_start(run_dir: Path, resume: str) -> Path | None:
+    """The checkpoint from which a run in this directory goes on; None to begin anew.
+
+    Raises:
+        CheckpointError: "must", and there is no valid one; or "never", and there are some.
+    """
+    there = list_checkpoints(run_dir)
+    if resume == "never":
+        if there:
+            raise CheckpointError(
+                f"{run_dir} holds checkpoints of an earlier run, the newest {there[-1].name}; go on from it with "
+                'resume="auto" (on the command line --resume auto), or choose another directory',
+                path=run_dir,
+            )
+        return None
+    newest = newest_checkpoint(run_dir) if there else None
+    if newest is None and resume == "must":
+        raise CheckpointError(
+            f'resume="must", and there is no valid checkpoint in {run_dir}; resume="auto" begins anew where there is '
+            "none",
+            path=run_dir,
+        )
+    if newest is None and there:
+        warnings.warn(f"no checkpoint in {run_dir} is valid: the run begins anew", CheckpointWarning, stacklevel=5)
+    return newest
+
+
+class Saver:
+    """Saves one run into its directory, which it holds while `fit` runs.
+
+    Args:
+        run_dir: the directory.
+        rules: when, and what stays.
+        start: the checkpoint that the run went on from.
+        chosen: whether somebody chose it, who may go back behind newer ones on purpose.
+    """
+
+    def __init__(self, run_dir: Path, rules: Checkpointing, start: Path | None, *, chosen: bool = False) -> None:
+        self.run_dir, self._rules = run_dir, rules
+        self._known = set() if start is None else {start.name}  # checkpoints that this run may stand beside
+        if chosen and start is not None and start.resolve().parent.parent == run_dir.resolve():
+            self._known |= {path.name for path in list_checkpoints(run_dir)}
+        self._store: CheckpointStore | None = None
+        self._place: Place | None = None
+        self._saved_at = 0.0
+        self._due: tuple[float, float] = (float("inf"), float("inf"))
+
+    def open(self, update: int, micro_batches: int) -> None:
+        """Take the directory, and plan the first save after this point.
+
+        Raises:
+            CheckpointError: another run writes there, or has written since.
+        """
+        rules = self._rules.retention()
+        self._store = CheckpointStore(
+            self.run_dir,
+            keep_last=rules.keep_last,
+            keep_best=rules.keep_best,
+            best_metric=rules.best_metric,
+            best_mode=rules.best_mode,
+            keep_every=rules.keep_every,
+        )
+        self._saved_at = time.monotonic()
+        self._plan(update, micro_batches)
+        there = self._store.list()
+        newest = there[-1] if there else None
+        if newest is not None and newest.name not in self._known:
+            newest = self._store.newest()  # what is damaged may lie above ours
+        if newest is not None and newest.name not in self._known:
+            self.close()
+            raise CheckpointError(
+                f"{newest} was written by another run since this one began; go on from it with a new trainer, "
+                'resume="auto"',
+                path=self.run_dir,
+            )
+
+    def ahead(self, goal: StopCondition) -> StopCondition:
+        """The goal, or the next save on the way to it."""
+        updates, micro_batches = self._due
+        return goal.before(updates=updates, micro_batches=micro_batches)
+
+    def may_be_due(self, updates: int, micro_batches: int) -> bool:
+        """Whether a save may be due after so many updates and micro-batches.
+
+        Raises:
+            CheckpointError: a save in the background has failed.
+        """
+        self._check()
+        seconds = self._rules.every_seconds
+        late = seconds is not None and time.monotonic() - self._saved_at >= seconds
+        return late or updates >= self._due[0] or micro_batches >= self._due[1]
+
+    def save(
+        self, place: Place, take: Callable[[], RunState], metric: float | None = None, *, last: bool = False
+    ) -> None:
+        """Save the run as it stands at a place, unless that was done; the last time wait until it is on the device."""
+        assert self._store is not None
+        self._saved_at = time.monotonic()
+        self._plan(place.update, place.micro_batches)
+        if place == self._place:
+            return self._check(wait=last)
+        contents, self._place = to_contents(take()), None
+        handle = self._store.save(contents, metric=metric, background=self._rules.background and not last)
+        self._place = place
+        self._known.add(handle.path.name)
+        return None
+
+    def metric_of(self, metrics: Mapping[str, Any]) -> float | None:
+        """What `keep_best` goes by, of an evaluation."""
+        name = self._rules.retention().best_metric
+        return None if name is None or name not in metrics else float(metrics[name])
+
+    def close(self) -> None:
+        """Wait for the save that is under way, and let go of the directory.
+
+        Raises:
+            CheckpointError: that save has failed.
+        """
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def _check(self, *, wait: bool = False) -> None:
+        assert self._store is not None
+        try:
+            self._store.check(wait=wait)
+        except CheckpointError:
+            self._place = None
+            raise
+
+    def _plan(self, update: int, micro_batches: int) -> None:
+        steps = (self._rules.every, self._rules.every_micro_batches)
+        done = (update, micro_batches)
+        self._due = tuple(  # type: ignore[assignment]
+            float("inf") if step is None else at - at % step + step for at, step in zip(done, steps, strict=True)
+        )

@@ -1,0 +1,1 @@
+"""Files of weights, and their way from one framework to the other."""
