@@ -74,14 +74,16 @@ def compare(
 
     def build(experiment: Experiment, name: str) -> Trainer:
         return Trainer(
-            experiment, name, device=(devices or {}).get(name), execution=(executions or {}).get(name, "auto")
+            experiment,
+            name,
+            device=(devices or {}).get(name),
+            execution=(executions or {}).get(name, "auto"),
+            record_gradient_norms=True,
         )
 
     trainers, notes = with_same_dropout([build(*side) for side in zip(experiments, names, strict=True)], build)
     matching = start_alike(*trainers)
     start = trainers[0].snapshot()
-    for trainer in trainers:
-        trainer._results.gradient_norms = []
     seconds = _train_side_by_side(trainers, int(updates), progress)
     report = verdict(trainers, matching, start, seconds, int(updates), notes)
     if trace is False or (trace is None and report.matches) or not all(map(_traceable, trainers)):

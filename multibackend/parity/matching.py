@@ -17,7 +17,7 @@ from multibackend.matching.sides import Proposal
 from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
 from multibackend.optimizers import SGD
-from multibackend.protocol import Execution, Rates, Snapshot
+from multibackend.protocol import Execution, Position, Rates, Snapshot
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
@@ -119,7 +119,7 @@ class Probe:
             load_backend(trainer.backend).compile(experiment, example=example, execution=Execution(trainer.device))
             for trainer, experiment in zip(trainers, experiments, strict=True)
         ]
-        self._stack = feed.next(0, 1, self._programs[0].info.output_shape, left=1, epochs=None)
+        self._stack = feed.next(Position(), 0, 1, self._programs[0].info.output_shape, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
     def __call__(self, values: Arrays, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

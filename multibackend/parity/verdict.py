@@ -102,7 +102,7 @@ def _ends(
 
 def _gradient_differences(trainers: Sequence[Trainer], bridge: Bridge, names: Sequence[str]) -> np.ndarray:
     """float64 [updates, parameters]: relative, each norm against at least a thousandth of its update's largest."""
-    own, other = (np.array(trainer._results.gradient_norms or []) for trainer in trainers)
+    own, other = (trainer.gradient_norms() for trainer in trainers)
     updates = min(len(own), len(other))
     if not updates:
         return np.zeros((0, len(names)))
