@@ -116,25 +116,36 @@ class JaxProgram:
         terms = self._functions.terms
         width = 4 + 2 * terms + len(self._trained)
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
-        numbers, losses, weights, trained = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)
+        columns = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)  # as `Row` has them
+        numbers, losses, weights, trained_norms = columns
+        norm, finite, applied, loss_scale = numbers.T
         norms = np.zeros((len(rows), len(self.info.parameter_names)))  # of frozen parameters 0
-        norms[:, self._trained] = trained
-        norm, finite, applied, scale = numbers.T
-        return WindowResults(losses, norm, weights, finite > 0, applied > 0, norms, scale)
+        norms[:, self._trained] = trained_norms
+        return WindowResults(
+            terms=losses,
+            grad_norm=norm,
+            weights=weights,
+            finite=finite > 0,
+            applied=applied > 0,
+            gradient_norms=norms,
+            loss_scale=loss_scale,
+        )
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> jax.Array:
         with self._precision.scope():
             return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
 
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
-        seen, model_state = 0, state.model_state
+        examples = 0
+        model_state = state.model_state
         with self._precision.scope():
             for index, batch in enumerate(batches):
                 size = len(next(iter(batch.values())))
-                seen += size
+                examples += size
                 place = (state.optimizer.gradient_step, np.int32(index), np.int32(1))
-                share = np.asarray(size / seen, self._precision.dtype)
-                model_state = self._average(state.parameters, model_state, self._put(batch), place, share)
+                # a running mean: after this batch it has this weight among all examples so far
+                weight = np.asarray(size / examples, self._precision.dtype)
+                model_state = self._average(state.parameters, model_state, self._put(batch), place, weight)
         return state._replace(model_state=model_state)
 
     def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
@@ -142,14 +153,16 @@ class JaxProgram:
         return EvaluationSums.unpack(total, self._experiment)
 
     def snapshot(self, state: TrainState) -> Snapshot:
-        parameters, read = self._to_host(state.parameters), read_slots(state.optimizer.inner_opt_state)
-        slots, scale = {slot: self._to_host(arrays, slot) for slot, arrays in read.items()}, state.loss_scale
+        parameters = self._to_host(state.parameters)
+        slots = read_slots(state.optimizer.inner_opt_state)
+        host_slots = {slot: self._to_host(arrays, slot) for slot, arrays in slots.items()}
+        scale = state.loss_scale
         return Snapshot(
             parameters=parameters,
             model_state=self._to_host(state.model_state),
-            optimizer=with_zeros(slots, parameters, self._functions.frozen),
+            optimizer=with_zeros(host_slots, parameters, self._functions.frozen),
             update=int(state.optimizer.gradient_step),
-            loss_scale=scale and LossScale(float(scale.scale), int(scale.updates)),
+            loss_scale=None if scale is None else LossScale(float(scale.scale), int(scale.updates)),
             ema=self._to_host(state.ema),
         )
 
@@ -167,16 +180,17 @@ class JaxProgram:
                 inner = write_slots(optimizer.inner_opt_state, slots, snapshot.update)
                 optimizer = optimizer._replace(inner_opt_state=inner)
             optimizer = optimizer._replace(gradient_step=jnp.asarray(snapshot.update, jnp.int32))
-            parameters, scale = self._to_native(snapshot.parameters), state.loss_scale
-            if scale is not None and snapshot.loss_scale is not None:
-                scale = DeviceLossScale.of(snapshot.loss_scale)
+            loss_scale = state.loss_scale
+            if loss_scale is not None and snapshot.loss_scale is not None:
+                loss_scale = DeviceLossScale.of(snapshot.loss_scale)
             restored = state._replace(
-                parameters=parameters,
+                parameters=self._to_native(snapshot.parameters),
                 model_state=self._to_native(snapshot.model_state),
                 optimizer=optimizer,
-                loss_scale=scale,
+                loss_scale=loss_scale,
                 ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
+            # copied, because the first run donates the buffers, which the model's own values may share
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
     @property
@@ -189,7 +203,7 @@ class JaxProgram:
         return {name: self._model.layouts[name].from_canonical(np.asarray(array)) for name, array in arrays.items()}
 
     def from_flax(self, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """The inverse."""
+        """Flax's own arrays in canonical layouts."""
         return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
     def compilations(self) -> int:
@@ -219,27 +233,33 @@ class JaxProgram:
     def _to_host(self, arrays: Mapping[str, jax.Array], slot: str = "") -> dict[str, np.ndarray]:
         if slot.startswith(NATIVE):  # arrays of any shape, which go nowhere else
             return {name: np.array(array) for name, array in arrays.items()}
-        return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
+        return self.from_flax(arrays)
 
     def _to_native(self, arrays: Mapping[str, np.ndarray], slot: str = "") -> Arrays:
         """Canonical host arrays as device arrays in native layout and this run's precision."""
         if slot.startswith(NATIVE):
             return {name: jnp.asarray(array) for name, array in arrays.items()}
-        native = {name: self._model.layouts[name].from_canonical(np.asarray(a)) for name, a in arrays.items()}
+        native = self.to_flax(arrays)
         return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _averaged(
-        self, parameters: Arrays, model_state: Arrays, batch: Arrays, place: tuple[Any, Any, Any], share: jax.Array
+        self, parameters: Arrays, model_state: Arrays, batch: Arrays, place: tuple[Any, Any, Any], weight: jax.Array
     ) -> Arrays:
-        """Running statistics moved by `share` towards those of a batch; all other state as it was."""
+        """Move running statistics by `weight` towards those of a batch; all other state stays as it was."""
         _, new = self._model.apply(parameters, model_state, batch, Stamp(*place), True)
-        result = moved(model_state, new, self._model.statistics, lambda decay: share)
+        result = moved(model_state, new, self._model.statistics, lambda decay: weight)
         changed = {name for names in self._model.statistics.values() for name in names}
         return {name: result[name] if name in changed else array for name, array in model_state.items()}
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """For each term of the loss, then each metric: its weighted sum and the sum of its weights, in one array."""
+        """Evaluate each term of the loss, then each metric: its weighted sum and the sum of its weights, in one array.
+
+        One array, because each that is read costs a transfer.
+        """
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
-        sums = [weighted_sum(loss, outputs, batch) for loss in self._experiment.loss_terms.values()]
-        sums += [metric_sum(metric, outputs, batch) for metric in self._experiment.metrics]
-        return jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for pair in sums for part in pair])
+        parts: list[Any] = []
+        for loss in self._experiment.loss_terms.values():
+            parts += weighted_sum(loss, outputs, batch)
+        for metric in self._experiment.metrics:
+            parts += metric_sum(metric, outputs, batch)
+        return jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for part in parts])

@@ -19,6 +19,7 @@ from multibackend_torch.memory import device_bytes, is_out_of_memory, program_by
 from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
 from multibackend_torch.model.norm import prepare_statistics
+from multibackend_torch.model.observe import host
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
@@ -86,22 +87,23 @@ class TorchBackend:
         except Exception as error:
             if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
                 raise
-            words, size = str(error), int(experiment.micro_batch_size)
+            message = str(error)
         finally:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
-        raise OutOfMemoryError(words, micro_batch_size=size, precision=experiment.precision)
+        # raised out here, where the error's traceback no longer holds the trial's tensors
+        size = int(experiment.micro_batch_size)
+        raise OutOfMemoryError(message, micro_batch_size=size, precision=experiment.precision)
 
     def read_weights(self, path: Path) -> dict[str, np.ndarray]:
         """A pickled `state_dict`, read with torch's weights-only loader; raises `DataError` for anything else."""
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise DataError(f"{str(path)!r} is no state_dict that is safe to load: {error}") from error
-        if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-            raise DataError(f"{str(path)!r} holds no state_dict, but {type(found).__name__}")
-        wide = {n: t.float() if t.dtype == torch.bfloat16 else t for n, t in found.items()}  # numpy has no bfloat16
-        return {name: tensor.numpy() for name, tensor in wide.items()}
+        if not isinstance(tensors, Mapping) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            raise DataError(f"{str(path)!r} holds no state_dict, but {type(tensors).__name__}")
+        return {name: host(tensor) for name, tensor in tensors.items()}
 
     def device_memory(self, device: str | None = None) -> int | None:
         return device_bytes(self._device(device))
@@ -110,14 +112,13 @@ class TorchBackend:
         return is_out_of_memory(error)
 
     def _device(self, name: str | None) -> torch.device:
+        known = self.devices()
         try:
-            device = torch.device(self.devices()[0] if name is None else name)
+            device = torch.device(known[0] if name is None else name)
         except RuntimeError:
             device = None
-        known = self.devices()
-        if device is None or (
-            str(device) not in known and device.type not in {known.partition(":")[0] for known in known}
-        ):
+        types = {name.partition(":")[0] for name in known}  # "cuda" names the current one of them
+        if device is None or (str(device) not in known and device.type not in types):
             listed = ", ".join(map(repr, known))
             raise ConfigurationError("Trainer", [f"device {name!r} is not here; torch sees {listed}"])
         return device

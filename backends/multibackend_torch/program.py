@@ -235,13 +235,15 @@ class TorchProgram:
         with self._precision.scope(self._device), swapped, unchanged(state.buffers):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
-            sums, known = [], []
-            for loss in self._experiment.loss_terms.values():
+            sums: list[torch.Tensor] = []
+            known_weights = []  # of the terms whose weights the data tell: they are added on the host
+            for loss in self._losses:
                 total, weight = weighted_sum(loss, outputs, tensors)
-                known.append(float(loss.weight_sums(batch, 0) or 0.0) if weight is None else 0.0)
-                sums.append((total, torch.zeros_like(total) if weight is None else weight))
-            sums += [metric_sum(metric, outputs, tensors) for metric in self._experiment.metrics]
-        return [part for pair in sums for part in pair], known
+                known_weights.append(float(loss.weight_sums(batch, 0) or 0.0) if weight is None else 0.0)
+                sums += (total, torch.zeros_like(total) if weight is None else weight)
+            for metric in self._experiment.metrics:
+                sums += metric_sum(metric, outputs, tensors)
+        return sums, known_weights
 
     @torch.no_grad()
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
@@ -254,9 +256,10 @@ class TorchProgram:
         return state
 
     def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
-        flat = [torch.cat([part.reshape(-1).double() for part in tensors]) for tensors, _ in sums]
-        total = torch.stack(flat).cpu().numpy().sum(axis=0)
-        total[1 : 2 * len(self._losses) : 2] += np.sum([known for _, known in sums], axis=0)
+        rows = [_flat(tensors) for tensors, _ in sums]
+        total = torch.stack(rows).cpu().numpy().sum(axis=0)
+        # a term's sum comes before its weight
+        total[1 : 2 * len(self._losses) : 2] += np.sum([known_weights for _, known_weights in sums], axis=0)
         return EvaluationSums.unpack(total, self._experiment)
 
     def snapshot(self, state: TrainState) -> Snapshot:
@@ -338,3 +341,7 @@ class TorchProgram:
             total, weight = weighted_sum(self._losses[0], outputs, batch)
             return [total], weight
         return [weighted_sum(loss, outputs, batch)[0] for loss in self._losses], None
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1).double() for tensor in tensors])

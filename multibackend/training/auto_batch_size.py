@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from multibackend.core.bytesize import format_bytes, parse_bytes
@@ -62,12 +62,16 @@ class MicroBatchChoice:
 
     def as_event(self) -> dict[str, Any]:
         """The fields of `events.MicroBatchChosen`."""
-        trials = 0 if self.known else len(self.trials)
-        size, steps = self.micro_batch_size, self.steps
-        return {"micro_batch_size": size, "steps": steps, "limit": self.limit, "trials": trials}
+        return {
+            "micro_batch_size": self.micro_batch_size,
+            "steps": self.steps,
+            "limit": self.limit,
+            "trials": 0 if self.known else len(self.trials),
+        }
 
 
-_known: dict[tuple[Any, ...], tuple[MicroBatchChoice, object]] = {}  # with what must live as long as its repr is a key
+# choices that were made in this process, each with the experiment, which must live as long as its id is part of a key
+_known: dict[tuple[Any, ...], tuple[MicroBatchChoice, object]] = {}
 
 
 def resolve(
@@ -98,36 +102,31 @@ def resolve(
     examples = int(accumulation.examples) if isinstance(accumulation, EffectiveBatch) else 0
     limit = _limit(experiment, backend, execution.device)
     key = _key(experiment, backend.name, (execution, limit))
-    if key not in _known:
-        order = order_of(experiment.train_data, seed=0, shuffle=False)
-        most = order.available(0, 0, examples)
-        candidates = [size for size in divisors(examples) if size <= most]
+    if key in _known:
+        choice = replace(_known[key][0], known=True)
+        return _with_size(experiment, choice.micro_batch_size), choice
+    order = order_of(experiment.train_data, seed=0, shuffle=False)
+    most = order.available(0, 0, examples)
+    candidates = [size for size in divisors(examples) if size <= most]
 
-        def measure(size: int) -> int:
-            example = order.take(0, 0, size)
-            return backend.memory_of(
-                _with_size(experiment, size),
-                example=example,
-                execution=execution,
-                limit=limit,
-            )
+    def measure(size: int) -> int:
+        sized = _with_size(experiment, size)
+        return backend.memory_of(sized, example=order.take(0, 0, size), execution=execution, limit=limit)
 
-        size, trials = largest_that_fits(candidates, measure, limit)
-        if size is None:
-            raise ConfigurationError("micro_batch_size='auto'", [_too_small(experiment, trials[0], limit)])
-        _known[key] = MicroBatchChoice(size, examples // size, limit, trials), experiment
-        return _with_size(experiment, size), _known[key][0]
-    choice = _known[key][0]
-    again = MicroBatchChoice(choice.micro_batch_size, choice.steps, choice.limit, choice.trials, known=True)
-    return _with_size(experiment, choice.micro_batch_size), again
+    size, trials = largest_that_fits(candidates, measure, limit)
+    if size is None:
+        raise ConfigurationError("micro_batch_size='auto'", [_too_small(experiment, trials[0], limit)])
+    choice = MicroBatchChoice(size, examples // size, limit, trials)
+    _known[key] = choice, experiment
+    return _with_size(experiment, size), choice
 
 
 def resolve_together(
     experiment: Experiment, backends: Sequence[Backend], executions: Mapping[str, Execution]
 ) -> Experiment:
     """The experiment with a size that fits on every backend, so that all run the same micro-batches."""
-    found = [resolve(experiment, backend, executions[backend.name])[0] for backend in backends]
-    return min(found, key=lambda one: int(one.micro_batch_size))
+    resolved = [resolve(experiment, backend, executions[backend.name])[0] for backend in backends]
+    return min(resolved, key=lambda sized: int(sized.micro_batch_size))
 
 
 def divisors(number: int) -> list[int]:
@@ -171,11 +170,15 @@ def largest_that_fits(
         enough = fits(candidates[0])
     if not enough:
         return None, tuple(trials)
-    low, high = 0, len(candidates)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(candidates[middle]) else (low, middle)
-    return candidates[low], tuple(trials)
+    largest = 0
+    too_large = len(candidates)
+    while too_large - largest > 1:
+        middle = (largest + too_large) // 2
+        if fits(candidates[middle]):
+            largest = middle
+        else:
+            too_large = middle
+    return candidates[largest], tuple(trials)
 
 
 @contextlib.contextmanager
@@ -196,28 +199,38 @@ def memory_errors(backend: Backend, experiment: Experiment, examples: int | None
 
 def _out_of_memory(experiment: Experiment, examples: int | None, error: Exception) -> OutOfMemoryError:
     size = int(experiment.micro_batch_size)
-    lighter = {"float64": "float32", "float32": "bf16"}.get(experiment.precision)
-    remedies = [f'precision="{lighter}", which takes half the bytes'] if lighter in PRECISIONS else []
-    if not experiment.rematerialize:
-        remedies.insert(0, "rematerialize=True, which keeps less for the backward pass")
-    if examples is not None:
+    if examples is None:
+        subject = f"micro_batch_size={size}"
+        remedies = _training_remedies(experiment)
+    else:
+        subject = f"an evaluation batch of {examples} examples"
         remedies = [f"a smaller eval_batch_size or batch_size= than {examples}"]
-    elif size > 1:
-        half = next(d for d in reversed(divisors(size)[:-1]))
-        remedies = [
-            f"a smaller micro_batch_size, for example {half} with {size // half} times the steps: the same updates",
-            'micro_batch_size="auto" with gradient_accumulation_steps=EffectiveBatch(n): the largest that fits',
-            *remedies,
-        ]
-    what = f"micro_batch_size={size}" if examples is None else f"an evaluation batch of {examples} examples"
     lines = "".join(f"\n  - {remedy}" for remedy in remedies)
-    words = str(error).strip().splitlines()
+    message = str(error).strip().splitlines()
     return OutOfMemoryError(
-        f"the device has no memory left with {what} and precision={experiment.precision!r}. Ways out:{lines}\n"
-        f"The framework said: {words[0] if words else type(error).__name__}",
+        f"the device has no memory left with {subject} and precision={experiment.precision!r}. Ways out:{lines}\n"
+        f"The framework said: {message[0] if message else type(error).__name__}",
         micro_batch_size=size,
         precision=experiment.precision,
     )
+
+
+def _training_remedies(experiment: Experiment) -> list[str]:
+    """What makes a micro-batch need less, the way that changes nothing else first."""
+    size = int(experiment.micro_batch_size)
+    remedies = []
+    if size > 1:
+        half = divisors(size)[-2]
+        remedies = [
+            f"a smaller micro_batch_size, for example {half} with {size // half} times the steps: the same updates",
+            'micro_batch_size="auto" with gradient_accumulation_steps=EffectiveBatch(n): the largest that fits',
+        ]
+    if not experiment.rematerialize:
+        remedies.append("rematerialize=True, which keeps less for the backward pass")
+    lighter = {"float64": "float32", "float32": "bf16"}.get(experiment.precision)
+    if lighter in PRECISIONS:
+        remedies.append(f'precision="{lighter}", which takes half the bytes')
+    return remedies
 
 
 def _limit(experiment: Experiment, backend: MemoryAware, device: str | None) -> int:
@@ -239,17 +252,20 @@ def _with_size(experiment: Experiment, size: int) -> Experiment:
 def _key(experiment: Experiment, backend: str, where: tuple[Any, ...]) -> tuple[Any, ...]:
     """All that memory depends on: backend, device, model, shapes, and the options that change what is kept."""
     order = order_of(experiment.train_data, seed=0, shuffle=False)
-    shapes = [(name, a.shape[1:], a.dtype.str) for name, a in order.take(0, 0, 1).items()]
+    first = order.take(0, 0, 1)
+    shapes = [(name, array.shape[1:], array.dtype.str) for name, array in first.items()]
     options = (dict(experiment.loss_terms), experiment.optimizer, experiment.rematerialize, experiment.precision)
-    data = order.available(0, 0, experiment.effective_examples)
+    examples = order.available(0, 0, experiment.effective_examples)
     model = (id(experiment.model), int(experiment.seed))
-    return backend, *where, *model, repr(options), repr(shapes), experiment.effective_examples, data
+    return backend, *where, *model, repr(options), repr(shapes), experiment.effective_examples, examples
 
 
 def _too_small(experiment: Experiment, trial: MemoryTrial, limit: int) -> str:
     needs = "more than that" if trial.bytes is None else f"{format_bytes(trial.bytes)} ({trial.bytes} bytes)"
-    remedies = ["raise memory_budget"] if experiment.memory_budget is not None else ["take a device with more memory"]
-    remedies += [] if experiment.rematerialize else ["pass rematerialize=True"]
-    return f"one example does not fit: it needs {needs}, there are {format_bytes(limit)} ({limit} bytes); " + ", ".join(
-        [*remedies, "or use a smaller model"]
-    )
+    has_budget = experiment.memory_budget is not None
+    remedies = ["raise memory_budget" if has_budget else "take a device with more memory"]
+    if not experiment.rematerialize:
+        remedies.append("pass rematerialize=True")
+    remedies.append("or use a smaller model")
+    advice = ", ".join(remedies)
+    return f"one example does not fit: it needs {needs}, there are {format_bytes(limit)} ({limit} bytes); {advice}"

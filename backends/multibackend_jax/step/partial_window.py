@@ -5,6 +5,7 @@ Only a run that stops inside a window comes here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ class BegunWindow(NamedTuple):
 
 
 def to_partial_window(begun: BegunWindow, to_host: Callable[[Arrays], dict[str, np.ndarray]]) -> PartialWindow:
-    """A copy on the host; the losses and weights were added on the device, so there is one row of them."""
+    """Copy a begun window to the host; the losses and weights were added on the device, so there is one row of them."""
     carry = begun.carry
     return PartialWindow(
         done=begun.done,
@@ -48,9 +49,10 @@ def from_host(
     functions: WindowFunctions,
     to_native: Callable[[Host], Arrays],
 ) -> Carry:
-    """The carry of a copy, also of a copy that another backend made."""
+    """Make the carry of a copy, also of one that another backend made."""
     start = functions.start(state)
     loss = (np.asarray(partial.totals, np.float64) * partial.inverse_divisors).sum(axis=0)
+    # a backend whose data tell the weights does not keep them
     weight = partial.weights.sum(axis=0) if len(partial.weights) else _weights(partial, stack, functions)
     carry = Carry(
         model_state={**start.model_state, **to_native(partial.model_state)},
@@ -64,7 +66,8 @@ def from_host(
 
 def _weights(partial: PartialWindow, stack: WindowStack, functions: WindowFunctions) -> np.ndarray:
     """[terms], the weights of the micro-batches that have run, which the data tell."""
-    batches = [batch for batch, _ in stack.micro_batches(0)][: partial.done]
-    losses = functions.experiment.loss_terms.values()
-    sums = [[float(loss.weight_sums(batch, 0) or 0.0) for loss in losses] for batch in batches]
-    return np.array(sums).sum(axis=0)
+    weights = np.zeros(functions.terms)
+    for batch, _ in itertools.islice(stack.micro_batches(0), partial.done):
+        for term, loss in enumerate(functions.experiment.loss_terms.values()):
+            weights[term] += float(loss.weight_sums(batch, 0) or 0.0)
+    return weights

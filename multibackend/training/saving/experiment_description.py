@@ -47,31 +47,31 @@ def describe(experiment: Experiment, example: Mapping[str, np.ndarray]) -> dict[
         experiment: with a micro-batch size that is a number.
         example: the first examples of the data in their own order.
     """
-    optimizer, accumulation = experiment.optimizer, experiment.accumulation
-    own = {name: value for name, value in _fields(optimizer).items() if name not in ("learning_rate", "groups")}
-    lengths = {} if experiment.examples is None else {"data length": experiment.examples}
-    fields = {name: f"{array.dtype.kind} {list(array.shape[1:])}" for name, array in sorted(example.items())}
-    found = {
-        **{name: getattr(experiment, name) for name in _PLAIN},
-        "inputs": list(experiment.model.inputs),
-        "loss": {name: _plain(loss) for name, loss in experiment.loss_terms.items()},
-        "optimizer": type(optimizer).__name__,
-        **{f"optimizer.{name}": value for name, value in own.items()},
-        "optimizer.groups": [_plain(group) for group in optimizer.groups],
-        "learning_rate": {
-            "law": _plain(optimizer.learning_rate),
-            "probes": [_probe(lambda u: learning_rate_at(optimizer.learning_rate, u), update) for update in _PROBES],
-        },
-        "gradient_accumulation_steps": {
-            "law": [list(point) for point in accumulation.breakpoints] or _plain(accumulation.function),
-            "probes": [_probe(accumulation.steps, update) for update in _PROBES],
-        },
-        **lengths,
-        "data fields": fields,
+    optimizer = experiment.optimizer
+    accumulation = experiment.accumulation
+    description: dict[str, Json] = {name: getattr(experiment, name) for name in _PLAIN}
+    description["inputs"] = list(experiment.model.inputs)
+    description["loss"] = {name: _plain(loss) for name, loss in experiment.loss_terms.items()}
+    description["optimizer"] = type(optimizer).__name__
+    for name, value in _fields(optimizer).items():
+        if name not in ("learning_rate", "groups"):
+            description[f"optimizer.{name}"] = value
+    description["optimizer.groups"] = [_plain(group) for group in optimizer.groups]
+    description["learning_rate"] = {
+        "law": _plain(optimizer.learning_rate),
+        "probes": [_probe(lambda u: learning_rate_at(optimizer.learning_rate, u), update) for update in _PROBES],
     }
+    description["gradient_accumulation_steps"] = {
+        "law": [list(point) for point in accumulation.breakpoints] or _plain(accumulation.function),
+        "probes": [_probe(accumulation.steps, update) for update in _PROBES],
+    }
+    if experiment.examples is not None:
+        description["data length"] = experiment.examples
+    fields = sorted(example.items())
+    description["data fields"] = {name: f"{array.dtype.kind} {list(array.shape[1:])}" for name, array in fields}
     if getattr(experiment.train_data, "in_memory", False):
-        found["data"] = {name: _mean(array) for name, array in sorted(example.items())}
-    return json.loads(json.dumps(found, default=repr))
+        description["data"] = {name: _mean(array) for name, array in fields}
+    return json.loads(json.dumps(description, default=repr))  # as it will be read back from a checkpoint
 
 
 def differences(saved: Mapping[str, Json], here: Mapping[str, Json], allowed: Sequence[str] = ()) -> dict[str, str]:
@@ -80,13 +80,15 @@ def differences(saved: Mapping[str, Json], here: Mapping[str, Json], allowed: Se
     >>> differences({"seed": 0, "name": "a"}, {"seed": 1, "name": "a"})
     {'seed': 'seed: 0 in the checkpoint, 1 here'}
     """
-    found = {}
+    sentences = {}
     for name in dict.fromkeys((*saved, *here)):
-        one, other = saved.get(name), here.get(name)
-        if not _same(name, one, other) and not _is_allowed(name, allowed):
-            told = _where(one, other)
-            found[name] = f"{name}: {_text(one)} in the checkpoint, {_text(other)} here{told}"
-    return found
+        before = saved.get(name)
+        now = here.get(name)
+        if _same(name, before, now) or _is_allowed(name, allowed):
+            continue
+        first_probe = _first_probe(before, now)
+        sentences[name] = f"{name}: {_text(before)} in the checkpoint, {_text(now)} here{first_probe}"
+    return sentences
 
 
 def check_allowed(allowed: Any, here: Mapping[str, Json]) -> tuple[str, ...]:
@@ -107,29 +109,34 @@ def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
     return name in allowed or name.partition(".")[0] in allowed
 
 
-def _same(name: str, one: Json, other: Json) -> bool:
-    if name == "data" and isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_close(one[field], other[field]) for field in one)
+def _same(name: str, before: Json, now: Json) -> bool:
     if name == "data":
-        return True  # of data that are not in memory nothing is known
-    if isinstance(one, Mapping) and isinstance(other, Mapping) and "probes" in one and "probes" in other:
-        return one["probes"] == other["probes"]  # however the law is written
-    return one == other
+        if not isinstance(before, Mapping) or not isinstance(now, Mapping):
+            return True  # of data that are not in memory nothing is known
+        return before.keys() == now.keys() and all(_close(before[field], now[field]) for field in before)
+    if _is_probed(before) and _is_probed(now):
+        return before["probes"] == now["probes"]  # however the law is written
+    return before == now
 
 
-def _close(one: Json, other: Json) -> bool:
-    if not isinstance(one, float) or not isinstance(other, float):
-        return one == other
-    return math.isclose(one, other, rel_tol=_SAME_MEAN, abs_tol=_SAME_MEAN)
+def _close(before: Json, now: Json) -> bool:
+    if not isinstance(before, float) or not isinstance(now, float):
+        return before == now
+    return math.isclose(before, now, rel_tol=_SAME_MEAN, abs_tol=_SAME_MEAN)
 
 
-def _where(one: Json, other: Json) -> str:
-    """Of two functions of the update index, the first index probed at which they differ."""
-    if not all(isinstance(side, Mapping) and "probes" in side for side in (one, other)):
+def _first_probe(before: Json, now: Json) -> str:
+    """Tell the first index probed at which two functions of the update index differ; "" of anything else."""
+    if not (_is_probed(before) and _is_probed(now)):
         return ""
-    pairs = zip(_PROBES, one["probes"], other["probes"], strict=False)
-    first = next(((update, a, b) for update, a, b in pairs if a != b), None)
-    return "" if first is None else f" (update index {first[0]}: {first[1]} and {first[2]})"
+    for update, value, other in zip(_PROBES, before["probes"], now["probes"], strict=False):
+        if value != other:
+            return f" (update index {update}: {value} and {other})"
+    return ""
+
+
+def _is_probed(value: Json) -> bool:
+    return isinstance(value, Mapping) and "probes" in value
 
 
 def _text(value: Json) -> str:
