@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import multibackend
+
 ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax"}
 BACKENDS = {"multibackend_torch", "multibackend_jax"}
@@ -56,7 +58,8 @@ def test_loggers_are_imported_when_asked_for() -> None:
 
 
 def submodules(backend: str) -> set[str]:
-    code = f"from multibackend.protocol.registry import load_backend; load_backend({backend!r}); import sys; print(*sys.modules)"
+    load = f"from multibackend.protocol.registry import load_backend; load_backend({backend!r})"
+    code = f"{load}; import sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -95,3 +98,66 @@ def test_import_contracts() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "KEPT" in done.stdout
+
+
+def imports_of(tree: ast.AST, modules: set[str]) -> set[str]:
+    """Which of the modules a file imports: at its top, inside functions, and for type-checking alike."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule in modules else node.module)
+    return found & modules
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Sets of modules each of which reaches every other one."""
+    reached = {}
+    for module, imported_modules in graph.items():
+        seen: set[str] = set()
+        waiting = list(imported_modules)
+        while waiting:
+            following = waiting.pop()
+            if following not in seen:
+                seen.add(following)
+                waiting += graph[following]
+        reached[module] = seen
+    found = set()
+    for module, seen in reached.items():
+        if module in seen:
+            found.add(frozenset(other for other in seen if module in reached[other]))
+    return found
+
+
+def test_no_two_files_import_each_other() -> None:
+    """No circle of imports among the package's files and the backends', of any kind."""
+    files: dict[str, Path] = {}
+    for top in ("multibackend", "backends"):
+        for path in (ROOT / top).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            parts = parts[1:] if top == "backends" else parts
+            files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph = {}
+    for module, path in files.items():
+        graph[module] = imports_of(ast.parse(path.read_text()), set(files)) - {module}
+    assert circles(graph) == set()
+
+
+def test_circles_are_seen() -> None:
+    """The search finds a circle of two, one of three, and none where there is none."""
+    two = {"a": {"b"}, "b": {"a"}, "c": {"a"}}
+    assert circles(two) == {frozenset({"a", "b"})}
+    three = {"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": set()}
+    assert circles(three) == {frozenset({"a", "b", "c"})}
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == set()
+    lazy = "def f():\n    from m import x\nif TYPE_CHECKING:\n    import n"
+    assert imports_of(ast.parse(lazy), {"m", "n", "m.x"}) == {"m.x", "n"}
+
+
+def test_the_top_holds_what_users_name() -> None:
+    """A file at the top of the package is one that a user writes `mb.` before."""
+    top = {path.stem for path in (ROOT / "multibackend").glob("*.py")} - {"__init__"}
+    assert top <= set(multibackend.__all__)
