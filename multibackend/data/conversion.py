@@ -15,8 +15,9 @@ __all__ = ["as_source"]
 def as_source(data: Any) -> Source | Stream:
     """The source for what a user gave as `train_data` or `eval_data`; raises `DataError`.
 
-    A dict of arrays, a table with columns, a map-style dataset, an iterable or a function that returns an iterator,
-    asked for in this order; or something that is a `Source` or a `Stream` already.
+    A dict of arrays, a table with columns, a map-style dataset, an iterable or a function that
+    returns an iterator, asked for in this order; or something that is a `Source` or a `Stream`
+    already.
     """
     if hasattr(data, "fields") and (is_stream(data) or (hasattr(data, "take") and hasattr(data, "__len__"))):
         return data

@@ -1,7 +1,7 @@
 """Values of examples and batches as numpy arrays under flat names, whatever array library they come from.
 
-Nested dicts and tuples become dotted names, `{"image": {"left": a, "right": b}}` the fields "image.left" and
-"image.right"; `nested` puts such a structure together again for the model.
+Nested dicts and tuples become dotted names, `{"image": {"left": a, "right": b}}` the fields
+"image.left" and "image.right"; `nested` puts such a structure together again for the model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ __all__ = ["Fields", "as_array", "check_numbers", "concatenate", "flat_items", "
 def as_array(name: str, value: Any) -> np.ndarray:
     """A number, list, numpy array or tensor as a numpy array of numbers; raises `DataError`.
 
-    Tensors are taken through their own `detach()`, `cpu()` and `__array__`, so no framework is imported.
+    Tensors are taken through their own `detach()`, `cpu()` and `__array__`, so no framework is
+    imported.
     """
     for step in ("detach", "cpu"):
         if hasattr(value, step):

@@ -24,17 +24,20 @@ def pad_to_buckets(
 ) -> PaddedSource | PaddedStream:
     """Pad sequences of unequal length to the smallest of a few lengths that fits all examples of a dispatch.
 
-    With weights 0 on the padding the loss of a window, sum(w * l) / sum(w), is that of the tokens that are there, so
-    which length is chosen does not show in the result, if the model treats each position alone or masks by the
-    weights. A compiling backend compiles once for each length that occurs (and once more for a ragged micro-batch).
+    With weights 0 on the padding the loss of a window, sum(w * l) / sum(w), is that of the tokens
+    that are there, so which length is chosen does not show in the result, if the model treats each
+    position alone or masks by the weights. A compiling backend compiles once for each length that
+    occurs (and once more for a ragged micro-batch).
 
     Args:
-        data: anything that `Experiment(train_data=...)` takes with single examples; or a dict of ragged lists.
-        fields: the fields that hold sequences, arrays [length, ...], and the value that pads each. Those of one
-            example are equally long.
+        data: anything that `Experiment(train_data=...)` takes with single examples; or a dict of
+            ragged lists.
+        fields: the fields that hold sequences, arrays [length, ...], and the value that pads each.
+            Those of one example are equally long.
         lengths: ascending; no sequence may be longer than the last.
-        weights: the name of a new field, float32 [batch, length]: 1 for what is there, 0 for padding; for the loss's
-            `weights=` and the model's `inputs=`. None for no such field, where an ignored label does the same.
+        weights: the name of a new field, float32 [batch, length]: 1 for what is there, 0 for
+            padding; for the loss's `weights=` and the model's `inputs=`. None for no such field,
+            where an ignored label does the same.
 
     Raises:
         ConfigurationError: an argument is wrong.

@@ -1,8 +1,8 @@
 """Sources of examples with random access: a dict of arrays, a map-style dataset, a table with columns.
 
-A source answers `take(indices)` with a dict of numpy arrays whose first axis is the batch. The trainer decides which
-examples go together and in which order, so both backends see the same ones. What has no random access is a `Stream`
-(`multibackend.data.streams`), whose own order is the order.
+A source answers `take(indices)` with a dict of numpy arrays whose first axis is the batch. The
+trainer decides which examples go together and in which order, so both backends see the same ones.
+What has no random access is a `Stream` (`multibackend.data.streams`), whose own order is the order.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ __all__ = ["ArraySource", "MapSource", "Source", "TableSource", "rows_of"]
 class Source(Protocol):
     """Examples with random access.
 
-    Optional: `in_memory = True` where `take` only copies memory, so that there is nothing to gain from reading ahead;
-    `rows(indices)`, the examples one by one, each field an array [1, ...], where their shapes may differ.
+    Optional: `in_memory = True` where `take` only copies memory, so that there is nothing to gain
+    from reading ahead; `rows(indices)`, the examples one by one, each field an array [1, ...],
+    where their shapes may differ.
     """
 
     fields: tuple[str, ...]
@@ -72,10 +73,10 @@ class ArraySource:
 class MapSource:
     """A map-style dataset: `len(dataset)` and `dataset[i]`, each example a mapping from fields to arrays or numbers.
 
-    So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy arrays or tensors
-    of any library that converts to numpy; nested dicts and tuples have dotted names. Examples that are tuples need
-    `fields`, their names in order. `dataset.__getitems__(list of indices)`, where it exists, is used to fetch a batch
-    in one call.
+    So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy
+    arrays or tensors of any library that converts to numpy; nested dicts and tuples have dotted
+    names. Examples that are tuples need `fields`, their names in order. `dataset.__getitems__(list
+    of indices)`, where it exists, is used to fetch a batch in one call.
 
     >>> MapSource([(0.5, 1), (0.25, 0)], fields=("x", "label")).take(np.array([1, 0]))["label"].tolist()
     [0, 1]
@@ -127,11 +128,13 @@ class MapSource:
 class TableSource:
     """A table with columns and random access by batches, so a HuggingFace `datasets.Dataset`: columns are fields.
 
-    A batch is one call, `table[indices]`. Where the table has no format of its own, numbers keep the type that the
-    column has; a format set with `with_format("numpy")` or `with_format("torch")` or `set_transform` is respected.
+    A batch is one call, `table[indices]`. Where the table has no format of its own, numbers keep
+    the type that the column has; a format set with `with_format("numpy")` or `with_format("torch")`
+    or `set_transform` is respected.
 
     Raises:
-        DataError: a column holds text, or rows of unequal length (see `multibackend.data.pad_to_buckets`).
+        DataError: a column holds text, or rows of unequal length (see
+            `multibackend.data.pad_to_buckets`).
     """
 
     def __init__(self, table: Any) -> None:

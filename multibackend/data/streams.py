@@ -1,7 +1,8 @@
 """Examples without random access, in an order of their own: generators, loaders, iterable datasets.
 
-How many there are shows at the end of an epoch only. The trainer cuts them into micro-batches and windows as it does
-any data, whatever batches they come in, and never holds more than two dispatches of them.
+How many there are shows at the end of an epoch only. The trainer cuts them into micro-batches and
+windows as it does any data, whatever batches they come in, and never holds more than two dispatches
+of them.
 """
 
 from __future__ import annotations
@@ -48,29 +49,33 @@ class Stream(Protocol):
 class IterableSource:
     """Any iterable of examples or batches, or a function that returns an iterator; each iteration is one epoch.
 
-    Its own order is the order, `Experiment(shuffle=...)` has no say. To be repeatable, which comparing two backends
-    and going on after a stop need, it must give the same examples for the same epoch:
+    Its own order is the order, `Experiment(shuffle=...)` has no say. To be repeatable, which
+    comparing two backends and going on after a stop need, it must give the same examples for the
+    same epoch:
 
-    - A function may take the epoch's number, `lambda epoch: read(shuffle_seed=epoch)`. `set_epoch(epoch)` of a
-      dataset, or of a loader's sampler, is called.
-    - A torch `DataLoader` that shuffles needs a generator, which is seeded for each epoch from the experiment's seed
-      and the epoch's number.
+    - A function may take the epoch's number, `lambda epoch: read(shuffle_seed=epoch)`.
+      `set_epoch(epoch)` of a dataset, or of a loader's sampler, is called.
+    - A torch `DataLoader` that shuffles needs a generator, which is seeded for each epoch from the
+      experiment's seed and the epoch's number.
     - A generator object can be read once: one epoch of one trainer.
 
-    A run that goes on in the middle of an epoch reads what comes before and throws it away. An endless iterable has no
-    epochs: end such a run with `fit(updates=...)`. At construction the iterable is opened once more, to see its
-    fields.
+    A run that goes on in the middle of an epoch reads what comes before and throws it away. An
+    endless iterable has no epochs: end such a run with `fit(updates=...)`. At construction the
+    iterable is opened once more, to see its fields.
 
     Args:
-        data: the iterable or function: torch's `DataLoader` and `IterableDataset`, grain's `IterDataset` (worker
-            processes by `mp_prefetch`) and `DataLoader`, HuggingFace's `IterableDataset`, a generator.
+        data: the iterable or function: torch's `DataLoader` and `IterableDataset`, grain's
+            `IterDataset` (worker processes by `mp_prefetch`) and `DataLoader`, HuggingFace's
+            `IterableDataset`, a generator.
         fields: the names of the parts, where examples or batches are tuples.
-        batched: whether it gives batches, arrays [n, ...] with any n, rather than single examples. None for what a
-            torch `DataLoader` says, and single examples of everything else. Batches are cut anew into micro-batches.
+        batched: whether it gives batches, arrays [n, ...] with any n, rather than single examples.
+            None for what a torch `DataLoader` says, and single examples of everything else. Batches
+            are cut anew into micro-batches.
 
     Raises:
-        DataError: it is empty, or what it gives is no example; later where a batch has other fields than the first
-            one or fields of unequal lengths, and where an epoch cannot be read again.
+        DataError: it is empty, or what it gives is no example; later where a batch has other fields
+            than the first one or fields of unequal lengths, and where an epoch cannot be read
+            again.
 
     >>> source = IterableSource(lambda: ({"x": [float(i)]} for i in range(3)))
     >>> [chunk["x"].tolist() for chunk in source.chunks(0, 0)]

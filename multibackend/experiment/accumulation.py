@@ -1,7 +1,7 @@
 """How many micro-batches make one update.
 
-A number, a mapping from update indices to numbers, a function of the update index, or an effective batch size from
-which the number is derived.
+A number, a mapping from update indices to numbers, a function of the update index, or an effective
+batch size from which the number is derived.
 
 >>> Accumulation.parse({0: 8, 1000: 4}, micro_batch_size=2).steps(999)
 8

@@ -1,13 +1,15 @@
 """Batch statistics under gradient accumulation: what BatchNorm does with small micro-batches, and the remedies.
 
-A layer with batch statistics normalises each micro-batch by that micro-batch's own mean and variance, so k
-micro-batches are not one large batch for it (Ioffe and Szegedy 2015). The remedies that an experiment offers:
+A layer with batch statistics normalises each micro-batch by that micro-batch's own mean and
+variance, so k micro-batches are not one large batch for it (Ioffe and Szegedy 2015). The remedies
+that an experiment offers:
 
     "microbatch"  each micro-batch by its own statistics; running statistics move once per micro-batch (the default)
     "frozen"      layers normalise by their running statistics and leave them as they are
     "window"      like "microbatch", the momentum rescaled to the window: `window_momentum`
 
-and `Trainer.recompute_statistics` after training (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm").
+and `Trainer.recompute_statistics` after training (Wu and Johnson 2021, "Rethinking 'Batch' in
+BatchNorm").
 """
 
 from __future__ import annotations

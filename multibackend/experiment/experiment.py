@@ -1,7 +1,7 @@
 """What is trained: `Model` and `Experiment`, described once in neutral words.
 
-Everything is checked when an experiment is constructed, all problems reported together, before any framework is
-imported.
+Everything is checked when an experiment is constructed, all problems reported together, before any
+framework is imported.
 """
 
 from __future__ import annotations
@@ -41,54 +41,66 @@ class Experiment:
 
     Args:
         model: the network.
-        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`;
-            or several terms {name: loss}, each reduced by its own weights, which are then added.
+        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or
+            `(values, weights)`; or several terms {name: loss}, each reduced by its own weights,
+            which are then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's, HuggingFace's), or an
-            iterable of examples in an order of its own (a generator function, a loader, see
-            `multibackend.data.IterableSource`).
-        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in memory, with
-            `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a divisor. `Trainer` decides.
+        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
+            HuggingFace's), or an iterable of examples in an order of its own (a generator function,
+            a loader, see `multibackend.data.IterableSource`).
+        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
+            memory, with `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a
+            divisor. `Trainer` decides.
         name: of the run, in logs.
         eval_data: like `train_data`; what `Trainer.evaluate` uses.
-        gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
-            of the update index (0 for the first), or `EffectiveBatch(examples)`.
+        gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with
+            key 0, a function of the update index (0 for the first), or `EffectiveBatch(examples)`.
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
-        precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16" (with a dynamic
-            loss scale, see `multibackend.core.precision.LossScale`). Floating-point inputs are cast to it.
-        rematerialize: recompute activations in the backward pass instead of keeping them, which changes memory and
-            time, never values: False, True for every block, a pattern or several on the paths of modules
-            ("blocks.*"), or a function `(path) -> bool`. What a block is: `rematerialization.choose_modules`.
-        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
-            whole window and counts it.
-        normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
-            large batch exactly; "microbatch" is the mean of micro-batch means.
-        shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number of examples) only.
-            An iterable keeps its own.
+        precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16"
+            (with a dynamic loss scale, see `multibackend.core.precision.LossScale`). Floating-point
+            inputs are cast to it.
+        rematerialize: recompute activations in the backward pass instead of keeping them, which
+            changes memory and time, never values: False, True for every block, a pattern or several
+            on the paths of modules ("blocks.*"), or a function `(path) -> bool`. What a block is:
+            `rematerialization.choose_modules`.
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
+            infinite; "skip" drops that whole window and counts it.
+        normalize: "window" divides by the sum of the weights of the whole window, so that k
+            micro-batches equal one large batch exactly; "microbatch" is the mean of micro-batch
+            means.
+        shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number
+            of examples) only. An iterable keeps its own.
         drop_last: drop the last window of an epoch where it is not full.
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
-        lr_scaling: "linear" multiplies the learning rate of an update by effective batch / `base_batch_size`, "sqrt" by
-            its root; the effective batch is micro_batch_size * gradient_accumulation_steps of that update (also where
-            an epoch's last window is not full). None leaves the rate alone. The history has the rate that was used.
-        base_batch_size: the examples per update that the learning rate was tuned for; for `lr_scaling`.
-        ema_decay: d in [0, 1) of an exponential moving average of the parameters, e = d * e + (1 - d) * p after each
-            update; it starts at the initial parameters, and a skipped window leaves it as it is. None keeps none.
-            An average of iterates has less noise than the last one (Polyak and Juditsky 1992, "Acceleration of
-            stochastic approximation by averaging"); `Trainer.evaluate(ema=True)` uses it.
-        ema_warmup: let the decay of the update with index t (0 for the first) be min(d, (1 + t) / (10 + t)), so that a
-            short run forgets its initial parameters (as `tf.train.ExponentialMovingAverage(num_updates=t)`).
-        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what the device has
-            unless given, which a CPU does not say. It stands here, not with the device in `Trainer`, because it is
-            half of "auto": so `compare`, `check_accumulation` and the command line need nothing more.
-        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw masks that are a pure
-            function of (seed, update, micro-batch, layer name, element index), the same bits on every backend
-            (`multibackend.protocol.dropout_masks`). Layers are named by their path, `Model(rename=...)` applied.
-        batch_statistics: what BatchNorm layers do in training (`multibackend.experiment.batch_norm`). "microbatch": each
-            micro-batch is normalised by its own statistics, and the running statistics move after each; "window": the
-            momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them as far as one large
-            batch would; "frozen": layers normalise by their running statistics, which stay.
+        lr_scaling: "linear" multiplies the learning rate of an update by effective batch /
+            `base_batch_size`, "sqrt" by its root; the effective batch is micro_batch_size *
+            gradient_accumulation_steps of that update (also where an epoch's last window is not
+            full). None leaves the rate alone. The history has the rate that was used.
+        base_batch_size: the examples per update that the learning rate was tuned for; for
+            `lr_scaling`.
+        ema_decay: d in [0, 1) of an exponential moving average of the parameters, e = d * e + (1 -
+            d) * p after each update; it starts at the initial parameters, and a skipped window
+            leaves it as it is. None keeps none. An average of iterates has less noise than the last
+            one (Polyak and Juditsky 1992, "Acceleration of stochastic approximation by averaging");
+            `Trainer.evaluate(ema=True)` uses it.
+        ema_warmup: let the decay of the update with index t (0 for the first) be min(d, (1 + t) /
+            (10 + t)), so that a short run forgets its initial parameters (as
+            `tf.train.ExponentialMovingAverage(num_updates=t)`).
+        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB";
+            what the device has unless given, which a CPU does not say. It stands here, not with the
+            device in `Trainer`, because it is half of "auto": so `compare`, `check_accumulation`
+            and the command line need nothing more.
+        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw
+            masks that are a pure function of (seed, update, micro-batch, layer name, element
+            index), the same bits on every backend (`multibackend.protocol.dropout_masks`). Layers
+            are named by their path, `Model(rename=...)` applied.
+        batch_statistics: what BatchNorm layers do in training
+            (`multibackend.experiment.batch_norm`). "microbatch": each micro-batch is normalised by
+            its own statistics, and the running statistics move after each; "window": the momentum m
+            becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them as far as one
+            large batch would; "frozen": layers normalise by their running statistics, which stay.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -285,9 +297,6 @@ class Experiment:
                     f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"
                     + closest(wanted, source.fields)
                 )
-
-    def _first_window(self) -> int:
-        return self.accumulation.steps(0) * int(self.micro_batch_size)
 
 
 def _as_loss(loss: Any) -> Any:

@@ -25,21 +25,23 @@ class Model:
     """A network, with one builder per backend.
 
     Args:
-        inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
-            Parts of nested examples have dotted names, "image.left"; the name of a whole part, "image", gives the
-            dict or tuple below it.
+        inputs: the field of the data that the model is called with, or a sequence of names for
+            several arguments. Parts of nested examples have dotted names, "image.left"; the name of
+            a whole part, "image", gives the dict or tuple below it.
         call: how to call the model where `model(batch[inputs])` does not do: a function
             `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
-        rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
-            module: name of the reference's}.
-        transform: the change of layout of parameters where it cannot be found: {name of one backend's parameter:
-            permutation of the axes of the reference's array, or a function of it that reshapes and permutes}.
-        matching: a `multibackend.matching.Matching`, or the path of one that was saved: how the parameters of two
-            backends pair up, reused instead of found anew. The first backend of `compare` is its reference.
-        builders: one per backend, by its name: a function that returns the framework's own module, or
-            "package.module:function", imported when the backend is chosen. The torch builder returns an `nn.Module`;
-            the jax builder a `flax.nnx.Module` (called with `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a
-            `flax.linen.Module`.
+        rename: pairs parameters whose canonical names differ between backends: {name of one
+            backend's parameter or module: name of the reference's}.
+        transform: the change of layout of parameters where it cannot be found: {name of one
+            backend's parameter: permutation of the axes of the reference's array, or a function of
+            it that reshapes and permutes}.
+        matching: a `multibackend.matching.Matching`, or the path of one that was saved: how the
+            parameters of two backends pair up, reused instead of found anew. The first backend of
+            `compare` is its reference.
+        builders: one per backend, by its name: a function that returns the framework's own module,
+            or "package.module:function", imported when the backend is chosen. The torch builder
+            returns an `nn.Module`; the jax builder a `flax.nnx.Module` (called with
+            `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a `flax.linen.Module`.
 
     >>> model = Model(torch="my_models.vision:build_torch", jax="my_models.vision:build_flax", inputs="image")
     >>> sorted(model.builders), model.inputs

@@ -1,8 +1,8 @@
 """Which modules recompute their activations in the backward pass instead of keeping them: one rule for every backend.
 
-Rematerialisation (gradient checkpointing; Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016) keeps
-the inputs of a module only, and runs its forward pass a second time when the backward pass comes to it. It changes
-memory and time, never values.
+Rematerialisation (gradient checkpointing; Chen et al., "Training Deep Nets with Sublinear Memory
+Cost", 2016) keeps the inputs of a module only, and runs its forward pass a second time when the
+backward pass comes to it. It changes memory and time, never values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class ModuleInfo:
         path: dotted, "blocks.0.attention"; "" for the model itself.
         kind: its class; siblings of one class are told by it.
         parameters: whether it or a module inside it has parameters.
-        container: whether it only holds others (a list, a sequence), so that its children count as its parent's.
+        container: whether it only holds others (a list, a sequence), so that its children count as
+            its parent's.
         callable: whether it has a forward pass of its own to be recomputed; a list has none.
     """
 
@@ -66,12 +67,14 @@ def check_rule(rule: Any, problems: Problems) -> None:
 def choose_modules(rule: Rematerialize, modules: Sequence[ModuleInfo]) -> tuple[str, ...]:
     """The paths of the modules to rematerialise, outermost only: none of them lies inside another.
 
-    `True` means every block: the modules that hold parameters and other modules, and have a numbered sibling of their
-    own class (`blocks.0`, `blocks.1`; `Block_0`, `Block_1`). A list or a sequence is no block, what is in it may be.
-    Where there is no such module: the children of the model that hold parameters; where it has none, the model itself.
+    `True` means every block: the modules that hold parameters and other modules, and have a
+    numbered sibling of their own class (`blocks.0`, `blocks.1`; `Block_0`, `Block_1`). A list or a
+    sequence is no block, what is in it may be. Where there is no such module: the children of the
+    model that hold parameters; where it has none, the model itself.
 
-    A pattern is matched as in a shell (`*`, `?`, `[...]`) against the whole path, `*` crossing dots; `block.*` matches
-    `Block_0` as well. A function gets the path, and is not asked about the model itself.
+    A pattern is matched as in a shell (`*`, `?`, `[...]`) against the whole path, `*` crossing
+    dots; `block.*` matches `Block_0` as well. A function gets the path, and is not asked about the
+    model itself.
 
     Raises:
         ConfigurationError: a pattern matches no module, or a function none at all.

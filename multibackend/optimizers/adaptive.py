@@ -12,7 +12,7 @@ __all__ = ["Adadelta", "Adagrad", "RMSprop"]
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop(Optimizer):
-    """RMSprop (Hinton 2012, lecture 6e), centered as in Graves 2013, with optional momentum and coupled weight decay.
+    """RMSprop (Hinton 2012, lecture 6e; centered: Graves 2013); optional momentum, coupled decay.
 
         d = g + weight_decay * p
         v = beta2 * v + (1 - beta2) * d²
@@ -21,10 +21,10 @@ class RMSprop(Optimizer):
         b = momentum * b + s
         p = p - lr * b
 
-    eps stands outside the root, as in torch; optax puts it inside unless told otherwise. The maximum with 0 is ours: v
-    is never less than a² but for rounding, and the root of that rounding would be NaN.
+    eps stands outside the root, as in torch; optax puts it inside unless told otherwise. The
+    maximum with 0 is ours: v < a² comes of rounding alone, and its root would be NaN.
 
-    torch: `torch.optim.RMSprop`, foreach; centered, an optimizer of our own. JAX: a transformation of our own.
+    torch: `torch.optim.RMSprop`, foreach; our own where centered. JAX: a transformation of our own.
 
     >>> RMSprop(learning_rate=1e-3, momentum=0.9).beta2
     0.99
@@ -50,7 +50,8 @@ class Adagrad(Optimizer):
         s = s + d²                           (s starts at initial_accumulator)
         p = p - lr * d / (sqrt(s) + eps)
 
-    The accumulator starts at 0 here as in torch; optax starts it at 0.1 and adds eps inside the root.
+    The accumulator starts at 0 here as in torch; optax starts it at 0.1 and adds eps inside the
+    root.
 
     torch: `torch.optim.Adagrad`, foreach. JAX: a transformation of our own.
     """

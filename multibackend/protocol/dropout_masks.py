@@ -5,9 +5,10 @@
     u_i    = (bits_i >> 9) * 2**-23                                                 uniform on [0, 1)
     keep_i = u_i < 1 - rate
 
-`threefry` is Threefry-2x32 with 20 rounds, `fold_in` and `bits` are what `jax.random` computes for its partitionable
-threefry keys: one backend draws with its native generator, any other with 32-bit additions, rotations and xor. This
-module is the definition, in numpy; backends are tested against it bit for bit.
+`threefry` is Threefry-2x32 with 20 rounds, `fold_in` and `bits` are what `jax.random` computes for
+its partitionable threefry keys: one backend draws with its native generator, any other with 32-bit
+additions, rotations and xor. This module is the definition, in numpy; backends are tested against
+it bit for bit.
 
 Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
 """
@@ -157,7 +158,8 @@ def name_layers(names: Sequence[str], rename: Mapping[str, str]) -> dict[str, in
 def pair_layers(reference: Sequence[str], other: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
     """Pair the dropout layers of two models: {name or path in the other: `layer_name` of its partner}.
 
-    By name, `rename` and style aside; what is left by order of definition, where both sides have as many left.
+    By name, `rename` and style aside; what is left by order of definition, where both sides have as
+    many left.
 
     Raises:
         ConfigurationError: the numbers of layers differ.

@@ -1,7 +1,7 @@
 """Finds backends by entry point: lists without importing a framework, loads by name, says what to install.
 
-A backend is an entry point in the group `multibackend.backends` whose value is a `BackendPlugin`. The backends of
-this distribution are registered exactly as a stranger's would be.
+A backend is an entry point in the group `multibackend.backends` whose value is a `BackendPlugin`.
+The backends of this distribution are registered exactly as a stranger's would be.
 """
 
 from __future__ import annotations
