@@ -83,8 +83,7 @@ class _Targeted(Loss):
 def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Add axes of length 1 on the right of `weights` [batch, ...], to broadcast against `shape`."""
     if weights.shape != shape[: weights.ndim]:
-        reference = f"the beginning of the target's {shape}"
-        raise DataError(f"the weights have shape {weights.shape}, which is not {reference}")
+        raise DataError(f"the weights have shape {weights.shape}, which is not the beginning of the target's {shape}")
     # numpy would align [batch] with the last axis; a weight belongs to the first, the example.
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
@@ -197,8 +196,7 @@ class CrossEntropy(_Targeted):
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iu":
-            what = f"the target {self.target!r} must hold integer labels"
-            raise DataError(f"CrossEntropy: {what}, got {labels.dtype}")
+            raise DataError(f"CrossEntropy: the target {self.target!r} must hold integer labels, got {labels.dtype}")
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
                 "CrossEntropy: logits must have the shape of the labels and one more axis, the "
@@ -256,11 +254,9 @@ class Custom(Loss):
         if self.per is not None:
             problems.choice("per", self.per, ("example", "weight", "micro_batch"))
         if self.per == "weight" and self.weights is None:
-            field = "the name of the field whose entries the values belong to"
-            problems.add(f'per="weight" needs weights=, {field}')
+            problems.add('per="weight" needs weights=, the name of the field whose entries the values belong to')
         if self.per == "micro_batch" and self.weights is not None:
-            repair = f"drop weights={self.weights!r}"
-            problems.add(f'per="micro_batch" counts once for each micro-batch; {repair}')
+            problems.add(f'per="micro_batch" counts once for each micro-batch; drop weights={self.weights!r}')
 
     def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
         if self.per is None:
@@ -292,11 +288,9 @@ def check_function(problems: Problems, name: str, function: object) -> None:
     if isinstance(function, Mapping):
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
-                entry = f"{backend!r}: {native!r}"
-                problems.add(f"{name} must map backend names to functions, got {entry}")
+                problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
     elif not callable(function):
-        what = "a function or a mapping from backend names to functions"
-        problems.add(f"{name} must be {what}, got {function!r}")
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
 
 
 def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:

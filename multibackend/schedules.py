@@ -209,8 +209,7 @@ class WarmupCosine(_Checked):
         warmup_valid = problems.integer("warmup", self.warmup, minimum=0)
         total_valid = problems.integer("total", self.total, minimum=1)
         if warmup_valid and total_valid and self.warmup >= self.total:
-            values = f"warmup={self.warmup} and total={self.total}"
-            problems.add(f"warmup must be less than total, got {values}")
+            problems.add(f"warmup must be less than total, got warmup={self.warmup} and total={self.total}")
 
     def __call__(self, update: int) -> float:
         if update < self.warmup:
@@ -252,8 +251,7 @@ class Step(_Checked):
     def _check(self, problems: Problems) -> None:
         self._check_rates(problems, "initial")
         if not isinstance(self.boundaries, Mapping):
-            what = "boundaries must map update indices to factors"
-            problems.add(f"{what}, got {self.boundaries!r}", wrong_type=True)
+            problems.add(f"boundaries must map update indices to factors, got {self.boundaries!r}", wrong_type=True)
             return
         for update, factor in self.boundaries.items():
             problems.integer(f"boundaries: the update index {update!r}", update, minimum=0)
@@ -286,8 +284,7 @@ class WarmupStableDecay(_Checked):
             problems.integer("total", self.total, minimum=1),
         ]
         if all(valid) and self.warmup + self.decay > self.total:
-            values = f"{self.warmup} + {self.decay} > {self.total}"
-            problems.add(f"warmup + decay must be at most total, got {values}")
+            problems.add(f"warmup + decay must be at most total, got {self.warmup} + {self.decay} > {self.total}")
 
     def __call__(self, update: int) -> float:
         if update < self.warmup:

@@ -23,12 +23,10 @@ def check_bytes(name: str, value: Any, problems: Problems) -> bool:
     if is_integer(value):
         return problems.integer(name, value, minimum=1)
     if not isinstance(value, str):
-        what = "must be a number of bytes or a string such as '2GiB'"
-        problems.add(f"{name} {what}, got {value!r}", wrong_type=True)
+        problems.add(f"{name} must be a number of bytes or a string such as '2GiB', got {value!r}", wrong_type=True)
         return False
     if not _WRITTEN.fullmatch(value) or parse_bytes(value) < 1:
-        units = "B, KiB, MiB, GiB, TiB, KB, MB, GB or TB"
-        problems.add(f"{name} must be a number with {units}, got {value!r}")
+        problems.add(f"{name} must be a number with B, KiB, MiB, GiB, TiB, KB, MB, GB or TB, got {value!r}")
         return False
     return True
 

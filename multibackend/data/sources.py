@@ -207,8 +207,7 @@ def _column(name: str, values: Any) -> np.ndarray:
 
 def _arrow_column(name: str, column: Any) -> Any:
     if column.null_count:
-        repair = "fill them in or drop those rows: dataset.filter(...)"
-        raise DataError(f"column {name!r} has missing values; {repair}")
+        raise DataError(f"column {name!r} has missing values; fill them in or drop those rows: dataset.filter(...)")
     kind = str(column.type)
     if kind.startswith("struct"):
         rows = column.to_pylist()

@@ -110,8 +110,7 @@ class Optimizer:
         if isinstance(groups, Group):
             groups = (groups,)
         if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
-            what = "groups must be a sequence of multibackend.optimizers.Group"
-            problems.add(f"{what}, got {groups!r}", wrong_type=True)
+            problems.add(f"groups must be a sequence of multibackend.optimizers.Group, got {groups!r}", wrong_type=True)
             return
         # A list of the caller's could change later, and a frozen dataclass has no other way to set.
         object.__setattr__(self, "groups", tuple(groups))

@@ -36,8 +36,7 @@ class SGD(Optimizer):
         problems.boolean("nesterov", self.nesterov)
         problems.number("weight_decay", self.weight_decay, minimum=0.0)
         if valid and self.nesterov is True and self.momentum == 0:
-            repair = "set momentum=0.9 or nesterov=False"
-            problems.add(f"nesterov=True needs momentum > 0, got momentum=0; {repair}")
+            problems.add("nesterov=True needs momentum > 0, got momentum=0; set momentum=0.9 or nesterov=False")
 
 
 @dataclass(frozen=True, kw_only=True)

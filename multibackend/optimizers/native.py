@@ -69,8 +69,7 @@ class Native(Optimizer):
 
     def _check(self, problems: Problems) -> None:
         if not self.builders:
-            example = "torch=lambda parameters: ..."
-            problems.add(f"no optimizer given; pass a builder per backend, for example {example}")
+            problems.add("no optimizer given; pass a builder per backend, for example torch=lambda parameters: ...")
         for backend, builder in self.builders.items():
             if not callable(builder):
                 problem = f"{backend}={builder!r} is no function that builds an optimizer"
