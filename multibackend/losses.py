@@ -3,13 +3,11 @@
     L = scale * sum(w * l) / sum(w)   over every element of every micro-batch of the window
 
 Several named terms, `loss={"tokens": CrossEntropy(...), "balance": Custom(..., scale=0.01)}`, are
-each reduced by their own weights and then added, so that each keeps its size however many
-micro-batches there are.
+each reduced by their own weights, so that none changes with the number of micro-batches, and added.
 
 An element is an example, a token or a scalar of a regression target. The weights of a built-in loss
 depend on the batch alone, so the host knows a window's divisor before the first backward pass.
-Specs become native functions by `functools.singledispatch` on the class, in each backend's
-`losses.py`.
+Specs become native functions by `functools.singledispatch` in each backend's `losses.py`.
 """
 
 from __future__ import annotations

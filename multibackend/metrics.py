@@ -78,9 +78,7 @@ class Metric:
 
     def result(self, total: Any, weight: float) -> Any:
         """The metric from its sums over the whole evaluation set; NaN if nothing has a weight."""
-        if not weight > 0:
-            return math.nan
-        return self.finish(float(total / weight))
+        return self.finish(float(total / weight)) if weight > 0 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -154,8 +154,7 @@ class Constant(_Checked):
 class LinearWarmup(_Checked):
     """lr(u) = start + (peak - start) * min(u / warmup, 1): linear to `peak`, which then stays.
 
-    The same as `optax.linear_schedule(start, peak, warmup)` and transformers'
-    `constant_with_warmup`.
+    As `optax.linear_schedule(start, peak, warmup)` and transformers' `constant_with_warmup`.
     """
 
     peak: float

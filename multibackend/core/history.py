@@ -57,13 +57,8 @@ _COLUMNS = tuple(column.name for column in fields(UpdateRecord) if column.name !
 
 
 def term_name(name: str, terms: int) -> str:
-    """Return the name under which one of `terms` terms of the loss is reported.
-
-    A single one is the loss itself and keeps its name, "loss"; of several each is "loss/NAME".
-    """
-    if terms == 1:
-        return name
-    return f"loss/{name}"
+    """Return the name under which a term is reported: its own, "loss", if alone, else "loss/NAME"."""
+    return name if terms == 1 else f"loss/{name}"
 
 
 def records(columns: Mapping[str, np.ndarray], terms: Sequence[str] = ()) -> Iterator[UpdateRecord]:

@@ -24,7 +24,7 @@ def as_source(data: Any) -> Source | Stream:
     if isinstance(data, Mapping):
         return ArraySource(data)
     indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
-    # A table is indexed too; asked for first, because it reads a batch in one call.
+    # A table is indexed too, but reads a batch in one call.
     if indexed and hasattr(data, "column_names") and hasattr(data, "with_format"):
         return TableSource(data)
     if indexed:

@@ -51,9 +51,8 @@ def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
             f"field {name!r} must hold numbers, got dtype {array.dtype}; a ragged list needs padding "
             "and weights: mb.data.pad_to_buckets"
         )
-    if array.dtype.isnative:
-        return array
-    return array.astype(array.dtype.newbyteorder("="))  # which frameworks refuse to adopt otherwise
+    # Frameworks refuse memory in another byte order.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_one_shape(name: str, shapes: set[tuple[int, ...]]) -> None:

@@ -51,9 +51,7 @@ def pad_to_buckets(
     # A dict of ragged lists is no `ArraySource`: its columns have no array before they are padded.
     source = as_source(_Columns(data) if isinstance(data, Mapping) else data)
     padding = _Padding(source.fields, fields, lengths, weights)
-    if is_stream(source):
-        return PaddedStream(source, padding)
-    return PaddedSource(source, padding)
+    return PaddedStream(source, padding) if is_stream(source) else PaddedSource(source, padding)
 
 
 class PaddedSource:

@@ -82,9 +82,7 @@ class Accumulation:
 
     @property
     def largest(self) -> int | None:
-        if self.function is not None:
-            return None
-        return max(steps for _, steps in self.breakpoints)
+        return None if self.function is not None else max(steps for _, steps in self.breakpoints)
 
     def steps(self, update: int) -> int:
         """Return the micro-batches of the window that makes the update with index `update`."""

@@ -56,9 +56,8 @@ class Experiment:
         precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16"
             (loss scale: `multibackend.core.precision.LossScale`). Floating-point inputs are cast to it.
         rematerialize: recompute activations in the backward pass instead of keeping them, which
-            changes memory and time, never values: False, True for every block, a pattern or several
-            on the paths of modules ("blocks.*"), or a function `(path) -> bool`. What a block is:
-            `rematerialization.choose_modules`.
+            changes memory and time, never values: False, True for every block, patterns on the paths
+            of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
         on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
             infinite; "skip" drops that whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
@@ -76,9 +75,8 @@ class Experiment:
         base_batch_size: for `lr_scaling`: the examples per update that the rate was tuned for.
         ema_decay: d in [0, 1) of an exponential moving average of the parameters after each update,
             e = d * e + (1 - d) * p; it starts at the initial parameters, and a skipped window leaves
-            it as it is. It has less noise than the last iterate (Polyak and Juditsky 1992,
-            "Acceleration of stochastic approximation by averaging"); `Trainer.evaluate(ema=True)`
-            uses it. None keeps none.
+            it as it is. It has less noise than the last iterate (Polyak and Juditsky 1992);
+            `Trainer.evaluate(ema=True)` uses it. None keeps none.
         ema_warmup: let the decay of the update with index t (0 for the first) be
             min(d, (1 + t) / (10 + t)), so that a short run forgets its initial parameters (as
             `tf.train.ExponentialMovingAverage(num_updates=t)`).
@@ -171,9 +169,7 @@ class Experiment:
     @property
     def examples(self) -> int | None:
         """Examples in an epoch of the training data; None where only reading to its end tells."""
-        if is_stream(self.train_data):
-            return None
-        return len(self.train_data)
+        return None if is_stream(self.train_data) else len(self.train_data)
 
     def _set(self, name: str, value: Any) -> None:
         # Frozen for users; while it is made, an experiment puts each argument into its one form.
@@ -311,9 +307,7 @@ class Experiment:
 
 def _as_loss(loss: Any) -> Any:
     """Wrap a function as a custom loss; leave anything else as it is."""
-    if callable(loss) and not isinstance(loss, Loss | type):
-        return Custom(loss)
-    return loss
+    return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss
 
 
 def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems: Problems) -> None:

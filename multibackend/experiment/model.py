@@ -134,6 +134,4 @@ class Model:
 
     def call(self, backend: str) -> Call | None:
         """Return the user's way to call the model on a backend; None for `model(*inputs)`."""
-        if isinstance(self._call, Mapping):
-            return self._call.get(backend)
-        return self._call
+        return self._call.get(backend) if isinstance(self._call, Mapping) else self._call

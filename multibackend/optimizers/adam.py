@@ -14,7 +14,7 @@ __all__ = ["Adam", "AdamW", "Adamax", "NAdam", "RAdam"]
 class _AdamMoments(Optimizer):
     beta1: float = 0.9
     beta2: float = 0.999
-    eps: float = 1e-8
+    eps: float = 1e-8  # with the betas the paper's, and one of the few defaults on which all agree
     weight_decay: float = 0.0
 
     def _check(self, problems: Problems) -> None:
@@ -62,7 +62,7 @@ class AdamW(_AdamMoments):
     torch: `torch.optim.AdamW`, fused. JAX: as `Adam`, then `optax.add_decayed_weights`.
     """
 
-    weight_decay: float = 0.01
+    weight_decay: float = 0.01  # torch's; optax has 1e-4
     amsgrad: bool = False
 
     def _check(self, problems: Problems) -> None:
@@ -104,7 +104,7 @@ class NAdam(_AdamMoments):
     float32. JAX: a transformation of our own, the product in closed form.
     """
 
-    momentum_decay: float = 0.004
+    momentum_decay: float = 0.004  # the paper's and torch's
 
     def _check(self, problems: Problems) -> None:
         super()._check(problems)

@@ -30,7 +30,7 @@ class RMSprop(Optimizer):
     0.99
     """
 
-    beta2: float = 0.99
+    beta2: float = 0.99  # torch's; optax has 0.9
     eps: float = 1e-8
     momentum: float = 0.0
     centered: bool = False
@@ -50,13 +50,12 @@ class Adagrad(Optimizer):
         s = s + d²                           (s starts at initial_accumulator)
         p = p - lr * d / (sqrt(s) + eps)
 
-    The accumulator starts at 0 here as in torch; optax starts it at 0.1 and adds eps inside the
-    root.
+    The accumulator starts at 0 as in torch; optax starts it at 0.1 and adds eps inside the root.
 
     torch: `torch.optim.Adagrad`, foreach. JAX: a transformation of our own.
     """
 
-    eps: float = 1e-10
+    eps: float = 1e-10  # torch's; optax has 1e-7, inside the root
     initial_accumulator: float = 0.0
     weight_decay: float = 0.0
 
@@ -80,7 +79,7 @@ class Adadelta(Optimizer):
     torch: `torch.optim.Adadelta`, foreach. JAX: a transformation of our own.
     """
 
-    rho: float = 0.9
+    rho: float = 0.9  # torch's and optax's; the paper has 0.95
     eps: float = 1e-6
     weight_decay: float = 0.0
 

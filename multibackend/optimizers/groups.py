@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,21 +57,17 @@ def resolve_groups(spec: Optimizer, shapes: Shapes) -> tuple[GroupedParameters, 
     spec.check_shapes(problems, shapes)
     problems.raise_if_any()
     plain = replace(spec, groups=()) if spec.groups else spec
-    members = {name: shape for name, shape in shapes.items() if owners[name] is None}
-    resolved: list[GroupedParameters] = []
+    rest = {name: shape for name, shape in shapes.items() if owners[name] is None}
     # Where groups take every parameter, the rest would be split into a group of none.
-    if members:
-        resolved += [GroupedParameters(names, part) for names, part in plain.split(members)]
+    parts = plain.split(rest) if rest else []
+    resolved = [GroupedParameters(names, part) for names, part in parts]
     for index, group in enumerate(spec.groups):
         members = {name: shape for name, shape in shapes.items() if owners[name] == index}
-        changed = plain
-        if group.weight_decay is not None:
-            changed = _with_decay(plain, group.weight_decay)
+        changed: Any = plain if group.weight_decay is None else replace(plain, weight_decay=group.weight_decay)
         # Frozen parameters stay together: there is no update whose definition could differ.
         parts = [(tuple(members), changed)] if group.frozen else changed.split(members)
         factor = float(group.learning_rate_factor)
-        for names, part in parts:
-            resolved.append(GroupedParameters(names, part, factor, group.frozen))
+        resolved += [GroupedParameters(names, part, factor, group.frozen) for names, part in parts]
     return tuple(resolved)
 
 
@@ -104,11 +100,6 @@ def with_zeros(
     return {slot: {**frozen, **arrays} for slot, arrays in slots.items()}
 
 
-def _with_decay(spec: Any, weight_decay: float) -> Any:
-    assert any(field.name == "weight_decay" for field in fields(spec))
-    return replace(spec, weight_decay=weight_decay)
-
-
 def _matched(group: Group, index: int, shapes: Shapes, problems: Problems) -> set[str]:
     """The names that a group matches; a problem where there are none or its function fails."""
     try:
@@ -134,6 +125,4 @@ def _nearest(group: Group, names: Sequence[str]) -> str:
 
 
 def _label(group: Group) -> str:
-    if isinstance(group.where, str):
-        return repr(group.where)
-    return getattr(group.where, "__name__", repr(group.where))
+    return repr(group.where) if isinstance(group.where, str) else getattr(group.where, "__name__", repr(group.where))

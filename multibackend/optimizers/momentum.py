@@ -58,8 +58,8 @@ class Lion(Optimizer):
     """
 
     beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
+    beta2: float = 0.99  # the paper's
+    weight_decay: float = 0.0  # optax has 1e-3
 
     def _check(self, problems: Problems) -> None:
         check_betas(problems, self, "beta1", "beta2")

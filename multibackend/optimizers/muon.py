@@ -41,8 +41,7 @@ class Muon(Optimizer):
 
     Args:
         matrices: which parameters are treated as matrices: a function `(name, shape) -> bool` or a
-            pattern, as in `Group`. They must have two axes. Its authors leave embeddings and the
-            last layer to AdamW.
+            pattern, as in `Group`, of two axes. Its authors leave embeddings and heads to AdamW.
 
     torch: an optimizer of our own. JAX: a transformation of our own; it need not transpose a Flax
     kernel, because the law is the same for the transpose.
@@ -53,15 +52,15 @@ class Muon(Optimizer):
     """
 
     coefficients: ClassVar[tuple[float, float, float]] = (3.4445, -4.7750, 2.0315)
-    iterations: ClassVar[int] = 5
+    iterations: ClassVar[int] = 5  # X of singular values from 2e-3 on is then within [0.68, 1.21]
 
     matrices: Where = is_matrix
     momentum: float = 0.95
     nesterov: bool = True
     beta1: float = 0.9
     beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.01
+    eps: float = 1e-8  # AdamW's, as the betas are
+    weight_decay: float = 0.01  # AdamW's here; torch.optim.Muon has 0.1
 
     def _check(self, problems: Problems) -> None:
         check_betas(problems, self, "momentum", "beta1", "beta2")
