@@ -73,11 +73,11 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__} must define its sums")
 
     def finish(self, mean: float) -> float:
-        """The metric from the weighted mean of its values."""
+        """Compute the metric from the weighted mean of its values."""
         return mean
 
     def result(self, total: Any, weight: float) -> Any:
-        """The metric from its sums over the whole evaluation set; NaN if nothing has a weight."""
+        """Compute the metric from its sums over the whole evaluation set; NaN if nothing has a weight."""
         return self.finish(float(total / weight)) if weight > 0 else math.nan
 
 

@@ -49,27 +49,27 @@ def glob_matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(normalised(name), normalised(pattern))
 
 
-def check_same_names(needed: Arrays, given: Arrays, what: str) -> None:
+def check_same_names(needed: Arrays, present: Arrays, what: str) -> None:
     """Raise `ParameterMatchError` unless both mappings have the same names and shapes."""
-    missing = sorted(needed.keys() - given.keys())
-    unknown = sorted(given.keys() - needed.keys())
+    missing = sorted(needed.keys() - present.keys())
+    unknown = sorted(present.keys() - needed.keys())
     # A slip in a name leaves one name missing and one unknown: each is offered the nearest of the
     # other list, so that the two halves of the slip meet in the message.
     lines = [f"missing: {name}{_nearest(name, unknown)}" for name in missing]
     lines += [f"unknown: {name}{_nearest(name, missing)}" for name in unknown]
-    for name in sorted(needed.keys() & given.keys()):
-        if np.shape(needed[name]) != np.shape(given[name]):
-            shapes = f"shape {np.shape(given[name])} given, {np.shape(needed[name])} needed"
+    for name in sorted(needed.keys() & present.keys()):
+        if np.shape(needed[name]) != np.shape(present[name]):
+            shapes = f"shape {np.shape(present[name])} given, {np.shape(needed[name])} needed"
             lines.append(f"{name}: {shapes}")
     if lines:
         raise ParameterMatchError(f"{what} do not fit the model:\n  - " + "\n  - ".join(lines))
 
 
-def check_same_slots(needed: Iterable[str], given: Iterable[str]) -> None:
+def check_same_slots(needed: Iterable[str], present: Iterable[str]) -> None:
     """Raise `ParameterMatchError` unless an optimizer's state has the slots that another needs."""
-    if set(needed) != set(given):
+    if set(needed) != set(present):
         raise ParameterMatchError(
-            f"the optimizer's state does not fit: it has the slots {sorted(given)}, this optimizer "
+            f"the optimizer's state does not fit: it has the slots {sorted(present)}, this optimizer "
             f"needs {sorted(needed)}; take the optimizer that wrote it, or leave its state out"
         )
 

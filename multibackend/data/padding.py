@@ -102,7 +102,7 @@ class _Padding:
             problems.add(f"fields must map names of fields to the value that pads them, got {fields!r}")
         is_list = isinstance(lengths, Sequence) and not isinstance(lengths, str)
         checked = list(lengths) if is_list else []
-        if not checked or not all(problems.integer("lengths", n, minimum=1) for n in checked):
+        if not checked or not all(problems.integer("lengths", length, minimum=1) for length in checked):
             problems.add(f"lengths must be a sequence of integers >= 1, got {lengths!r}")
         elif sorted(set(checked)) != checked:
             problems.add(f"lengths must ascend, got {lengths!r}")

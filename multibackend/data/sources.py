@@ -34,7 +34,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         ...
 
 
@@ -64,7 +64,7 @@ class ArraySource:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         if len(indices) and not (indices.min() >= 0 and indices.max() < self._length):
             raise DataError(f"indices {indices.min()} to {indices.max()} do not fit data of length {self._length}")
         return {name: _take(array, indices) for name, array in self._arrays.items()}
@@ -98,12 +98,12 @@ class MapSource:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         examples = self._examples(indices)
         return {name: _stack(name, examples) for name in self.fields}
 
     def rows(self, indices: np.ndarray) -> list[Fields]:
-        """The examples one by one, each field an array [1, ...]; shapes may differ between them."""
+        """Return the examples one by one, each field an array [1, ...]; shapes may differ between them."""
         return [self._row(example) for example in self._examples(indices)]
 
     def _row(self, example: Mapping[str, Any]) -> Fields:
@@ -157,11 +157,11 @@ class TableSource:
         return len(self._table)
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         return {name: _whole_column(name, values) for name, values in self._columns(indices).items()}
 
     def rows(self, indices: np.ndarray) -> list[Fields]:
-        """The examples one by one, each field an array [1, ...]; lengths may differ."""
+        """Return the examples one by one, each field an array [1, ...]; lengths may differ."""
         columns = self._columns(indices)
         rows: list[Fields] = [{} for _ in indices]
         for name, values in columns.items():
@@ -177,7 +177,7 @@ class TableSource:
 
 
 def rows_of(source: Any, indices: np.ndarray) -> list[Fields]:
-    """The examples at `indices` one by one, each field an array [1, ...]."""
+    """Return the examples at `indices` one by one, each field an array [1, ...]."""
     if hasattr(source, "rows"):
         return source.rows(indices)
     return [source.take(indices[row : row + 1]) for row in range(len(indices))]

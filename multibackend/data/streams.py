@@ -34,7 +34,7 @@ class Stream(Protocol):
     fields: tuple[str, ...]
 
     def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
-        """The examples of an epoch, a few at a time: each field an array [n, ...] with any n.
+        """Iterate over the examples of an epoch, a few at a time: each field an array [n, ...] with any n.
 
         Must give the same examples whenever it is asked for the same epoch and seed.
         """
@@ -107,7 +107,7 @@ class IterableSource:
         self._chunk(first)
 
     def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
-        """The examples of an epoch, each field an array [n, ...]."""
+        """Iterate over the examples of an epoch, each field an array [n, ...]."""
         # Opened now, not at the first chunk: an iterable that cannot be read again fails here.
         if isinstance(self._data, Iterator):
             return map(self._chunk, self._take_once())

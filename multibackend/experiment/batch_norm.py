@@ -24,7 +24,7 @@ SMALL_MICRO_BATCH = 16
 
 
 def window_momentum(momentum: float, steps: int) -> float:
-    """The momentum m' with which `steps` micro-batches move statistics as far as one does with m.
+    """Return m', with which `steps` micro-batches move statistics as far as one does with m.
 
         m' = 1 - (1 - m) ** (1 / steps)
 

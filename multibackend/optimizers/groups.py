@@ -101,7 +101,7 @@ def with_zeros(
 
 
 def _matched(group: Group, index: int, shapes: Shapes, problems: Problems) -> set[str]:
-    """The names that a group matches; a problem where there are none or its function fails."""
+    """Find the names that a group matches; add a problem where there are none or its function fails."""
     try:
         matched = {name for name, shape in shapes.items() if group.matches(name, tuple(shape))}
     except Exception as error:  # the user's own function, whatever it raises
