@@ -1,24 +1,23 @@
 """Every error the library raises on purpose, one tree.
 
-MultibackendError
-├── ConfigurationError          (ValueError)   an argument is wrong; lists every problem found
-│   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong type
-├── BackendNotFoundError        (ValueError)   no backend is registered under that name
-├── BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed
-├── PackageNotInstalledError    (ImportError)  an extra of this library is not installed
-├── CapabilityError                            the backend says that it cannot do this
-├── DataError                   (ValueError)   the data do not fit the experiment
-├── ParameterMatchError         (ValueError)   parameters of two models cannot be paired
-├── ExperimentFileError         (ValueError)   a file does not define a usable `experiment` function
-├── CheckpointError                            a checkpoint cannot be written, or is not one that can be trusted
-│   └── ResumeError             (ValueError)   the experiment does not fit the checkpoint; lists every difference
-├── GoldenFileError             (ValueError)   a golden file is not there, or is none
-├── NonFiniteError              (ArithmeticError)  a gradient is NaN or infinite
-├── OutOfMemoryError            (MemoryError)  the device has no memory left
-└── MatchError                  (AssertionError)   two things that should match do not
+MultibackendError ├── ConfigurationError          (ValueError)   an argument is wrong; lists every
+problem found │   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong
+type ├── BackendNotFoundError        (ValueError)   no backend is registered under that name ├──
+BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed ├──
+PackageNotInstalledError    (ImportError)  an extra of this library is not installed ├──
+CapabilityError                            the backend says that it cannot do this ├── DataError
+(ValueError)   the data do not fit the experiment ├── ParameterMatchError         (ValueError)
+parameters of two models cannot be paired ├── ExperimentFileError         (ValueError)   a file does
+not define a usable `experiment` function ├── CheckpointError                            a
+checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
+(ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
+GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
+(ArithmeticError)  a gradient is NaN or infinite ├── OutOfMemoryError            (MemoryError)  the
+device has no memory left └── MatchError                  (AssertionError)   two things that should
+match do not
 
-BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an error
-Interrupted                     (SystemExit)   a signal ended the run, which was saved
+BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an
+error Interrupted                     (SystemExit)   a signal ended the run, which was saved
 CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
 """
 
@@ -60,8 +59,8 @@ class ConfigurationError(MultibackendError, ValueError):
         self.subject = subject
         self.problems = tuple(problems)
         lines = "".join(f"\n  - {problem}" for problem in self.problems)
-        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__(f"{subject}: {count}{lines}")
+        plural = "" if len(self.problems) == 1 else "s"
+        super().__init__(f"{subject}: {len(self.problems)} problem{plural}{lines}")
 
 
 class ConfigurationTypeError(ConfigurationError, TypeError):
@@ -77,7 +76,7 @@ class BackendNotInstalledError(MultibackendError, ImportError):
 
 
 class PackageNotInstalledError(MultibackendError, ImportError):
-    """What was asked for needs a package that is not installed; the message has the command that installs it."""
+    """A package is needed that is not installed; the message has the command that installs it."""
 
 
 class CapabilityError(MultibackendError):
@@ -85,7 +84,7 @@ class CapabilityError(MultibackendError):
 
 
 class DataError(MultibackendError, ValueError):
-    """The data do not fit the experiment: a missing field, unequal lengths, a label out of range."""
+    """The data do not fit the experiment: a field is missing, a label is out of range, ..."""
 
 
 class ParameterMatchError(MultibackendError, ValueError):
@@ -97,10 +96,10 @@ class ExperimentFileError(MultibackendError, ValueError):
 
 
 class CheckpointError(MultibackendError):
-    """A checkpoint could not be written, or one that was read is damaged, hostile or of a newer format.
+    """A checkpoint could not be written; or one is damaged, hostile or of a newer format.
 
-    `path` is the checkpoint or run directory, `file` the name of the file in it that is at fault, if one is. What was
-    saved before is untouched.
+    `path` is the checkpoint or run directory, `file` the name of the file in it that is at fault,
+    if one is. What was saved before is untouched.
     """
 
     def __init__(self, message: str, *, path: object = None, file: str | None = None) -> None:
@@ -110,7 +109,7 @@ class CheckpointError(MultibackendError):
 
 
 class ResumeError(CheckpointError, ValueError):
-    """An experiment does not fit the checkpoint that it should go on from. `differences` has one sentence for each."""
+    """An experiment does not fit its checkpoint. `differences` has a sentence for each difference."""
 
     def __init__(self, message: str, differences: Sequence[str]) -> None:
         self.differences = tuple(differences)
@@ -118,26 +117,28 @@ class ResumeError(CheckpointError, ValueError):
 
 
 class Interrupted(SystemExit, KeyboardInterrupt):
-    """SIGTERM or Ctrl-C ended `fit` of a run with a run directory, after the window and with everything saved.
+    """SIGTERM or Ctrl-C ended `fit` of a run with a directory, after a window, everything saved.
 
-    Uncaught it ends the process with the code that a shell would give: 143 or 130. `message` says how to go on.
+    Uncaught it ends the process with a shell's code, 143 or 130. `message` says how to go on.
     """
 
+    # Neither base is an `Exception`, so that no `except Exception` of a user's swallows it.
+    # SystemExit gives the exit code and keeps the interpreter from printing a traceback.
     def __init__(self, message: str, code: int) -> None:
         self.message = message
         super().__init__(code)
 
 
 class GoldenFileError(MultibackendError, ValueError):
-    """A golden file is not there, or something in it is not what `multibackend.golden.record` writes."""
+    """A golden file is missing, or holds what `multibackend.golden.record` does not write."""
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):
     """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
 
-    The training state is what it was before that window. `update` is the number (from 1) of the update that the
-    window would have made, `parameters` the canonical names whose gradient is not finite, `epoch` and `offset` the
-    place of its first example in the data.
+    The training state is what it was before that window. `update` is the number (from 1) of the
+    update that the window would have made, `parameters` the canonical names whose gradient is not
+    finite, `epoch` and `offset` the place of its first example in the data.
     """
 
     def __init__(
@@ -145,18 +146,20 @@ class NonFiniteError(MultibackendError, ArithmeticError):
     ) -> None:
         self.update = update
         self.parameters = tuple(parameters)
-        self.epoch, self.offset = epoch, offset
+        self.epoch = epoch
+        self.offset = offset
         super().__init__(message)
 
 
 class OutOfMemoryError(MultibackendError, MemoryError):
-    """The device has no memory left. The run has ended: what it held may be half-way through a window.
+    """The device has no memory left, and the run has ended, perhaps half-way through a window.
 
     `micro_batch_size` and `precision` are those it ran with; the message lists the ways out.
     """
 
     def __init__(self, message: str, *, micro_batch_size: int, precision: str) -> None:
-        self.micro_batch_size, self.precision = micro_batch_size, precision
+        self.micro_batch_size = micro_batch_size
+        self.precision = precision
         super().__init__(message)
 
 
@@ -165,7 +168,7 @@ class MatchError(MultibackendError, AssertionError):
 
 
 class BatchStatisticsWarning(UserWarning):
-    """A model takes batch statistics from micro-batches that are small; given once per run, at its first `fit`."""
+    """A model takes batch statistics from small micro-batches; given at a run's first `fit`."""
 
 
 class CheckpointWarning(UserWarning):

@@ -1,10 +1,13 @@
 """What happens in a run, as typed events. A listener is any function that takes an event.
 
-    FitStarted  (UpdateFinished | WindowSkipped | EpochFinished | EvaluationFinished)*  FitFinished | FitFailed
+    FitStarted
+    (UpdateFinished | WindowSkipped | EpochFinished | EvaluationFinished)*
+    FitFinished | FitFailed
 
-A listener may end the run: it returns `Stop(reason)`. The device runs ahead of the host, so updates that were already
-handed to it are still made; after an evaluation there are none. A listener that raises ends the run too, with its own
-error: every other listener still hears the event, and the trainer stays usable, in the state after those updates.
+A listener may end the run: it returns `Stop(reason)`. The device runs ahead of the host, so updates
+that were already handed to it are still made; after an evaluation there are none. A listener that
+raises ends the run too, with its own error: every other listener still hears the event, and the
+trainer stays usable, in the state after those updates.
 
 >>> def stop_at_a_small_loss(event):
 ...     if isinstance(event, UpdateFinished) and event.record.loss < 0.01:
@@ -47,7 +50,7 @@ class Event:
 
 @dataclass(frozen=True)
 class FitStarted(Event):
-    """`fit` begins at update number `update`; it ends at `updates`, an estimate where epochs decide.
+    """`fit` begins at update number `update` and ends at `updates`, estimated where epochs decide.
 
     `updates` is None where epochs decide and the data do not tell how many examples they have.
     """
@@ -60,8 +63,8 @@ class FitStarted(Event):
 
 @dataclass(frozen=True)
 class MicroBatchChosen(Event):
-    """`micro_batch_size="auto"` became a number: the largest within `limit` bytes, after `trials` trials (0 where the
-    answer was known). `steps` of them make an update.
+    """`micro_batch_size="auto"` became a number: the largest within `limit` bytes, after `trials`
+    trials (0 where the answer was known). `steps` of them make an update.
     """
 
     micro_batch_size: int
@@ -72,7 +75,7 @@ class MicroBatchChosen(Event):
 
 @dataclass(frozen=True)
 class SmallMicroBatch(Event):
-    """At the first `fit`: BatchNorm layers take their statistics from micro-batches that are small."""
+    """At the first `fit`: BatchNorm layers take their statistics from small micro-batches."""
 
     layers: tuple[str, ...]
     micro_batch_size: int
@@ -81,7 +84,7 @@ class SmallMicroBatch(Event):
 
 @dataclass(frozen=True)
 class UpdateFinished(Event):
-    """An update was made. Several may arrive together: results are read from the device at intervals."""
+    """An update was made. Several may arrive together: the device is read at intervals."""
 
     record: UpdateRecord
 
@@ -105,7 +108,8 @@ class EpochFinished(Event):
 class EvaluationFinished(Event):
     """An evaluation gave `metrics` after update number `update`.
 
-    `ema` tells whether the moving average was evaluated, `scheduled` whether `fit(evaluate_every=...)` asked for it.
+    `ema` tells whether the moving average was evaluated, `scheduled` whether
+    `fit(evaluate_every=...)` asked for it.
     """
 
     update: int
@@ -116,7 +120,7 @@ class EvaluationFinished(Event):
 
 @dataclass(frozen=True)
 class FitFinished(Event):
-    """`fit` ended after `seconds`, at update number `update`; `stopped` is the reason where a listener ended it."""
+    """`fit` ended after `seconds`, at update `update`; `stopped` is a listener's reason, if any."""
 
     update: int
     seconds: float
@@ -125,7 +129,7 @@ class FitFinished(Event):
 
 @dataclass(frozen=True)
 class FitFailed(Event):
-    """`fit` ended with an error; the trainer stays usable, in the state after update number `update`."""
+    """`fit` ended with an error; the trainer stays usable, in the state after update `update`."""
 
     update: int
     error: str
@@ -133,7 +137,7 @@ class FitFailed(Event):
 
 @dataclass(frozen=True)
 class Stop:
-    """What a listener returns to end the run, with the reason, which becomes `FitResult.stopped`."""
+    """What a listener returns to end the run; the reason becomes `FitResult.stopped`."""
 
     reason: str
 
@@ -154,33 +158,36 @@ class Broadcast:
         self.stop: Stop | None = None
 
     def __call__(self, kind: type[Event], **details: Any) -> None:
-        """One event."""
+        """Tell listeners of one event."""
         self.tell([(kind, details)])
 
     def tell(self, happened: Iterable[tuple[type[Event], Mapping[str, Any]]]) -> None:
-        """Events in order. The error of a listener is raised once all others have heard them all."""
+        """Tell listeners of events in order; raise a listener's error once all others heard all."""
         if not self._listeners:
             return
-        listeners, first = list(self._listeners), None
+        listeners = list(self._listeners)
+        first_error: Exception | None = None
         for kind, details in happened:
             event = kind(**self._common, **details)
             for listener in tuple(listeners):
                 try:
                     answer = listener(event)
-                except Exception as error:
-                    listeners = [other for other in listeners if other is not listener]
-                    first = first or error
+                except Exception as error:  # a user's function, whatever it raises
+                    # It hears no more: its next error would hide the first, which is the cause.
+                    listeners = [member for member in listeners if member is not listener]
+                    first_error = first_error or error
                     continue
                 if isinstance(answer, Stop) and self.stop is None:
                     self.stop = answer
-        if first is not None:
-            raise first
+        if first_error is not None:
+            raise first_error
 
     @contextlib.contextmanager
     def joined_by(self, listener: Listener | None) -> Iterator[None]:
-        """Where one more listener hears, once if it is among them already."""
+        """Let one more listener hear inside the `with`; only once if it is among them already."""
         before = self._listeners
-        if listener is not None and not any(listener is other for other in before):
+        # By identity: a listener may be any callable, with an equality of its own.
+        if listener is not None and not any(listener is member for member in before):
             self._listeners = (*before, listener)
         try:
             yield

@@ -2,12 +2,12 @@
 
     L = scale * sum(w * l) / sum(w)   over every element of every micro-batch of the window
 
-Several named terms, `loss={"tokens": CrossEntropy(...), "balance": Custom(..., scale=0.01)}`, are each reduced by their
-own weights and then added, so that each keeps its size however many micro-batches there are.
+Several named terms, `loss={"tokens": CrossEntropy(...), "balance": Custom(..., scale=0.01)}`, are
+each reduced by their own weights, so that none changes with the number of micro-batches, and added.
 
-An element is an example, a token or a scalar of a regression target. The weights of a built-in loss depend on the
-batch alone, so the host knows a window's divisor before the first backward pass. Specs become native functions by
-`functools.singledispatch` on the class, in each backend's `losses.py`.
+An element is an example, a token or a scalar of a regression target. The weights of a built-in loss
+depend on the batch alone, so the host knows a window's divisor before the first backward pass.
+Specs become native functions by `functools.singledispatch` in each backend's `losses.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.core.validation import Problems
+from multibackend.core.validation import Problems, is_integer
 from multibackend.errors import DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
@@ -56,14 +56,14 @@ class Loss:
         return () if self.weights is None else (self.weights,)
 
     def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
-        """The sum of the weights, float64, over all but the first `leading` axes of a stack of numpy batches.
+        """Sum the weights, float64, over all but the first `leading` axes of a stack of batches.
 
         None where the weights are known only once the model has run.
         """
         raise NotImplementedError(f"{type(self).__name__} must say how its elements are weighted")
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
-        """Raise `DataError` where a numpy batch does not fit outputs of shape `output_shape` [batch, ...]."""
+        """Raise `DataError` where a numpy batch does not fit outputs of shape [batch, ...]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +79,19 @@ class _Targeted(Loss):
 
 
 def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """`weights` [batch] or [batch, ...] with axes of length 1 added on the right, to broadcast against `shape`."""
+    """Add axes of length 1 on the right of `weights` [batch, ...], to broadcast against `shape`."""
     if weights.shape != shape[: weights.ndim]:
         raise DataError(f"the weights have shape {weights.shape}, which is not the beginning of the target's {shape}")
+    # numpy would align [batch] with the last axis; a weight belongs to the first, the example.
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
 def _check_weights(name: str, weights: np.ndarray) -> None:
+    # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
-        raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {wrong[0].item()!r}")
+        value = wrong[0].item()
+        raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +110,10 @@ class _Elementwise(_Targeted):
         shape = np.shape(batch[self.target])
         if shape != output_shape:
             raise DataError(
-                f"{type(self).__name__}: the model's outputs have shape {output_shape}, the target {self.target!r} has "
-                f"{shape}; they must be equal, because frameworks broadcast them in different ways. Reshape the one "
-                "that is wrong, for example target[:, None] for outputs of shape [batch, 1]"
+                f"{type(self).__name__}: the model's outputs have shape {output_shape}, the target "
+                f"{self.target!r} has {shape}; they must be equal, because frameworks broadcast them "
+                "in different ways. Reshape the one that is wrong, for example target[:, None] for "
+                "outputs of shape [batch, 1]"
             )
         if self.weights is not None:
             _broadcast_weights(np.asarray(batch[self.weights]), shape)
@@ -125,9 +129,9 @@ class MeanSquaredError(_Elementwise):
 
 @dataclass(frozen=True, kw_only=True)
 class Huber(_Elementwise):
-    """l = r²/2 where |r| <= delta, else delta * (|r| - delta/2), with r = output - target (Huber 1964).
+    """l = r²/2 where |r| <= delta, else delta * (|r| - delta/2), with r = output - target.
 
-    torch's `smooth_l1_loss(beta)` is this divided by beta.
+    Source: Huber 1964. torch's `smooth_l1_loss(beta)` is this divided by beta.
     """
 
     delta: float = 1.0
@@ -139,21 +143,23 @@ class Huber(_Elementwise):
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryCrossEntropy(_Elementwise):
-    """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both of one shape, [batch, ...]."""
+    """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Targeted):
     """Cross entropy between logits [batch, ..., classes] and integer labels [batch, ...].
 
-        l = -sum_c q_c * log_softmax(z)_c,   q = (1 - label_smoothing) * onehot(label) + label_smoothing / classes
+        l = -sum_c q_c * log_softmax(z)_c
+        q = (1 - label_smoothing) * onehot(label) + label_smoothing / classes
 
     Args:
         target: field with integer labels in [0, classes), or `ignore_index`.
         ignore_index: labels of this value weigh 0 (torch's convention).
         label_smoothing: in [0, 1).
-        class_weights: a weight per class. An element weighs what its label's class does, so the divisor is the sum of
-            those weights (torch's "mean"). Not together with `label_smoothing`, for which frameworks disagree.
+        class_weights: a weight per class. An element weighs what its label's class does, so the
+            divisor is the sum of those weights (torch's "mean"). Not together with
+            `label_smoothing`, for which frameworks disagree.
     """
 
     ignore_index: int = -100
@@ -163,7 +169,7 @@ class CrossEntropy(_Targeted):
     def _check(self, problems: Problems) -> None:
         super()._check(problems)
         problems.number("label_smoothing", self.label_smoothing, minimum=0.0, below=1.0)
-        if not isinstance(self.ignore_index, int | np.integer) or isinstance(self.ignore_index, bool):
+        if not is_integer(self.ignore_index):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
             return
@@ -177,9 +183,12 @@ class CrossEntropy(_Targeted):
         weights = (labels != self.ignore_index).astype(np.float64)
         if self.class_weights is not None:
             table = np.asarray(self.class_weights, np.float64)
+            # Ignored labels look class 0 up and stay at weight 0. Labels that are no class are
+            # clipped, because this may run before `validate`, which reports them.
             weights *= table[np.where(weights > 0, np.clip(labels, 0, len(table) - 1), 0)]
         if self.weights is not None:
-            weights *= _broadcast_weights(np.asarray(batch[self.weights], np.float64), labels.shape)
+            example_weights = np.asarray(batch[self.weights], np.float64)
+            weights *= _broadcast_weights(example_weights, labels.shape)
         return weights.sum(axis=tuple(range(leading, labels.ndim)))
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
@@ -188,24 +197,27 @@ class CrossEntropy(_Targeted):
             raise DataError(f"CrossEntropy: the target {self.target!r} must hold integer labels, got {labels.dtype}")
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
-                f"CrossEntropy: logits must have the shape of the labels and one more axis, the classes, at the end; "
-                f"got logits {output_shape} and labels {labels.shape}"
+                "CrossEntropy: logits must have the shape of the labels and one more axis, the "
+                f"classes, at the end; got logits {output_shape} and labels {labels.shape}"
             )
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
-            raise DataError(f"CrossEntropy: {len(self.class_weights)} class_weights for {classes} classes")
+            count = len(self.class_weights)
+            raise DataError(f"CrossEntropy: {count} class_weights for {classes} classes")
         if self.weights is not None:
             _broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         self._check_labels(labels, classes)
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
+        # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
+        # are made only where something is ignored or wrong.
         if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
             return
         outside = ((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)
         if outside.any():
             raise DataError(
-                f"CrossEntropy: label {int(labels[outside][0])} in {self.target!r} is outside [0, {classes}) and is "
-                f"not ignore_index={self.ignore_index}"
+                f"CrossEntropy: label {int(labels[outside][0])} in {self.target!r} is outside "
+                f"[0, {classes}) and is not ignore_index={self.ignore_index}"
             )
 
 
@@ -214,18 +226,21 @@ class Custom(Loss):
     """A loss written by the user, once against the array API standard or once per backend.
 
     Args:
-        function: `(xp, outputs, batch) -> values` or `(values, weights)`, with `xp` the array namespace of the
-            backend; or a mapping from backend names to native functions `(outputs, batch) -> ...`.
+        function: `(xp, outputs, batch) -> values` or `(values, weights)`, with `xp` the array
+            namespace of the backend; or a mapping from backend names to native functions
+            `(outputs, batch) -> ...`.
         weights: name of a field with a weight per element, where the function returns values only.
-        per: what the values are, so that their weights are known before the model has run, as one of several terms
-            needs it: "example" for values [batch], "weight" for one value per entry of the field `weights`,
-            "micro_batch" for a single value, such as an auxiliary loss over all tokens at once, that counts once for
-            each micro-batch. None for values of any shape, with weights that the function may return.
+        per: what the values are, so that their weights are known before the model has run, as one
+            of several terms needs it: "example" for values [batch], "weight" for one value per
+            entry of the field `weights`, "micro_batch" for a single value, such as an auxiliary
+            loss over all tokens at once, that counts once for each micro-batch. None for values of
+            any shape, with weights that the function may return.
 
-    Values have any shape that begins with the batch; weights broadcast against them and are constants to the gradient.
+    Values have any shape that begins with the batch; weights broadcast, constants to the gradient.
 
     >>> loss = Custom(lambda xp, outputs, batch: xp.abs(outputs - batch["y"]))
-    >>> balance = Custom(lambda xp, outputs, batch: xp.mean(outputs["load"] ** 2), per="micro_batch", scale=0.01)
+    >>> load = lambda xp, outputs, batch: xp.mean(outputs["load"] ** 2)
+    >>> balance = Custom(load, per="micro_batch", scale=0.01)
     """
 
     function: Callable[..., Any] | Mapping[str, Callable[..., Any]]
@@ -234,16 +249,19 @@ class Custom(Loss):
 
     def _check(self, problems: Problems) -> None:
         check_function(problems, "function", self.function)
-        if self.per is not None and problems.choice("per", self.per, ("example", "weight", "micro_batch")):
-            if self.per == "weight" and self.weights is None:
-                problems.add('per="weight" needs weights=, the name of the field whose entries the values belong to')
-            if self.per == "micro_batch" and self.weights is not None:
-                problems.add(f'per="micro_batch" counts once for each micro-batch; drop weights={self.weights!r}')
+        if self.per is not None:
+            problems.choice("per", self.per, ("example", "weight", "micro_batch"))
+        if self.per == "weight" and self.weights is None:
+            problems.add('per="weight" needs weights=, the name of the field whose entries the values belong to')
+        if self.per == "micro_batch" and self.weights is not None:
+            problems.add(f'per="micro_batch" counts once for each micro-batch; drop weights={self.weights!r}')
 
     def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
         if self.per is None:
             return None
-        shape = np.shape(next(iter(batch.values())) if self.weights is None else batch[self.weights])
+        # Without a field of weights any field will do: all begin with the same axes.
+        field = self.weights or next(iter(batch))
+        shape = np.shape(batch[field])
         if self.per == "micro_batch":
             return np.ones(shape[:leading])
         if self.weights is None:
@@ -253,11 +271,13 @@ class Custom(Loss):
 
     def check_values(self, values_shape: tuple[int, ...], batch_size: int, weights_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where what the function returned is not what `per` says."""
-        wanted = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}
-        if self.per is not None and values_shape != wanted[self.per]:
+        if self.per is None:
+            return
+        expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
+        if values_shape != expected:
             raise DataError(
-                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} means shape "
-                f"{wanted[self.per]}; reduce them to it, or say what they are with another per="
+                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} "
+                f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 
 
@@ -272,7 +292,7 @@ def check_function(problems: Problems, name: str, function: object) -> None:
 
 
 def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:
-    """Let the loss check a host batch against the shape of the model's outputs for some other batch size.
+    """Check a host batch against the shape of the model's outputs for some other batch size.
 
     Raises:
         DataError: a shape or a label does not fit.
@@ -283,8 +303,9 @@ def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) 
         return
     if not output_shape:
         raise DataError(
-            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass call= to Model to "
-            "pick it from what the model returns, or write a custom loss"
+            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass "
+            "call= to Model to pick it from what the model returns, or write a custom loss"
         )
-    size: Any = len(next(iter(batch.values())))
+    # The program was traced on a batch of its own size; only the axes after it are the model's.
+    size = len(next(iter(batch.values())))
     loss.validate(batch, (size, *output_shape[1:]))

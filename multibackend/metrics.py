@@ -2,10 +2,10 @@
 
     metric = finish(sum(w * value) / sum(w))   over every element of every batch
 
-Each is written once against the array API standard; `xp` is the backend's array namespace. A ragged last batch or
-padded elements (weight 0) therefore cannot shift the result.
+Each is written once against the array API standard; `xp` is the backend's array namespace. A ragged
+last batch or padded elements (weight 0) therefore cannot shift the result.
 
-A metric whose value is an array, such as `ConfusionMatrix`, has a `shape` and gives its sums itself.
+A metric whose value is an array, such as `ConfusionMatrix`, has a `shape` and gives its own sums.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__} must define its values per element")
 
     def sums(self, xp: Any, outputs: Any, batch: Batch) -> tuple[Any, Any]:
-        """(sum of w * value, of `shape`; sum of w, a number) over a batch. Asked for where `shape` is not ()."""
+        """Sum a batch: w * value, of `shape`, and w, a number. Asked for where `shape` is not ()."""
         raise NotImplementedError(f"{type(self).__name__} must define its sums")
 
     def finish(self, mean: float) -> float:
-        """The metric from the weighted mean of its values."""
+        """Compute the metric from the weighted mean of its values."""
         return mean
 
     def result(self, total: Any, weight: float) -> Any:
-        """The metric from its sums over the whole evaluation set; NaN where nothing in it has a weight."""
+        """Compute the metric from its sums over the whole evaluation set; NaN if nothing has a weight."""
         return self.finish(float(total / weight)) if weight > 0 else math.nan
 
 
@@ -98,23 +98,24 @@ class _Labelled(_Targeted):
     ignore_index: int = -100
 
     def _labels(self, xp: Any, batch: Batch) -> Any:
-        """The labels in a type that also holds `ignore_index`: in uint8 156 and -100 have the same bits."""
+        """Return the labels in a type that holds `ignore_index`: in uint8, -100 has the bits of 156."""
         return xp.astype(batch[self.target], xp.int32)
 
     def _weights(self, xp: Any, labels: Any, like: Any) -> Any:
         return xp.astype(labels != self.ignore_index, like.dtype)
 
     def _at_labels(self, xp: Any, scores: Any, labels: Any) -> Any:
-        """The score [batch, ...] of each element's label, out of [batch, ..., classes]; any for ignored ones."""
-        # ignore_index is no class: look class 0 up instead, as the weight is 0; in the namespace's own index dtype
+        """Pick each label's score [batch, ..., 1] out of [batch, ..., classes]."""
+        # ignore_index is no class and would be out of bounds: class 0 instead, as its weight is 0.
         index = xp.where(labels == self.ignore_index, xp.zeros_like(labels), labels)
+        # In the namespace's own dtype of indices, which argmax has: torch takes int64 only.
         index = xp.astype(index, xp.argmax(scores, axis=-1).dtype)
         return xp.take_along_axis(scores, index[..., None], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(_Labelled):
-    """The share of labels [batch, ...] whose class has the largest logit of [batch, ..., classes]."""
+    """The share of labels [batch, ...] whose class has the largest logit [batch, ..., classes]."""
 
     name: str = "accuracy"
 
@@ -146,34 +147,38 @@ class TopKAccuracy(_Labelled):
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = self._labels(xp, batch)
         chosen = self._at_labels(xp, outputs, labels)
+        # Counting the larger ones needs no sort, and leaves nothing to an order among equals.
         larger = xp.sum(xp.astype(outputs > chosen, xp.int32), axis=-1)
         return xp.astype(larger < self.k, outputs.dtype), self._weights(xp, labels, outputs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity(_Labelled):
-    """exp of the mean cross entropy between logits [batch, ..., classes] and labels [batch, ...]."""
+    """exp of the mean cross entropy of logits [batch, ..., classes] and labels [batch, ...]."""
 
     name: str = "perplexity"
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = self._labels(xp, batch)
+        # Softmax does not change with a constant; without the largest logit exp cannot overflow.
         shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
         log_normaliser = xp.log(xp.sum(xp.exp(shifted), axis=-1))
         chosen = self._at_labels(xp, shifted, labels)[..., 0]
         return log_normaliser - chosen, self._weights(xp, labels, outputs)
 
     def finish(self, mean: float) -> float:
+        # exp overflows a float64 at 709.8, where math.exp raises.
         return math.exp(mean) if mean < 700 else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfusionMatrix(_Labelled):
-    """How often each class was taken for each: int64 [classes, classes], counted over the whole evaluation set.
+    """How often each class was taken for each, over the whole evaluation set.
 
-        M[i, j] = number of labels i [batch, ...] whose class j has the largest logit of [batch, ..., classes]
+        M[i, j] = number of labels i [batch, ...] whose class j has the largest logit
 
-    Rows are labels, columns predictions, as in `sklearn.metrics.confusion_matrix`; `ignore_index` is not counted.
+    int64 [classes, classes] from logits [batch, ..., classes]: rows are labels, columns predictions,
+    as in `sklearn.metrics.confusion_matrix`; `ignore_index` is not counted.
 
     Raises:
         DataError: the logits are of another number of classes, or a label is no class.
@@ -196,13 +201,15 @@ class ConfusionMatrix(_Labelled):
     def sums(self, xp: Any, outputs: Any, batch: Batch) -> tuple[Any, Any]:
         if outputs.shape[-1] != self.classes:
             raise DataError(
-                f"metric {self.name!r}: the outputs {tuple(outputs.shape)} have {outputs.shape[-1]} classes on their "
-                f"last axis, the metric classes={self.classes}; pass classes={outputs.shape[-1]}"
+                f"metric {self.name!r}: the outputs {tuple(outputs.shape)} have "
+                f"{outputs.shape[-1]} classes on their last axis, the metric classes={self.classes}; "
+                f"pass classes={outputs.shape[-1]}"
             )
         labels = self._labels(xp, batch)
         predicted = xp.astype(xp.argmax(outputs, axis=-1), xp.int32)
-        # counts as a product of two one-hot matrices: exact in float32 up to 2^24 in a batch, and no scatter
-        # 0, 1, 2, ... on the device of the outputs, which arange() would have to be told
+        # Counts as a product of two one-hot matrices: exact in float32 up to 2^24 in a batch, and
+        # without a scatter, which the array API lacks.
+        # 0, 1, 2, ... on the device of the outputs, which arange() would have to be told.
         row = xp.ones_like(outputs[(0,) * (outputs.ndim - 1)], dtype=xp.int32)
         classes = xp.cumulative_sum(row, dtype=xp.int32) - 1
         rows = xp.astype(xp.reshape(labels, (-1, 1)) == classes, xp.float32)
@@ -212,9 +219,11 @@ class ConfusionMatrix(_Labelled):
 
     def result(self, total: Any, weight: float) -> np.ndarray:
         counts = np.rint(total).astype(np.int64)
-        if counts.sum() != round(weight):
+        # A label that is no class has a row of zeros: it is in the weight and in no count.
+        expected = round(weight)
+        if counts.sum() != expected:
             raise DataError(
-                f"metric {self.name!r}: {round(weight) - counts.sum()} of {round(weight)} labels of "
+                f"metric {self.name!r}: {expected - counts.sum()} of {expected} labels of "
                 f"{self.target!r} are outside [0, {self.classes}) and not ignore_index={self.ignore_index}"
             )
         return counts
@@ -267,8 +276,8 @@ class MeanSquaredError(_Residual):
 class Custom(Metric):
     """A metric written by the user: `(xp, outputs, batch) -> values` or `(values, weights)`.
 
-    `function` may also map backend names to native functions `(outputs, batch) -> ...`. `mode` says whether a smaller
-    value ("min") or a larger one ("max") is the better one.
+    `function` may also map backend names to native functions `(outputs, batch) -> ...`. `mode` says
+    whether a smaller value ("min") or a larger one ("max") is the better one.
 
     >>> Custom(name="bias", function=lambda xp, outputs, batch: outputs - batch["y"]).name
     'bias'

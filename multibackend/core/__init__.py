@@ -1,1 +1,4 @@
-"""What every room uses and what knows none of them: names, checks of arguments, random numbers, formats, records."""
+"""What every room uses and what knows none of them.
+
+Names, checks of arguments, random numbers, number formats, records.
+"""

@@ -13,12 +13,13 @@ from multibackend.core.validation import Problems, is_integer
 
 __all__ = ["check_bytes", "format_bytes", "parse_bytes"]
 
+# No sign and no exponent: "-1GB" and "1e9B" are refused with the list of units, not guessed at.
 _WRITTEN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B\s*")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 def check_bytes(name: str, value: Any, problems: Problems) -> bool:
-    """Add a problem unless `value` is a number of bytes of at least 1, or a string such as "2GiB"."""
+    """Add a problem unless `value` is a number of bytes >= 1, or a string such as "2GiB"."""
     if is_integer(value):
         return problems.integer(name, value, minimum=1)
     if not isinstance(value, str):
@@ -31,15 +32,19 @@ def check_bytes(name: str, value: Any, problems: Problems) -> bool:
 
 
 def parse_bytes(value: int | str) -> int:
-    """The number of bytes: KiB, MiB, ... count by 1024, KB, MB, ... by 1000."""
-    written = _WRITTEN.fullmatch(value) if isinstance(value, str) else None
-    if written is None:
+    """Return the number of bytes: KiB, MiB, ... count by 1024, KB, MB, ... by 1000."""
+    amount = _WRITTEN.fullmatch(str(value))
+    if amount is None:
         return int(value)
-    number, prefix, binary = written.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _POWERS[prefix])
+    number, prefix, binary = amount.groups()
+    base = 1024 if binary else 1000
+    return int(float(number) * base ** _POWERS[prefix])
 
 
 def format_bytes(value: int) -> str:
-    """With the largest binary unit in which it is at least 1, four digits."""
-    power = min(max(value, 1).bit_length() - 1, 49) // 10
-    return f"{value / 1024**power:.4g} {['B', 'KiB', 'MiB', 'GiB', 'TiB'][power]}"
+    """Write a number of bytes in the largest binary unit of which there is one, with four digits."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    # Ten bits make a unit. Bit lengths rather than a logarithm, which rounding could put below the
+    # next power; TiB is the last unit, however many of them there are.
+    power = min((max(value, 1).bit_length() - 1) // 10, len(units) - 1)
+    return f"{value / 1024**power:.4g} {units[power]}"

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from multibackend.core.arrays import Arrays
+
 __all__ = ["largest_element", "relative_difference", "relative_differences", "relative_gaps"]
 
+# In place of a size of 0, so that 0 against 0 is no division by zero.
 _TINY = float(np.finfo(np.float64).tiny)
 
 
 def relative_difference(first: ArrayLike, second: ArrayLike, floor: float = 0.0) -> float:
     """max|a - b| / max(|a|, |b|, floor), the maxima over both arrays.
 
-    Elements are measured against the largest of their array: relative to itself, an element near zero would differ by
-    100 % from rounding alone. Infinite where one side alone is NaN or infinite; NaN equals NaN.
+    Elements are measured against the largest of their array: relative to itself, an element near
+    zero would differ by 100 % from rounding alone. NaN equals NaN; NaN against a number is infinite.
 
     >>> relative_difference(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
     0.5
     """
     a = np.asarray(first, np.float64)
     b = np.asarray(second, np.float64)
+    # inf - inf is NaN: equal infinities are found by comparing them, before the subtraction counts.
     with np.errstate(invalid="ignore", over="ignore"):
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         gap = np.where(same, 0.0, np.abs(a - b))
@@ -32,22 +34,27 @@ def relative_difference(first: ArrayLike, second: ArrayLike, floor: float = 0.0)
     return size / max(largest_element(a), largest_element(b), floor, _TINY)
 
 
-def relative_differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """`relative_difference` for each name of `first`.
+def relative_differences(first: Arrays, second: Arrays) -> dict[str, float]:
+    """Return the `relative_difference` for each name of `first`.
 
-    The floor is a thousandth of the median array's largest element, for arrays that are themselves all but zero: a
-    bias whose true gradient is 0 holds nothing but rounding.
+    The floor is a thousandth of the median array's largest element, for arrays that are themselves
+    all but zero: a bias whose true gradient is 0 holds nothing but rounding.
 
     >>> relative_differences({"w": np.array([1.0, 2.0])}, {"w": np.array([1.0, 2.002])})
     {'w': 0.000999...}
     """
-    scales = [max(largest_element(array), largest_element(second[name])) for name, array in first.items()]
-    floor = 1e-3 * float(np.median(scales)) if scales else 0.0
-    return {name: relative_difference(array, second[name], floor) for name, array in first.items()}
+    if not first:
+        return {}
+    scales = [max(largest_element(first[name]), largest_element(second[name])) for name in first]
+    # The median: one array that has exploded must not hide the difference of all others.
+    floor = 1e-3 * float(np.median(scales))
+    return {name: relative_difference(first[name], second[name], floor) for name in first}
 
 
 def relative_gaps(first: ArrayLike, second: ArrayLike, floor: float = 0.0) -> np.ndarray:
-    """|a - b| / max(|a|, |b|, floor) of each element by itself, for numbers such as losses that each mean something.
+    """|a - b| / max(|a|, |b|, floor) of each element by itself.
+
+    For numbers such as losses, each of which means something alone.
 
     >>> relative_gaps(np.array([1.0, 0.0]), np.array([2.0, 0.0])).tolist()
     [0.5, 0.0]
@@ -62,6 +69,6 @@ def relative_gaps(first: ArrayLike, second: ArrayLike, floor: float = 0.0) -> np
 
 
 def largest_element(array: np.ndarray) -> float:
-    """Largest finite magnitude; 0 of an array that has none."""
+    """Return the largest finite magnitude; 0 of an array that has none."""
     array = np.asarray(array)
     return float(np.abs(array[np.isfinite(array)]).max(initial=0.0))

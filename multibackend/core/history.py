@@ -20,7 +20,7 @@ class UpdateRecord:
         loss: the weighted mean loss over the window, before the update.
         grad_norm: the global norm of the gradient, before clipping.
         learning_rate: of this update.
-        weight: the sum of the weights of the window's loss elements; of the first term where there are several.
+        weight: the sum of the weights of the window's loss elements; of several terms the first's.
         examples: in the window.
         epoch: 0 for the first.
         terms: where the loss has several terms, what each adds to it, as "loss/NAME".
@@ -43,8 +43,7 @@ class SkippedWindow:
     Attributes:
         update: the number of the update that it would have made.
         epoch, offset: where the window begins in the data.
-        reason: "nonfinite"; "weightless" where its weights sum to zero; "overflow" where fp16's loss scale was too
-            large.
+        reason: "nonfinite"; "weightless": its weights sum to zero; "overflow": of fp16's loss scale.
     """
 
     update: int
@@ -53,29 +52,32 @@ class SkippedWindow:
     reason: str
 
 
+# The fields of a record in their order, so that a row of columns is the arguments of a record.
 _COLUMNS = tuple(column.name for column in fields(UpdateRecord) if column.name != "terms")
 
 
 def term_name(name: str, terms: int) -> str:
-    """The name under which a term of the loss is reported: "loss" for a single one, else "loss/NAME"."""
+    """Return the name under which a term is reported: its own, "loss", if alone, else "loss/NAME"."""
     return name if terms == 1 else f"loss/{name}"
 
 
 def records(columns: Mapping[str, np.ndarray], terms: Sequence[str] = ()) -> Iterator[UpdateRecord]:
-    """Columns of equal length, read row by row."""
-    rows = zip(*(columns[name].tolist() for name in (*_COLUMNS, *terms)), strict=True)
-    for row in rows:
-        added = dict(zip(terms, row[len(_COLUMNS) :], strict=True))
-        yield UpdateRecord(*row[: len(_COLUMNS)], terms=added)
+    """Read columns of equal length row by row."""
+    # tolist() makes Python's own numbers, which records are printed and written as JSON with.
+    lists = [columns[name].tolist() for name in (*_COLUMNS, *terms)]
+    for row in zip(*lists, strict=True):
+        term_values = dict(zip(terms, row[len(_COLUMNS) :], strict=True))
+        yield UpdateRecord(*row[: len(_COLUMNS)], terms=term_values)
 
 
 class History(Sequence[UpdateRecord]):
-    """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array, and so is `history["loss/NAME"]`
-    where the loss has several terms.
+    """A sequence of `UpdateRecord`; `history["loss"]` is a column as a numpy array, and so is
+    `history["loss/NAME"]` where the loss has several terms.
 
     >>> history = History()
     >>> history.extend(update=np.array([1, 2]), loss=np.array([0.5, 0.25]), grad_norm=np.ones(2),
-    ...     learning_rate=np.ones(2), weight=np.ones(2), examples=np.ones(2, int), epoch=np.zeros(2, int))
+    ...     learning_rate=np.ones(2), weight=np.ones(2), examples=np.ones(2, int),
+    ...     epoch=np.zeros(2, int))
     >>> history[-1].loss, history["loss"].tolist()
     (0.25, [0.5, 0.25])
     """
@@ -93,7 +95,7 @@ class History(Sequence[UpdateRecord]):
         self._length += len(columns["update"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Every column, by name; `extend(**arrays)` of an empty history makes it this one."""
+        """Return every column, by name; `extend(**arrays)` of an empty history makes it this one."""
         return {name: self[name] for name in self.columns}
 
     def __len__(self) -> int:
@@ -103,7 +105,7 @@ class History(Sequence[UpdateRecord]):
         return self.since(0)
 
     def since(self, start: int) -> Iterator[UpdateRecord]:
-        """The records from index `start` on."""
+        """Iterate over the records from index `start` on."""
         return records({name: self[name][start:] for name in self.columns}, self.terms)
 
     @overload
@@ -122,6 +124,9 @@ class History(Sequence[UpdateRecord]):
 
     def _column(self, name: str) -> np.ndarray:
         parts = self._parts[name]
+        if not parts:
+            return np.zeros(0)
         if len(parts) > 1:
-            self._parts[name] = parts = [np.concatenate(parts)]
-        return parts[0] if parts else np.zeros(0)
+            # Joined when read: joining at every dispatch would copy the whole run each time.
+            parts[:] = [np.concatenate(parts)]
+        return parts[0]

@@ -1,7 +1,7 @@
 """Number formats of a run, and the rule for fp16's loss scale, as every backend obeys them.
 
-Mixed precision keeps parameters, accumulators, optimizer state and model state in float32. Inputs are rounded to the
-format of the arithmetic, the model computes in it, and the loss is computed on its outputs in float32.
+Mixed precision keeps parameters, accumulators, optimizer state and model state in float32. Inputs
+are rounded to the format of the arithmetic, the model computes in it, the loss in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class NumberFormat:
 
     @property
     def scales_loss(self) -> bool:
-        """Whether gradients need a loss scale: float16 holds nothing below 6e-8."""
+        """Tell whether gradients need a loss scale: float16 holds nothing below 6e-8."""
+        # Not bfloat16, which has the exponents of float32 and so the same smallest numbers.
         return self.arithmetic == "float16"
 
 
@@ -45,11 +46,11 @@ class LossScale:
     Gradients are computed of S * L and divided by S before everything else. After a window
 
         overflow (its gradient is not finite):  S = max(S / 2, 1),  n = 0,  the window is dropped
-        update:                                 n = n + 1;  where n reaches 2000:  S = min(2 S, 2^24),  n = 0
+        update:                                 n = n + 1;  where n is 2000:  S = min(2 S, 2^24),  n = 0
         no weight:                              nothing changes
 
-    It starts with S = 2^16, n = 0. All scales are powers of two, so scaling itself rounds nothing. At S = 1 a gradient
-    that is not finite is no overflow of the scale, and `on_nonfinite` decides.
+    It starts with S = 2^16, n = 0. All scales are powers of two, so scaling itself rounds nothing.
+    At S = 1 a gradient that is not finite is no overflow of the scale, and `on_nonfinite` decides.
 
     Attributes:
         scale: S.
@@ -61,6 +62,7 @@ class LossScale:
     LossScale(scale=131072.0, updates=0)
     """
 
+    # Without annotations these are no fields: a snapshot keeps S and n, the rule is nobody's to set.
     smallest = 1.0
     largest = 2.0**24
     interval = 2000
@@ -69,7 +71,7 @@ class LossScale:
     updates: int = 0
 
     def after(self, *, overflow: bool) -> LossScale:
-        """The scale for the next window, after an overflow or an update."""
+        """Return the scale for the next window, after an overflow or an update."""
         if overflow:
             return LossScale(max(self.scale / 2, self.smallest), 0)
         if self.updates + 1 < self.interval:

@@ -2,6 +2,7 @@
 
 >>> check = Problems("SGD")
 >>> check.number("learning_rate", float("nan"), minimum=0.0)
+False
 >>> check.raise_if_any()
 Traceback (most recent call last):
     ...
@@ -23,19 +24,19 @@ __all__ = ["Problems", "closest", "is_integer", "is_real"]
 
 
 def is_integer(value: Any) -> bool:
-    """Whether `value` is a whole number by type: Python's and numpy's integers, never a bool."""
+    """Tell whether `value` is a whole number by type: Python's or numpy's, never a bool."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def is_real(value: Any) -> bool:
-    """Whether `value` is a real number by type: Python's and numpy's, never a bool."""
+    """Tell whether `value` is a real number by type: Python's or numpy's, never a bool."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def closest(word: object, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for a likely slip, else an empty string."""
-    near = difflib.get_close_matches(str(word), list(options), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """Return `; did you mean 'x'?` for a likely slip, else an empty string."""
+    nearest = difflib.get_close_matches(str(word), list(options), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 class Problems:
@@ -43,28 +44,30 @@ class Problems:
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        self._found: list[tuple[bool, str]] = []  # (is a wrong type, sentence)
+        self._problems: list[tuple[bool, str]] = []  # (is a wrong type, sentence)
 
     def add(self, sentence: str, *, wrong_type: bool = False) -> None:
         """Add a sentence that says what is wrong and how to mend it."""
-        self._found.append((wrong_type, sentence))
+        self._problems.append((wrong_type, sentence))
 
     @property
     def sentences(self) -> list[str]:
-        """One for each problem."""
-        return [sentence for _, sentence in self._found]
+        """The sentence of each problem, in the order in which they were added."""
+        return [sentence for _, sentence in self._problems]
 
     @property
     def found(self) -> bool:
-        """Whether there is any problem so far."""
-        return bool(self._found)
+        """Whether there is a problem so far."""
+        return bool(self._problems)
 
     def raise_if_any(self) -> None:
-        """Raise `ConfigurationError` with all problems; `ConfigurationTypeError` where all are wrong types."""
-        if self._found:
-            only_types = all(wrong_type for wrong_type, _ in self._found)
-            kind = ConfigurationTypeError if only_types else ConfigurationError
-            raise kind(self.subject, [sentence for _, sentence in self._found])
+        """Raise `ConfigurationError` with all problems, `ConfigurationTypeError` if all are types."""
+        if not self._problems:
+            return
+        # With one wrong value among wrong types, right types alone would not mend it: no TypeError.
+        if all(wrong_type for wrong_type, _ in self._problems):
+            raise ConfigurationTypeError(self.subject, self.sentences)
+        raise ConfigurationError(self.subject, self.sentences)
 
     def integer(self, name: str, value: Any, *, minimum: int) -> bool:
         """Check an integer; numpy integers count, bools do not."""
@@ -79,15 +82,20 @@ class Problems:
     def number(
         self, name: str, value: Any, *, minimum: float, below: float | None = None, above_minimum: bool = False
     ) -> bool:
-        """Check a finite real number in [minimum, below), or (minimum, below) with `above_minimum`."""
-        bounds = f"{'>' if above_minimum else '>='} {minimum}" + (f" and < {below}" if below is not None else "")
+        """Check a finite real in [minimum, below), or in (minimum, below) with `above_minimum`."""
+        bounds = f"> {minimum}" if above_minimum else f">= {minimum}"
+        if below is not None:
+            bounds += f" and < {below}"
+        problem = f"{name} must be a finite number {bounds}, got {value!r}"
         if not is_real(value):
-            self.add(f"{name} must be a finite number {bounds}, got {value!r}", wrong_type=True)
+            self.add(problem, wrong_type=True)
             return False
         number = float(value)
-        inside = number > minimum if above_minimum else number >= minimum
-        if not math.isfinite(number) or not inside or (below is not None and number >= below):
-            self.add(f"{name} must be a finite number {bounds}, got {value!r}")
+        too_small = number <= minimum if above_minimum else number < minimum
+        too_large = below is not None and number >= below
+        # Finite comes by itself, because NaN is neither too small nor too large.
+        if too_small or too_large or not math.isfinite(number):
+            self.add(problem)
             return False
         return True
 

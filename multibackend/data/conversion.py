@@ -13,26 +13,29 @@ __all__ = ["as_source"]
 
 
 def as_source(data: Any) -> Source | Stream:
-    """The source for what a user gave as `train_data` or `eval_data`; raises `DataError`.
+    """Return the source for what a user gave as `train_data` or `eval_data`; raise `DataError`.
 
-    A dict of arrays, a table with columns, a map-style dataset, an iterable or a function that returns an iterator,
-    asked for in this order; or something that is a `Source` or a `Stream` already.
+    A dict of arrays, a table with columns, a map-style dataset, an iterable or a function that
+    returns an iterator, asked for in this order; a `Source` or a `Stream` is returned as it is.
     """
-    if hasattr(data, "fields") and (is_stream(data) or (hasattr(data, "take") and hasattr(data, "__len__"))):
+    has_random_access = hasattr(data, "take") and hasattr(data, "__len__")
+    if hasattr(data, "fields") and (is_stream(data) or has_random_access):
         return data
     if isinstance(data, Mapping):
         return ArraySource(data)
     indexed = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    # A table is indexed too, but reads a batch in one call.
     if indexed and hasattr(data, "column_names") and hasattr(data, "with_format"):
         return TableSource(data)
     if indexed:
         try:
             return MapSource(data)
-        except NotImplementedError:  # torch's IterableDataset inherits a __getitem__ that it does not have
+        except NotImplementedError:  # torch's IterableDataset inherits one that it does not have
             return IterableSource(data)
     if hasattr(data, "__iter__") or callable(data):
-        return IterableSource(data)  # pyright: ignore[reportArgumentType] - what it returns shows when it is called
+        # What a function returns shows when it is called.
+        return IterableSource(data)  # pyright: ignore[reportArgumentType]
     raise DataError(
-        "data must be a dict of arrays, a map-style dataset (len and []), an iterable of examples or a function that "
-        f"returns one, got {type(data).__name__}: {data!r:.80}"
+        "data must be a dict of arrays, a map-style dataset (len and []), an iterable of examples or "
+        f"a function that returns one, got {type(data).__name__}: {data!r:.80}"
     )

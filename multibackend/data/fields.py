@@ -1,7 +1,7 @@
-"""Values of examples and batches as numpy arrays under flat names, whatever array library they come from.
+"""Values of examples and batches as numpy arrays under flat names, whatever library made them.
 
-Nested dicts and tuples become dotted names, `{"image": {"left": a, "right": b}}` the fields "image.left" and
-"image.right"; `nested` puts such a structure together again for the model.
+Nested dicts and tuples become dotted names, `{"image": {"left": a, "right": b}}` the fields
+"image.left" and "image.right"; `nested` puts such a structure together again for the model.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from multibackend.core.arrays import Fields
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
-__all__ = ["Fields", "as_array", "check_numbers", "concatenate", "flat_items", "named", "nested"]
+__all__ = ["as_array", "check_numbers", "check_one_shape", "concatenate", "empty_rows", "flat_items", "named", "nested"]
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """A number, list, numpy array or tensor as a numpy array of numbers; raises `DataError`.
+    """Turn a number, list or tensor into a numpy array of numbers; raise `DataError` if it is none.
 
-    Tensors are taken through their own `detach()`, `cpu()` and `__array__`, so no framework is imported.
+    Tensors are taken by their own `detach()`, `cpu()` and `__array__`: no framework is imported.
     """
     for step in ("detach", "cpu"):
         if hasattr(value, step):
@@ -30,44 +30,58 @@ def as_array(name: str, value: Any) -> np.ndarray:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"field {name!r} cannot be made a numpy array ({type(error).__name__}: {error}); convert it in the "
-            "dataset, and pad sequences of unequal length: mb.data.pad_to_buckets"
+            f"field {name!r} cannot be made a numpy array ({type(error).__name__}: {error}); convert it "
+            "in the dataset, and pad sequences of unequal length: mb.data.pad_to_buckets"
         ) from error
     return check_numbers(name, array)
 
 
 def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
-    """`array` in native byte order; raises `DataError` unless it holds numbers."""
-    if array.dtype.kind in "US" or (array.dtype.kind == "O" and array.size and isinstance(array.flat[0], str | bytes)):
+    """Return `array` in native byte order; raise `DataError` unless it holds numbers."""
+    # Text of unequal lengths may also come as an array of objects, arrow's for one.
+    objects = array.dtype.kind == "O" and array.size > 0
+    if array.dtype.kind in "US" or (objects and isinstance(array.flat[0], str | bytes)):
         raise DataError(
-            f"field {name!r} must hold numbers, got text ({array.dtype}); drop it (of a HuggingFace dataset: "
-            f"dataset.remove_columns([{name!r}])) or turn it into numbers first, for example with a tokenizer"
+            f"field {name!r} must hold numbers, got text ({array.dtype}); drop it (of a HuggingFace "
+            f"dataset: dataset.remove_columns([{name!r}])) or turn it into numbers first, for example "
+            "with a tokenizer"
         )
     if array.dtype.kind not in "biuf":
         raise DataError(
-            f"field {name!r} must hold numbers, got dtype {array.dtype}; a ragged list needs padding and weights: "
-            "mb.data.pad_to_buckets"
+            f"field {name!r} must hold numbers, got dtype {array.dtype}; a ragged list needs padding "
+            "and weights: mb.data.pad_to_buckets"
         )
+    # Frameworks refuse memory in another byte order.
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def check_one_shape(name: str, shapes: set[tuple[int, ...]]) -> None:
+    """Raise `DataError` where the examples of a field have several shapes."""
+    if len(shapes) > 1:
+        raise DataError(
+            f"examples of field {name!r} have different shapes: {sorted(shapes)}; pad them to one shape, "
+            "or sequences of unequal length to a few: mb.data.pad_to_buckets"
+        )
 
 
 def named(
     example: Any, names: Sequence[str] | None, *, what: str = "an example", repair: str = ""
 ) -> Mapping[str, Any]:
-    """An example or batch by field names, those of a tuple given by `names`; nested parts under dotted names."""
+    """Return an example or batch by field names, a tuple's from `names`, nested ones dotted."""
     if names is not None and isinstance(example, tuple | list):
         if len(example) != len(names):
             raise DataError(f"{what} has {len(example)} parts, but the fields are {tuple(names)}")
         example = dict(zip(names, example, strict=True))
     if not isinstance(example, Mapping):
-        raise DataError(f"{what} must be a mapping from fields to values, got {type(example).__name__}; {repair}")
+        kind = type(example).__name__
+        raise DataError(f"{what} must be a mapping from fields to values, got {kind}; {repair}")
     if any(isinstance(value, Mapping | tuple) for value in example.values()):
         return dict(flat_items(example))
     return example
 
 
 def flat_items(value: Mapping[Any, Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves with dotted names. A tuple of plain numbers is a leaf."""
+    """Iterate over the leaves with dotted names. A tuple of plain numbers is a leaf."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, item in items:
         if isinstance(item, Mapping) or (isinstance(item, tuple) and not _is_leaf(item)):
@@ -77,38 +91,43 @@ def flat_items(value: Mapping[Any, Any] | tuple[Any, ...], prefix: str = "") -> 
 
 
 def nested(batch: Mapping[str, Any], name: str) -> Any:
-    """What `name` stands for in a flat batch: one field, or the dict or tuple of all the fields below it.
+    """Return what `name` stands for in a flat batch: a field, or the dict or tuple of those below.
 
     >>> nested({"image.left": 1, "image.right.0": 2, "image.right.1": 3}, "image")
     {'left': 1, 'right': (2, 3)}
     """
     if name in batch:
         return batch[name]
+    prefix = f"{name}."
     tree: dict[str, Any] = {}
     for field, value in batch.items():
-        if field.startswith(f"{name}."):
-            node, *path = tree, *field[len(name) + 1 :].split(".")
-            for part in path[:-1]:
+        if field.startswith(prefix):
+            *parents, leaf = field.removeprefix(prefix).split(".")
+            node = tree
+            for part in parents:
                 node = node.setdefault(part, {})
-            node[path[-1]] = value
+            node[leaf] = value
     return _with_tuples(tree)
 
 
-def concatenate(parts: Sequence[Fields]) -> Fields:
-    """Rows of several chunks one below the other, each field in new memory that a device can adopt."""
-    return {name: _concatenate(name, [part[name] for part in parts]) for name in parts[0]}
+def concatenate(chunks: Sequence[Fields]) -> Fields:
+    """Put the rows of chunks one below the other, in new memory that a device can adopt."""
+    return {name: _concatenate(name, chunks) for name in chunks[0]}
 
 
-def _concatenate(name: str, arrays: list[np.ndarray]) -> np.ndarray:
+def _concatenate(name: str, chunks: Sequence[Fields]) -> np.ndarray:
+    arrays = [chunk[name] for chunk in chunks]
     shapes = {array.shape[1:] for array in arrays}
-    if len(shapes) > 1:
-        raise DataError(
-            f"examples of field {name!r} have different shapes: {sorted(shapes)}; pad them to one shape, or sequences "
-            "of unequal length to a few: mb.data.pad_to_buckets"
-        )
-    rows, dtype = sum(map(len, arrays)), np.result_type(*{array.dtype for array in arrays})
-    result = aligned_empty((rows, *shapes.pop()), dtype)
-    return np.concatenate(arrays, out=result)
+    check_one_shape(name, shapes)
+    return np.concatenate(arrays, out=empty_rows(arrays, shapes.pop()))
+
+
+def empty_rows(arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Allocate a row of `shape` for each row of `arrays`, in the dtype that holds all of them."""
+    rows = sum(len(array) for array in arrays)
+    # A set: there may be an array for each of thousands of examples, and few dtypes among them.
+    dtype = np.result_type(*{array.dtype for array in arrays})
+    return aligned_empty((rows, *shape), dtype)
 
 
 def _is_leaf(value: tuple[Any, ...]) -> bool:
@@ -119,6 +138,8 @@ def _with_tuples(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     parts = {key: _with_tuples(value) for key, value in tree.items()}
-    if parts and parts.keys() == {str(index) for index in range(len(parts))}:
-        return tuple(parts[str(index)] for index in range(len(parts)))
+    # Tuples were flattened to the names "0", "1", ...; a dict with just these keys becomes one too.
+    indices = [str(index) for index in range(len(parts))]
+    if parts and parts.keys() == set(indices):
+        return tuple(parts[index] for index in indices)
     return parts

@@ -10,7 +10,7 @@ _ALIGNMENT = 64  # bytes; XLA copies host arrays that begin anywhere else
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """`np.empty` that begins at a multiple of 64 bytes.
+    """Allocate like `np.empty`, beginning at a multiple of 64 bytes.
 
     >>> aligned_empty((2, 3), np.dtype("float32")).ctypes.data % 64
     0

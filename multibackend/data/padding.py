@@ -10,9 +10,8 @@ import numpy as np
 from multibackend.core.arrays import Fields
 from multibackend.core.validation import Problems
 from multibackend.data.conversion import as_source
-from multibackend.data.fields import concatenate
-from multibackend.data.memory import aligned_empty
-from multibackend.data.sources import MapSource, rows_of
+from multibackend.data.fields import concatenate, empty_rows
+from multibackend.data.sources import rows_of
 from multibackend.data.streams import is_stream
 from multibackend.errors import DataError
 
@@ -22,19 +21,21 @@ __all__ = ["PaddedSource", "PaddedStream", "pad_to_buckets"]
 def pad_to_buckets(
     data: Any, *, fields: Mapping[str, float], lengths: Sequence[int], weights: str | None = "weight"
 ) -> PaddedSource | PaddedStream:
-    """Pad sequences of unequal length to the smallest of a few lengths that fits all examples of a dispatch.
+    """Pad sequences of unequal length to the smallest of a few lengths that fits a dispatch.
 
-    With weights 0 on the padding the loss of a window, sum(w * l) / sum(w), is that of the tokens that are there, so
-    which length is chosen does not show in the result, if the model treats each position alone or masks by the
-    weights. A compiling backend compiles once for each length that occurs (and once more for a ragged micro-batch).
+    With weights 0 on the padding the loss of a window, sum(w * l) / sum(w), is that of the tokens
+    that are there, so which length is chosen does not show in the result, if the model treats each
+    position alone or masks by the weights. A compiling backend compiles once for each length that
+    occurs (and once more for a ragged micro-batch).
 
     Args:
-        data: anything that `Experiment(train_data=...)` takes with single examples; or a dict of ragged lists.
-        fields: the fields that hold sequences, arrays [length, ...], and the value that pads each. Those of one
-            example are equally long.
+        data: whatever `Experiment(train_data=...)` takes as single examples; a dict of ragged lists.
+        fields: the fields that hold sequences, arrays [length, ...], and the value that pads each.
+            Those of one example are equally long.
         lengths: ascending; no sequence may be longer than the last.
-        weights: the name of a new field, float32 [batch, length]: 1 for what is there, 0 for padding; for the loss's
-            `weights=` and the model's `inputs=`. None for no such field, where an ignored label does the same.
+        weights: the name of a new field, float32 [batch, length]: 1 for what is there, 0 for
+            padding; for the loss's `weights=` and the model's `inputs=`. None for no such field,
+            where an ignored label does the same.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -47,7 +48,8 @@ def pad_to_buckets(
     >>> padded.take(np.array([1]))["weight"].tolist()
     [[1.0, 0.0]]
     """
-    source = MapSource(_Columns(data)) if isinstance(data, Mapping) else as_source(data)
+    # A dict of ragged lists is no `ArraySource`: its columns have no array before they are padded.
+    source = as_source(_Columns(data) if isinstance(data, Mapping) else data)
     padding = _Padding(source.fields, fields, lengths, weights)
     return PaddedStream(source, padding) if is_stream(source) else PaddedSource(source, padding)
 
@@ -56,14 +58,16 @@ class PaddedSource:
     """Random access to padded sequences; made by `pad_to_buckets`."""
 
     def __init__(self, source: Any, padding: _Padding) -> None:
-        self._source, self._padding = source, padding
-        self.fields, self.padded = padding.all_fields, padding.padded
+        self._source = source
+        self._padding = padding
+        self.fields = padding.all_fields
+        self.padded = padding.padded
 
     def __len__(self) -> int:
         return len(self._source)
 
     def take(self, indices: np.ndarray) -> Fields:
-        """The examples at `indices` [n], sequences as arrays [n, length, ...] of one length."""
+        """Return the examples at `indices` [n], sequences as arrays [n, length, ...]."""
         return self._padding.join(rows_of(self._source, indices))
 
 
@@ -71,16 +75,19 @@ class PaddedStream:
     """Padded sequences in an order of their own; made by `pad_to_buckets`."""
 
     def __init__(self, stream: Any, padding: _Padding) -> None:
-        self._stream, self._padding = stream, padding
-        self.fields, self.padded = padding.all_fields, padding.padded
+        self._stream = stream
+        self._padding = padding
+        self.fields = padding.all_fields
+        self.padded = padding.padded
         self.read_ahead = getattr(stream, "read_ahead", True)
 
     def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
-        """The examples of an epoch, not padded yet."""
+        """Iterate over the examples of an epoch, not padded yet."""
+        # Padded by `join`, which alone sees all that a dispatch has to fit.
         return self._stream.chunks(epoch, seed)
 
     def join(self, chunks: Sequence[Fields]) -> Fields:
-        """Chunks one below the other, sequences padded to one length."""
+        """Put chunks one below the other, sequences padded to one length."""
         return self._padding.join(chunks)
 
 
@@ -93,10 +100,11 @@ class _Padding:
         problems = Problems("pad_to_buckets")
         if not isinstance(fields, Mapping) or not fields:
             problems.add(f"fields must map names of fields to the value that pads them, got {fields!r}")
-        listed = list(lengths) if isinstance(lengths, Sequence) and not isinstance(lengths, str) else []
-        if not listed or not all(problems.integer("lengths", length, minimum=1) for length in listed):
+        is_list = isinstance(lengths, Sequence) and not isinstance(lengths, str)
+        checked = list(lengths) if is_list else []
+        if not checked or not all(problems.integer("lengths", length, minimum=1) for length in checked):
             problems.add(f"lengths must be a sequence of integers >= 1, got {lengths!r}")
-        elif sorted(set(listed)) != listed:
+        elif sorted(set(checked)) != checked:
             problems.add(f"lengths must ascend, got {lengths!r}")
         if weights is not None:
             problems.field_name("weights", weights)
@@ -107,36 +115,46 @@ class _Padding:
         if weights in available:
             raise DataError(f"the data have a field {weights!r} already; choose another name with weights=")
         self.padded = frozenset(fields)
-        self.all_fields = (*available, *((weights,) if weights is not None else ()))
-        self._values, self._lengths, self._weights = dict(fields), [int(length) for length in listed], weights
+        self.all_fields = tuple(available)
+        if weights is not None:
+            self.all_fields += (weights,)
+        self._values = dict(fields)
+        self._lengths = [int(length) for length in checked]
+        self._weights = weights
 
     def join(self, chunks: Sequence[Fields]) -> Fields:
-        """Chunks of examples one below the other."""
-        plain = [{name: array for name, array in chunk.items() if name not in self.padded} for chunk in chunks]
-        rows = concatenate(plain)
-        longest = np.array([self._length(chunk) for chunk in chunks])
-        bucket = self._bucket(int(longest.max()))
+        """Put chunks of examples one below the other."""
+        rows = concatenate([self._without_sequences(chunk) for chunk in chunks])
+        lengths = np.array([self._length(chunk) for chunk in chunks])
+        bucket = self._bucket(int(lengths.max()))
         for name, value in self._values.items():
             rows[name] = _pad([chunk[name] for chunk in chunks], bucket, value)
         if self._weights is not None:
             sizes = [len(next(iter(chunk.values()))) for chunk in chunks]
-            rows[self._weights] = (np.arange(bucket) < np.repeat(longest, sizes)[:, None]).astype(np.float32)
+            present = np.arange(bucket) < np.repeat(lengths, sizes)[:, None]
+            rows[self._weights] = present.astype(np.float32)
         return rows
+
+    def _without_sequences(self, chunk: Fields) -> Fields:
+        return {name: array for name, array in chunk.items() if name not in self.padded}
 
     def _length(self, chunk: Fields) -> int:
         shapes = {name: chunk[name].shape for name in self._values}
-        if any(len(shape) < 2 for shape in shapes.values()) or len({shape[1] for shape in shapes.values()}) > 1:
+        # As slices: a field [n] has no second axis, and () is not the length of any other field.
+        lengths = {shape[1:2] for shape in shapes.values()}
+        if len(lengths) > 1 or lengths == {()}:
             listed = ", ".join(f"{name}: {shape[1:]}" for name, shape in shapes.items())
             raise DataError(f"the sequences of one example must be equally long arrays, got the shapes {listed}")
-        return next(iter(shapes.values()))[1]
+        (length,) = lengths.pop()
+        return length
 
     def _bucket(self, longest: int) -> int:
         for length in self._lengths:
             if longest <= length:
                 return length
         raise DataError(
-            f"a sequence has the length {longest}, more than the largest of lengths={tuple(self._lengths)}; cut it, or "
-            "add a length"
+            f"a sequence has the length {longest}, more than the largest of "
+            f"lengths={tuple(self._lengths)}; cut it, or add a length"
         )
 
 
@@ -147,7 +165,8 @@ class _Columns:
         lengths = {name: len(values) for name, values in columns.items()}
         if len(set(lengths.values())) != 1:
             raise DataError(f"every field needs one entry per example, got the lengths {lengths}")
-        self._columns, self._length = columns, next(iter(lengths.values()))
+        self._columns = columns
+        self._length = next(iter(lengths.values()))
 
     def __len__(self) -> int:
         return self._length
@@ -157,9 +176,8 @@ class _Columns:
 
 
 def _pad(arrays: Sequence[np.ndarray], length: int, value: float) -> np.ndarray:
-    """Arrays [n, l, ...] of any lengths one below the other: [sum of n, length, ...]."""
-    rows, dtype = sum(map(len, arrays)), np.result_type(*{array.dtype for array in arrays})
-    result = aligned_empty((rows, length, *arrays[0].shape[2:]), dtype)
+    """Put arrays [n, l, ...] of any lengths l one below the other: [sum of n, length, ...]."""
+    result = empty_rows(arrays, (length, *arrays[0].shape[2:]))
     result[...] = value
     row = 0
     for array in arrays:

@@ -1,20 +1,19 @@
-"""Sources of examples with random access: a dict of arrays, a map-style dataset, a table with columns.
+"""Sources of examples with random access: dicts of arrays, map-style datasets, tables.
 
-A source answers `take(indices)` with a dict of numpy arrays whose first axis is the batch. The trainer decides which
-examples go together and in which order, so both backends see the same ones. What has no random access is a `Stream`
-(`multibackend.data.streams`), whose own order is the order.
+A source answers `take(indices)` with a dict of numpy arrays whose first axis is the batch. The
+trainer decides which examples go together, in which order. What has no random access is a `Stream`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from multibackend.core.arrays import Fields
-from multibackend.data.fields import as_array, check_numbers, concatenate, flat_items, named
+from multibackend.data.fields import as_array, check_numbers, check_one_shape, concatenate, flat_items, named
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
@@ -24,16 +23,18 @@ __all__ = ["ArraySource", "MapSource", "Source", "TableSource", "rows_of"]
 class Source(Protocol):
     """Examples with random access.
 
-    Optional: `in_memory = True` where `take` only copies memory, so that there is nothing to gain from reading ahead;
-    `rows(indices)`, the examples one by one, each field an array [1, ...], where their shapes may differ.
+    Optional: `in_memory = True` where `take` only copies memory; `rows(indices)`, the examples one by
+    one, each field an array [1, ...], where their shapes may differ.
     """
+
+    # `in_memory` tells the feed that reading ahead in another thread would gain nothing.
 
     fields: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         ...
 
 
@@ -49,13 +50,13 @@ class ArraySource:
     def __init__(self, arrays: Mapping[str, Any]) -> None:
         self._arrays = {name: _column(name, values) for name, values in _flat_columns(arrays)}
         self.fields = tuple(self._arrays)
-        lengths = {name: len(array) for name, array in self._arrays.items()}
-        if not lengths:
+        if not self._arrays:
             raise DataError("the data have no field; give a dict such as {'image': images, 'label': labels}")
-        if len(set(lengths.values())) > 1:
+        lengths = {name: len(array) for name, array in self._arrays.items()}
+        self._length = lengths[self.fields[0]]
+        if set(lengths.values()) != {self._length}:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise DataError(f"the arrays have unequal lengths ({listed}); every field needs one entry per example")
-        self._length = next(iter(lengths.values()))
         if self._length == 0:
             raise DataError("the data are empty: every array has length 0")
 
@@ -63,21 +64,22 @@ class ArraySource:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         if len(indices) and not (indices.min() >= 0 and indices.max() < self._length):
             raise DataError(f"indices {indices.min()} to {indices.max()} do not fit data of length {self._length}")
         return {name: _take(array, indices) for name, array in self._arrays.items()}
 
 
 class MapSource:
-    """A map-style dataset: `len(dataset)` and `dataset[i]`, each example a mapping from fields to arrays or numbers.
+    """A map-style dataset: `len(dataset)` and `dataset[i]`, an example by fields.
 
-    So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy arrays or tensors
-    of any library that converts to numpy; nested dicts and tuples have dotted names. Examples that are tuples need
-    `fields`, their names in order. `dataset.__getitems__(list of indices)`, where it exists, is used to fetch a batch
-    in one call.
+    So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy
+    arrays or tensors of any library that converts to numpy; nested dicts and tuples have dotted
+    names. Examples that are tuples need `fields`, their names in order. `dataset.__getitems__`, where
+    it exists, is used to fetch a batch in one call.
 
-    >>> MapSource([(0.5, 1), (0.25, 0)], fields=("x", "label")).take(np.array([1, 0]))["label"].tolist()
+    >>> source = MapSource([(0.5, 1), (0.25, 0)], fields=("x", "label"))
+    >>> source.take(np.array([1, 0]))["label"].tolist()
     [0, 1]
     """
 
@@ -85,9 +87,10 @@ class MapSource:
         length = len(dataset)
         if length == 0:
             raise DataError("the dataset is empty: its length is 0")
-        if length == sys.maxsize:
+        if length == sys.maxsize:  # what grain's repeat() answers
             raise DataError(f"the dataset repeats without end (its length is {length}); leave .repeat() to the trainer")
-        self._dataset, self._length = dataset, length
+        self._dataset = dataset
+        self._length = length
         self._names = None if fields is None else tuple(fields)
         self.fields = tuple(self._named(dataset[0]))
 
@@ -95,50 +98,58 @@ class MapSource:
         return self._length
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         examples = self._examples(indices)
-        return {name: _stack(name, [example[name] for example in examples]) for name in self.fields}
+        return {name: _stack(name, examples) for name in self.fields}
 
     def rows(self, indices: np.ndarray) -> list[Fields]:
-        """The examples one by one, each field an array [1, ...]; shapes may differ between them."""
-        return [
-            {name: as_array(name, example[name])[None] for name in self.fields} for example in self._examples(indices)
-        ]
+        """Return the examples one by one, each field an array [1, ...]; shapes may differ between them."""
+        return [self._row(example) for example in self._examples(indices)]
+
+    def _row(self, example: Mapping[str, Any]) -> Fields:
+        return {name: as_array(name, example[name])[None] for name in self.fields}
 
     def _examples(self, indices: np.ndarray) -> list[Mapping[str, Any]]:
+        # Python's integers, for datasets that hand an index on to a library that takes no other.
         chosen = [int(index) for index in indices]
         fetch = getattr(self._dataset, "__getitems__", None)
-        examples = [self._named(e) for e in (fetch(chosen) if fetch else [self._dataset[i] for i in chosen])]
+        items = fetch(chosen) if fetch else [self._dataset[index] for index in chosen]
+        examples = [self._named(item) for item in items]
         for index, example in zip(chosen, examples, strict=True):
             if not example.keys() >= set(self.fields):
-                raise DataError(f"example {index} has the fields {tuple(example)}, the first one had {self.fields}")
+                fields = tuple(example)
+                raise DataError(f"example {index} has the fields {fields}, the first one had {self.fields}")
         return examples
 
     def _named(self, example: Any) -> Mapping[str, Any]:
         if example is None:
             raise DataError(
-                "an example is None, so the dataset was filtered and has no random access any more; of a grain "
-                "MapDataset give the iterable: dataset.to_iter_dataset()"
+                "an example is None, so the dataset was filtered and has no random access any more; of "
+                "a grain MapDataset give the iterable: dataset.to_iter_dataset()"
             )
         repair = "for examples that are tuples name their parts: mb.data.MapSource(dataset, fields=('image', 'label'))"
         return named(example, self._names, repair=repair)
 
 
 class TableSource:
-    """A table with columns and random access by batches, so a HuggingFace `datasets.Dataset`: columns are fields.
+    """A table with random access by batches, as a HuggingFace `datasets.Dataset`: columns are fields.
 
-    A batch is one call, `table[indices]`. Where the table has no format of its own, numbers keep the type that the
-    column has; a format set with `with_format("numpy")` or `with_format("torch")` or `set_transform` is respected.
+    A batch is one call, `table[indices]`. Where the table has no format of its own, numbers keep
+    the type that the column has; a format set with `with_format("numpy")` or `with_format("torch")`
+    or `set_transform` is respected.
 
     Raises:
-        DataError: a column holds text, or rows of unequal length (see `multibackend.data.pad_to_buckets`).
+        DataError: a column holds text, or rows of unequal length (see `data.pad_to_buckets`).
     """
 
     def __init__(self, table: Any) -> None:
         if len(table) == 0:
             raise DataError("the dataset is empty: its length is 0")
-        own = getattr(table, "format", None) or {}
-        self._table = table if own.get("type") else table.with_format("arrow", columns=own.get("columns"))
+        table_format = getattr(table, "format", None) or {}
+        if not table_format.get("type"):
+            # datasets' own default is Python lists, in which int32 and float32 lose their names.
+            table = table.with_format("arrow", columns=table_format.get("columns"))
+        self._table = table
         self.fields = tuple(self._columns(np.arange(1)))
         self.take(np.arange(1))  # refuses text at once
 
@@ -146,13 +157,17 @@ class TableSource:
         return len(self._table)
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The examples at `indices` [n], each field an array [n, ...]."""
+        """Return the examples at `indices` [n], each field an array [n, ...]."""
         return {name: _whole_column(name, values) for name, values in self._columns(indices).items()}
 
     def rows(self, indices: np.ndarray) -> list[Fields]:
-        """The examples one by one, each field an array [1, ...]; lengths may differ between them."""
+        """Return the examples one by one, each field an array [1, ...]; lengths may differ."""
         columns = self._columns(indices)
-        return [{n: as_array(n, values[row])[None] for n, values in columns.items()} for row in range(len(indices))]
+        rows: list[Fields] = [{} for _ in indices]
+        for name, values in columns.items():
+            for row, value in zip(rows, values, strict=True):
+                row[name] = as_array(name, value)[None]
+        return rows
 
     def _columns(self, indices: np.ndarray) -> Mapping[str, Any]:
         batch = self._table[[int(index) for index in indices]]
@@ -162,7 +177,7 @@ class TableSource:
 
 
 def rows_of(source: Any, indices: np.ndarray) -> list[Fields]:
-    """The examples at `indices` one by one, each field an array [1, ...]."""
+    """Return the examples at `indices` one by one, each field an array [1, ...]."""
     if hasattr(source, "rows"):
         return source.rows(indices)
     return [source.take(indices[row : row + 1]) for row in range(len(indices))]
@@ -170,19 +185,17 @@ def rows_of(source: Any, indices: np.ndarray) -> list[Fields]:
 
 def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
     rows = aligned_empty((len(indices), *array.shape[1:]), array.dtype)
-    # the indices were checked; mode "raise" would go through another buffer
+    # The indices were checked; mode "raise" would go through another buffer.
     return np.take(array, indices, axis=0, out=rows, mode="clip")
 
 
-def _flat_columns(arrays: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Columns with dotted names; a tuple is a column here, its items the examples."""
-    items: list[tuple[str, Any]] = []
+def _flat_columns(arrays: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Iterate over columns with dotted names; unlike in `flat_items` a tuple is a column."""
     for name, values in arrays.items():
         if isinstance(values, Mapping):
-            items += [(f"{name}.{inner}", value) for inner, value in _flat_columns(values)]
+            yield from _flat_columns(values, f"{prefix}{name}.")
         else:
-            items.append((name, values))
-    return items
+            yield f"{prefix}{name}", values
 
 
 def _column(name: str, values: Any) -> np.ndarray:
@@ -197,24 +210,26 @@ def _arrow_column(name: str, column: Any) -> Any:
         raise DataError(f"column {name!r} has missing values; fill them in or drop those rows: dataset.filter(...)")
     kind = str(column.type)
     if kind.startswith("struct"):
-        return dict(flat_items({key: [row[key] for row in column.to_pylist()] for key in column.to_pylist()[0]}))
-    # nested lists and extension types would come as arrays of objects within objects
-    return column.to_pylist() if kind.count("list") > 1 or kind.startswith("extension") else column.to_numpy()
+        rows = column.to_pylist()
+        parts: dict[str, list[Any]] = {}
+        for key in rows[0]:
+            parts[key] = [row[key] for row in rows]
+        return dict(flat_items(parts))
+    # Nested lists and extension types would come as arrays of objects within objects.
+    if kind.count("list") > 1 or kind.startswith("extension"):
+        return column.to_pylist()
+    return column.to_numpy()
 
 
 def _whole_column(name: str, values: Any) -> np.ndarray:
-    if isinstance(values, np.ndarray) and values.dtype.kind == "O" and isinstance(values.flat[0], np.ndarray):
+    is_objects = isinstance(values, np.ndarray) and values.dtype.kind == "O"
+    if is_objects and isinstance(values.flat[0], np.ndarray):
         return concatenate([{name: as_array(name, value)[None]} for value in values])[name]
     array = as_array(name, values)
     return array if array.flags.writeable else array.copy()  # an arrow column's memory is read-only
 
 
-def _stack(name: str, values: list[Any]) -> np.ndarray:
-    arrays = [as_array(name, value) for value in values]
-    shapes = {array.shape for array in arrays}
-    if len(shapes) > 1:
-        raise DataError(
-            f"examples of field {name!r} have different shapes: {sorted(shapes)}; pad them to one shape, or sequences "
-            "of unequal length to a few: mb.data.pad_to_buckets"
-        )
+def _stack(name: str, examples: list[Mapping[str, Any]]) -> np.ndarray:
+    arrays = [as_array(name, example[name]) for example in examples]
+    check_one_shape(name, {array.shape for array in arrays})
     return check_numbers(name, np.stack(arrays))

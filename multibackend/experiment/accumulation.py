@@ -1,7 +1,7 @@
 """How many micro-batches make one update.
 
-A number, a mapping from update indices to numbers, a function of the update index, or an effective batch size from
-which the number is derived.
+A number, a mapping from update indices to numbers, a function of the update index, or an effective
+batch size from which the number is derived.
 
 >>> Accumulation.parse({0: 8, 1000: 4}, micro_batch_size=2).steps(999)
 8
@@ -20,10 +20,12 @@ from multibackend.errors import ConfigurationError
 
 __all__ = ["Accumulation", "AccumulationSteps", "EffectiveBatch"]
 
+_NAME = "gradient_accumulation_steps"
+
 
 @dataclass(frozen=True)
 class EffectiveBatch:
-    """As many micro-batches as make `examples` examples; `examples` must be a multiple of the micro-batch size."""
+    """As many micro-batches as make `examples` examples, a multiple of the micro-batch size."""
 
     examples: int
 
@@ -38,7 +40,7 @@ AccumulationSteps = int | Mapping[int, int] | Callable[[int], int] | EffectiveBa
 
 @dataclass(frozen=True)
 class Accumulation:
-    """The parsed form: breakpoints `(first update index, steps)`, or a function of the update index.
+    """The parsed form: breakpoints `(first update index, steps)`, or a function of the index.
 
     `largest` is the most steps any window can have, None where a function decides.
     """
@@ -48,59 +50,60 @@ class Accumulation:
 
     @classmethod
     def parse(cls, value: AccumulationSteps, *, micro_batch_size: int) -> Accumulation:
-        """Read what a user gave; raises `ConfigurationError`."""
-        problems = Problems("gradient_accumulation_steps")
+        """Read what a user gave; raise `ConfigurationError`."""
+        problems = Problems(_NAME)
         result = cls._parse(value, micro_batch_size, problems)
         problems.raise_if_any()
         return result
 
     @classmethod
     def _parse(cls, value: Any, micro_batch_size: int, problems: Problems) -> Accumulation:
-        name = "gradient_accumulation_steps"
         if isinstance(value, EffectiveBatch):
-            steps, rest = divmod(int(value.examples), micro_batch_size)
-            if rest:
+            steps, remainder = divmod(int(value.examples), micro_batch_size)
+            if remainder:
+                # At least one: fewer examples than a micro-batch has are no effective batch either.
+                multiple = max(steps, 1) * micro_batch_size
                 problems.add(
-                    f"EffectiveBatch({value.examples}) is not a multiple of micro_batch_size={micro_batch_size}; "
-                    f"use {max(steps, 1) * micro_batch_size} or another micro-batch size"
+                    f"EffectiveBatch({value.examples}) is not a multiple of "
+                    f"micro_batch_size={micro_batch_size}; use {multiple} or another micro-batch size"
                 )
             return cls(breakpoints=((0, steps),))
         if isinstance(value, Mapping):
             return cls(breakpoints=_breakpoints(value, problems))
         if callable(value):
             return cls(function=cast(Callable[[int], int], value))
-        problems.integer(name, value, minimum=1)
+        problems.integer(_NAME, value, minimum=1)
         return cls(breakpoints=((0, int(value)),)) if is_integer(value) else cls()
 
     @property
     def constant(self) -> bool:
-        """Whether every window has the same number of micro-batches (but for an epoch's last)."""
+        """Tell whether all windows have as many micro-batches (but for an epoch's last)."""
         return len(self.breakpoints) == 1
 
     @property
     def largest(self) -> int | None:
-        return max(steps for _, steps in self.breakpoints) if self.function is None else None
+        return None if self.function is not None else max(steps for _, steps in self.breakpoints)
 
     def steps(self, update: int) -> int:
-        """Micro-batches in the window that makes the update with index `update`, 0 for the first."""
+        """Return the micro-batches of the window that makes the update with index `update`."""
         if self.function is None:
             return next(steps for first, steps in reversed(self.breakpoints) if update >= first)
+        # A function is asked anew each time and so checked anew: only its answer at 0 was validated.
         steps = self.function(update)
         if not is_integer(steps) or steps < 1:
-            raise ConfigurationError(
-                "gradient_accumulation_steps",
-                [f"gradient_accumulation_steps({update}) must return an integer >= 1, got {steps!r}"],
-            )
+            problem = f"{_NAME}({update}) must return an integer >= 1, got {steps!r}"
+            raise ConfigurationError(_NAME, [problem])
         return int(steps)
 
 
 def _breakpoints(value: Mapping[Any, Any], problems: Problems) -> tuple[tuple[int, int], ...]:
-    name = "gradient_accumulation_steps"
-    valid = [
-        problems.integer(f"{name}: the update index {update!r}", update, minimum=0)
-        & problems.integer(f"{name}[{update!r}]", steps, minimum=1)
-        for update, steps in value.items()
-    ]
-    if all(valid) and 0 not in value:
-        problems.add(f"{name} must say how many micro-batches update 0 has; add the key 0, got {dict(value)!r}")
-    return tuple(sorted((int(u), int(s)) for u, s in value.items())) if all(valid) else ()
+    valid = True
+    for update, steps in value.items():
+        valid &= problems.integer(f"{_NAME}: the update index {update!r}", update, minimum=0)
+        valid &= problems.integer(f"{_NAME}[{update!r}]", steps, minimum=1)
+    if not valid:
+        return ()
+    if 0 not in value:
+        problems.add(f"{_NAME} must say how many micro-batches update 0 has; add the key 0, got {dict(value)!r}")
+    # Sorted: a mapping may list its updates in any order, and `steps` looks from the last one back.
+    return tuple(sorted((int(update), int(steps)) for update, steps in value.items()))

@@ -1,13 +1,13 @@
-"""Batch statistics under gradient accumulation: what BatchNorm does with small micro-batches, and the remedies.
+"""Batch statistics under gradient accumulation: BatchNorm with small micro-batches, and remedies.
 
-A layer with batch statistics normalises each micro-batch by that micro-batch's own mean and variance, so k
-micro-batches are not one large batch for it (Ioffe and Szegedy 2015). The remedies that an experiment offers:
+A layer with batch statistics normalises each micro-batch by that micro-batch's own mean and
+variance, so k micro-batches are not one large batch for it (Ioffe and Szegedy 2015). Remedies:
 
-    "microbatch"  each micro-batch by its own statistics; running statistics move once per micro-batch (the default)
+    "microbatch"  each micro-batch by its own statistics, after which running statistics move (default)
     "frozen"      layers normalise by their running statistics and leave them as they are
     "window"      like "microbatch", the momentum rescaled to the window: `window_momentum`
 
-and `Trainer.recompute_statistics` after training (Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm").
+and `Trainer.recompute_statistics` after training (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALL_MICRO_BATCH = 16
 
 
 def window_momentum(momentum: float, steps: int) -> float:
-    """The momentum m' with which `steps` micro-batches move running statistics as far as one batch does with m.
+    """Return m', with which `steps` micro-batches move statistics as far as one does with m.
 
         m' = 1 - (1 - m) ** (1 / steps)
 
@@ -35,18 +35,25 @@ def window_momentum(momentum: float, steps: int) -> float:
     >>> round(1 - (1 - window_momentum(0.1, 4)) ** 4, 12)
     0.1
     """
-    return momentum if momentum >= 1 else -math.expm1(math.log1p(-momentum) / steps)
+    if momentum >= 1:  # log(0): the newest statistics alone, however many micro-batches there are
+        return momentum
+    # expm1 and log1p keep the digits that 1 - (1 - m)**(1/k) loses where m is small.
+    return -math.expm1(math.log1p(-momentum) / steps)
 
 
 def small_micro_batch_message(layers: Sequence[str], micro_batch_size: int) -> str:
-    """What a run says once where a model has batch statistics and micro-batches are small."""
-    shown = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+    """Return what a run says once where a model has batch statistics and micro-batches are small."""
+    shown = ", ".join(layers[:3])
+    if len(layers) > 3:
+        shown += ", ..."
     plural = "layer" if len(layers) == 1 else "layers"
+    # The standard error of a mean over n independent values is their deviation over sqrt(n).
     error = round(100 / math.sqrt(micro_batch_size))
     return (
-        f"{len(layers)} BatchNorm {plural} ({shown}) take their statistics from micro-batches of {micro_batch_size} "
-        f"examples, fewer than {SMALL_MICRO_BATCH}: the mean over {micro_batch_size} independent values is off by "
-        f"{error} % of their standard deviation, whatever gradient_accumulation_steps is. Use larger micro-batches, "
-        "GroupNorm or LayerNorm, or Experiment(batch_statistics='frozen' or 'window'); "
-        "Trainer.recompute_statistics() after training makes evaluation exact"
+        f"{len(layers)} BatchNorm {plural} ({shown}) take their statistics from micro-batches of "
+        f"{micro_batch_size} examples, fewer than {SMALL_MICRO_BATCH}: the mean over {micro_batch_size} "
+        f"independent values is off by {error} % of their standard deviation, whatever "
+        "gradient_accumulation_steps is. Use larger micro-batches, GroupNorm or LayerNorm, or "
+        "Experiment(batch_statistics='frozen' or 'window'); Trainer.recompute_statistics() after "
+        "training makes evaluation exact"
     )

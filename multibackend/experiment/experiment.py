@@ -1,7 +1,6 @@
 """What is trained: `Model` and `Experiment`, described once in neutral words.
 
-Everything is checked when an experiment is constructed, all problems reported together, before any framework is
-imported.
+All is checked when an experiment is constructed, reported together, before a framework is imported.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from multibackend.core.bytesize import check_bytes
 from multibackend.core.precision import PRECISIONS, NumberFormat
-from multibackend.core.validation import Problems, closest, is_integer
+from multibackend.core.validation import Problems, closest
 from multibackend.data import Source, Stream, as_source
 from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
@@ -41,54 +40,57 @@ class Experiment:
 
     Args:
         model: the network.
-        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or `(values, weights)`;
-            or several terms {name: loss}, each reduced by its own weights, which are then added.
+        loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or
+            `(values, weights)`; or terms {name: loss}, each reduced by its own weights, then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's, HuggingFace's), or an
-            iterable of examples in an order of its own (a generator function, a loader, see
-            `multibackend.data.IterableSource`).
-        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in memory, with
-            `gradient_accumulation_steps=EffectiveBatch(n)`, of which it is then a divisor. `Trainer` decides.
+        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
+            HuggingFace's), or an iterable of examples in an order of its own (a generator function,
+            a loader, see `multibackend.data.IterableSource`).
+        micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
+            memory, a divisor of `gradient_accumulation_steps=EffectiveBatch(n)`; `Trainer` decides.
         name: of the run, in logs.
         eval_data: like `train_data`; what `Trainer.evaluate` uses.
-        gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with key 0, a function
-            of the update index (0 for the first), or `EffectiveBatch(examples)`.
+        gradient_accumulation_steps: micro-batches per update: a number, {update index: number} with
+            key 0, a function of the update index (0 for the first), or `EffectiveBatch(examples)`.
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
-        precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16" (with a dynamic
-            loss scale, see `multibackend.core.precision.LossScale`). Floating-point inputs are cast to it.
-        rematerialize: recompute activations in the backward pass instead of keeping them, which changes memory and
-            time, never values: False, True for every block, a pattern or several on the paths of modules
-            ("blocks.*"), or a function `(path) -> bool`. What a block is: `rematerialization.choose_modules`.
-        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or infinite; "skip" drops that
-            whole window and counts it.
-        normalize: "window" divides by the sum of the weights of the whole window, so that k micro-batches equal one
-            large batch exactly; "microbatch" is the mean of micro-batch means.
-        shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number of examples) only.
-            An iterable keeps its own.
+        precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16"
+            (loss scale: `multibackend.core.precision.LossScale`). Floating-point inputs are cast to it.
+        rematerialize: recompute activations in the backward pass instead of keeping them, which
+            changes memory and time, never values: False, True for every block, patterns on the paths
+            of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
+            infinite; "skip" drops that whole window and counts it.
+        normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
+            batches equal one large batch exactly; "microbatch" is the mean of micro-batch means.
+        shuffle: visit the examples of each epoch in an order that depends on (seed, epoch, number
+            of examples) only. An iterable keeps its own.
         drop_last: drop the last window of an epoch where it is not full.
         seed: of initial parameters, data order and randomness.
         metrics: from `multibackend.metrics`, for evaluation.
         eval_batch_size: examples per evaluation batch; the micro-batch size unless given.
-        lr_scaling: "linear" multiplies the learning rate of an update by effective batch / `base_batch_size`, "sqrt" by
-            its root; the effective batch is micro_batch_size * gradient_accumulation_steps of that update (also where
-            an epoch's last window is not full). None leaves the rate alone. The history has the rate that was used.
-        base_batch_size: the examples per update that the learning rate was tuned for; for `lr_scaling`.
-        ema_decay: d in [0, 1) of an exponential moving average of the parameters, e = d * e + (1 - d) * p after each
-            update; it starts at the initial parameters, and a skipped window leaves it as it is. None keeps none.
-            An average of iterates has less noise than the last one (Polyak and Juditsky 1992, "Acceleration of
-            stochastic approximation by averaging"); `Trainer.evaluate(ema=True)` uses it.
-        ema_warmup: let the decay of the update with index t (0 for the first) be min(d, (1 + t) / (10 + t)), so that a
-            short run forgets its initial parameters (as `tf.train.ExponentialMovingAverage(num_updates=t)`).
-        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what the device has
-            unless given, which a CPU does not say. It stands here, not with the device in `Trainer`, because it is
-            half of "auto": so `compare`, `check_accumulation` and the command line need nothing more.
-        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw masks that are a pure
-            function of (seed, update, micro-batch, layer name, element index), the same bits on every backend
-            (`multibackend.protocol.dropout_masks`). Layers are named by their path, `Model(rename=...)` applied.
-        batch_statistics: what BatchNorm layers do in training (`multibackend.experiment.batch_norm`). "microbatch": each
-            micro-batch is normalised by its own statistics, and the running statistics move after each; "window": the
-            momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them as far as one large
-            batch would; "frozen": layers normalise by their running statistics, which stay.
+        lr_scaling: "linear" multiplies the learning rate of an update by effective batch /
+            `base_batch_size`, "sqrt" by its root; the effective batch is micro_batch_size *
+            gradient_accumulation_steps of that update (also where an epoch's last window is not
+            full). None leaves the rate alone. The history has the rate that was used.
+        base_batch_size: for `lr_scaling`: the examples per update that the rate was tuned for.
+        ema_decay: d in [0, 1) of an exponential moving average of the parameters after each update,
+            e = d * e + (1 - d) * p; it starts at the initial parameters, and a skipped window leaves
+            it as it is. It has less noise than the last iterate (Polyak and Juditsky 1992);
+            `Trainer.evaluate(ema=True)` uses it. None keeps none.
+        ema_warmup: let the decay of the update with index t (0 for the first) be
+            min(d, (1 + t) / (10 + t)), so that a short run forgets its initial parameters (as
+            `tf.train.ExponentialMovingAverage(num_updates=t)`).
+        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what
+            the device has unless given, which a CPU does not say.
+        dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw
+            masks that are a pure function of (seed, update, micro-batch, layer name, element
+            index), the same bits on every backend (`multibackend.protocol.dropout_masks`). Layers
+            are named by their path, `Model(rename=...)` applied.
+        batch_statistics: what BatchNorm layers do in training. "microbatch": each micro-batch is
+            normalised by its own statistics, and the running statistics move after each; "window":
+            the momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them
+            as far as one large batch would; "frozen": layers normalise by their running statistics,
+            which stay. See `multibackend.experiment.batch_norm`.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -116,6 +118,8 @@ class Experiment:
     base_batch_size: int | None = None
     ema_decay: float | None = None
     ema_warmup: bool = False
+    # Here and not with the device in `Trainer`: it is half of "auto", so that `compare`,
+    # `check_accumulation` and the command line need nothing more than the experiment.
     memory_budget: int | str | None = None
     dropout: str = "native"
     batch_statistics: str = "microbatch"
@@ -129,7 +133,7 @@ class Experiment:
         problems.raise_if_any()
 
     def __replace__(self, **changes: Any) -> Experiment:
-        """This experiment with other arguments; `copy.replace` on Python 3.13 calls it."""
+        """Return this experiment with other arguments; `copy.replace` on Python 3.13 calls it."""
         arguments = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return Experiment(**{**arguments, **changes})
 
@@ -137,8 +141,9 @@ class Experiment:
 
     @property
     def loss_terms(self) -> Mapping[str, Loss]:
-        """The terms of the loss by name; a single one is called "loss". Functions were wrapped in `losses.Custom`."""
-        return cast(Mapping[str, Loss], self.loss if isinstance(self.loss, Mapping) else {"loss": self.loss})
+        """The terms of the loss by name; a single one is called "loss"."""
+        terms = self.loss if isinstance(self.loss, Mapping) else {"loss": self.loss}
+        return cast(Mapping[str, Loss], terms)  # functions were wrapped in `losses.Custom`
 
     @property
     def number_format(self) -> NumberFormat:
@@ -147,12 +152,12 @@ class Experiment:
 
     @property
     def accumulation(self) -> Accumulation:
-        """`gradient_accumulation_steps` in its parsed form; an error while the micro-batch size is "auto"."""
+        """`gradient_accumulation_steps` parsed; an error while the micro-batch size is "auto"."""
         if self.micro_batch_size == AUTO:
-            raise ConfigurationError(
-                "Experiment", ["micro_batch_size='auto' is decided by Trainer; read trainer.experiment instead"]
-            )
-        return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=int(self.micro_batch_size))
+            problem = "micro_batch_size='auto' is decided by Trainer; read trainer.experiment instead"
+            raise ConfigurationError("Experiment", [problem])
+        size = int(self.micro_batch_size)
+        return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=size)
 
     @property
     def effective_examples(self) -> int:
@@ -163,10 +168,11 @@ class Experiment:
 
     @property
     def examples(self) -> int | None:
-        """Examples in an epoch of the training data; None where only reading to its end would tell."""
+        """Examples in an epoch of the training data; None where only reading to its end tells."""
         return None if is_stream(self.train_data) else len(self.train_data)
 
     def _set(self, name: str, value: Any) -> None:
+        # Frozen for users; while it is made, an experiment puts each argument into its one form.
         object.__setattr__(self, name, value)
 
     def _check_parts(self, problems: Problems) -> None:
@@ -177,10 +183,12 @@ class Experiment:
             problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
         if isinstance(self.metrics, Metric):
             self._set("metrics", (self.metrics,))
-        if not isinstance(self.metrics, Sequence) or not all(isinstance(metric, Metric) for metric in self.metrics):
+        is_list = isinstance(self.metrics, Sequence)
+        if not is_list or not all(isinstance(metric, Metric) for metric in self.metrics):
             problems.add(f"metrics must be a sequence of multibackend.metrics, got {self.metrics!r}", wrong_type=True)
             return
         names = [metric.name for metric in self.metrics]
+        # An evaluation's result has the loss beside them, under its own name.
         if len({*names, "loss"}) <= len(names):
             problems.add(f"metrics need distinct names other than 'loss', got {names}; pass name= to each")
 
@@ -188,19 +196,21 @@ class Experiment:
         if not isinstance(self.loss, Mapping):
             self._set("loss", _as_loss(self.loss))
             if not isinstance(self.loss, Loss):
-                wanted = "a loss, a function (xp, outputs, batch) or a mapping from names to such terms"
-                problems.add(f"loss must be {wanted}, got {self.loss!r}", wrong_type=True)
+                what = "a loss, a function (xp, outputs, batch) or a mapping from names to such terms"
+                problems.add(f"loss must be {what}, got {self.loss!r}", wrong_type=True)
             return
         self._set("loss", {name: _as_loss(loss) for name, loss in self.loss.items()})
         if not self.loss:
             problems.add("loss has no term; give a loss, or a mapping from names to losses")
         for name, loss in self.loss.items():
+            term = f"the term {name!r} of loss must"
             if not isinstance(name, str) or not name:
                 problems.add(f"the terms of loss need names that are strings, got {name!r}", wrong_type=True)
             elif not isinstance(loss, Loss):
-                problems.add(f"the term {name!r} of loss must be a loss or a function, got {loss!r}", wrong_type=True)
+                problems.add(f"{term} be a loss or a function, got {loss!r}", wrong_type=True)
             elif isinstance(loss, Custom) and loss.per is None:
-                problems.add(f'the term {name!r} of loss must say what its values are: Custom(..., per="example")')
+                # Each term has a divisor of its own, known before the first backward pass.
+                problems.add(f'{term} say what its values are: Custom(..., per="example")')
 
     def _check_options(self, problems: Problems) -> None:
         problems.choice("precision", self.precision, tuple(PRECISIONS))
@@ -218,31 +228,33 @@ class Experiment:
             problems.number("max_grad_norm", self.max_grad_norm, minimum=0.0, above_minimum=True)
         if self.ema_decay is not None:
             problems.number("ema_decay", self.ema_decay, minimum=0.0, below=1.0)
-        if problems.boolean("ema_warmup", self.ema_warmup) and self.ema_warmup and self.ema_decay is None:
+        problems.boolean("ema_warmup", self.ema_warmup)
+        if self.ema_warmup is True and self.ema_decay is None:
             problems.add("ema_warmup=True needs ema_decay, for example ema_decay=0.999; got ema_decay=None")
 
     def _check_sizes(self, problems: Problems) -> None:
         _check_scaling(self.lr_scaling, self.base_batch_size, problems)
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
-        steps, auto = self.gradient_accumulation_steps, self.micro_batch_size == AUTO
+        steps = self.gradient_accumulation_steps
+        auto = self.micro_batch_size == AUTO
         if auto and not isinstance(steps, EffectiveBatch):
             problems.add(
-                "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the examples of an "
-                f"update, which it then keeps; got {steps!r}"
+                "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the "
+                f"examples of an update, which it then keeps; got {steps!r}"
             )
         if self.memory_budget is not None:
             check_bytes("memory_budget", self.memory_budget, problems)
             if not auto:
-                problems.add(
-                    f"memory_budget is for micro_batch_size='auto' only, got {self.micro_batch_size!r} with it"
-                )
-        size_known = not auto and problems.integer("micro_batch_size", self.micro_batch_size, minimum=1)
-        if not isinstance(steps, int | Mapping | EffectiveBatch) and not callable(steps) and not is_integer(steps):
-            problems.integer("gradient_accumulation_steps", steps, minimum=1)
-            return
+                only = "memory_budget is for micro_batch_size='auto' only"
+                problems.add(f"{only}, got {self.micro_batch_size!r} with it")
+        # Of an unknown size 1 is a divisor of every effective batch, so that only what is wrong
+        # with the steps themselves is reported.
+        size = 1
+        if not auto and problems.integer("micro_batch_size", self.micro_batch_size, minimum=1):
+            size = int(self.micro_batch_size)
         try:
-            Accumulation.parse(steps, micro_batch_size=int(self.micro_batch_size) if size_known else 1).steps(0)
+            Accumulation.parse(steps, micro_batch_size=size).steps(0)
         except ConfigurationError as error:
             wrong_type = isinstance(error, TypeError)
             for sentence in error.problems:
@@ -260,38 +272,41 @@ class Experiment:
                 continue
             self._set(name, source)
             self.check_fields(name, source, problems, evaluated=name == "eval_data")
-        if not problems.found and self.drop_last and self.examples and self.effective_examples > self.examples:
+        # Only where all else is right, because the sizes are worked out from the other arguments.
+        if problems.found or not self.drop_last or not self.examples:
+            return
+        if self.effective_examples > self.examples:
             problems.add(
-                f"drop_last=True leaves no window: one window has {self.effective_examples} examples, the data "
-                f"{self.examples}; use fewer accumulation steps or drop_last=False"
+                f"drop_last=True leaves no window: one window has {self.effective_examples} examples, "
+                f"the data {self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
     def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
-        """Add a problem for each field that the model, the loss or (where `evaluated`) a metric needs and lacks."""
-        needed: dict[str, str] = {}
+        """Add a problem for each field that the model, the loss or a metric needs and lacks."""
+        readers: dict[str, str] = {}
+        # A model that is called by the user's function reads what that function reads, unseen here.
         if isinstance(self.model, Model) and self.model.call("") is None:
-            needed.update(dict.fromkeys(self.model.inputs, _INPUTS))
+            readers.update(dict.fromkeys(self.model.inputs, _INPUTS))
         for term in self.loss_terms.values():
-            needed.update(dict.fromkeys(term.fields if isinstance(term, Loss) else (), "the loss"))
+            if isinstance(term, Loss):
+                readers.update(dict.fromkeys(term.fields, "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
                 if isinstance(metric, Metric):
-                    needed.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))
-        for wanted, reader in needed.items():
-            part = reader == _INPUTS and any(field.startswith(f"{wanted}.") for field in source.fields)
-            if wanted not in source.fields and not part:
+                    readers.update(dict.fromkeys(metric.fields, f"the metric {metric.name!r}"))
+        for field_name, reader in readers.items():
+            prefix = f"{field_name}."  # an input may name a nested part, whose fields lie below it
+            if reader == _INPUTS and any(field.startswith(prefix) for field in source.fields):
+                continue
+            if field_name not in source.fields:
                 listed = ", ".join(map(repr, source.fields))
-                problems.add(
-                    f"{name} has no field {wanted!r}, which {reader} needs; it has {listed}"
-                    + closest(wanted, source.fields)
-                )
-
-    def _first_window(self) -> int:
-        return self.accumulation.steps(0) * int(self.micro_batch_size)
+                needed = f"{field_name!r}, which {reader} needs"
+                slip = closest(field_name, source.fields)
+                problems.add(f"{name} has no field {needed}; it has {listed}{slip}")
 
 
 def _as_loss(loss: Any) -> Any:
-    """A function as a custom loss; anything else as it is."""
+    """Wrap a function as a custom loss; leave anything else as it is."""
     return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss
 
 
@@ -303,6 +318,6 @@ def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems
     if (lr_scaling is None) != (base_batch_size is None):
         problems.add(
             f"lr_scaling and base_batch_size go together, got lr_scaling={lr_scaling!r} and "
-            f"base_batch_size={base_batch_size!r}; give the examples per update that the learning rate was tuned for, "
-            'and lr_scaling="linear" or "sqrt"'
+            f"base_batch_size={base_batch_size!r}; give the examples per update that the learning rate "
+            'was tuned for, and lr_scaling="linear" or "sqrt"'
         )

@@ -25,23 +25,23 @@ class Model:
     """A network, with one builder per backend.
 
     Args:
-        inputs: the field of the data that the model is called with, or a sequence of names for several arguments.
-            Parts of nested examples have dotted names, "image.left"; the name of a whole part, "image", gives the
-            dict or tuple below it.
+        inputs: the field of the data that the model is called with, or a sequence of names for
+            several arguments. Parts of nested examples have dotted names, "image.left"; the name of
+            a whole part, "image", gives the dict or tuple below it.
         call: how to call the model where `model(batch[inputs])` does not do: a function
             `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
-        rename: pairs parameters whose canonical names differ between backends: {name of one backend's parameter or
-            module: name of the reference's}.
-        transform: the change of layout of parameters where it cannot be found: {name of one backend's parameter:
-            permutation of the axes of the reference's array, or a function of it that reshapes and permutes}.
-        matching: a `multibackend.matching.Matching`, or the path of one that was saved: how the parameters of two
-            backends pair up, reused instead of found anew. The first backend of `compare` is its reference.
-        builders: one per backend, by its name: a function that returns the framework's own module, or
-            "package.module:function", imported when the backend is chosen. The torch builder returns an `nn.Module`;
-            the jax builder a `flax.nnx.Module` (called with `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a
-            `flax.linen.Module`.
+        rename: pairs parameters whose canonical names differ between backends: {name of one
+            backend's parameter or module: name of the reference's}.
+        transform: the change of layout of parameters where it cannot be found: {name of one backend's
+            parameter: permutation of the reference's axes, or a function of its array}.
+        matching: a `multibackend.matching.Matching`, or the path of one that was saved: how the
+            parameters of two backends pair up, not found anew. Its reference is `compare`'s first.
+        builders: one per backend, by its name: a function that returns the framework's own module,
+            or "package.module:function", imported when the backend is chosen. The torch builder
+            returns an `nn.Module`; the jax builder a `flax.nnx.Module` (called with
+            `rngs=nnx.Rngs(seed)` where it takes `rngs`) or a `flax.linen.Module`.
 
-    >>> model = Model(torch="my_models.vision:build_torch", jax="my_models.vision:build_flax", inputs="image")
+    >>> model = Model(torch="my_models:build_torch", jax="my_models:build_flax", inputs="image")
     >>> sorted(model.builders), model.inputs
     (['jax', 'torch'], ('image',))
     """
@@ -69,18 +69,19 @@ class Model:
         if not self.builders:
             problems.add("no builder given; pass one per backend, for example torch=build_torch, jax=build_flax")
         for backend, builder in self.builders.items():
-            if callable(builder) or (isinstance(builder, str) and _REFERENCE.fullmatch(builder)):
+            is_name = isinstance(builder, str)
+            if callable(builder) or (is_name and _REFERENCE.fullmatch(builder)):
                 continue
-            problems.add(
-                f"{backend}={builder!r} is no builder: it must be a function or 'package.module:function'"
-                + closest(backend, ("inputs", "call", "rename", "transform", "matching")),
-                wrong_type=not isinstance(builder, str),
-            )
+            # Every unknown keyword is a builder, so a slip such as `input=` arrives here as well.
+            slip = closest(backend, ("inputs", "call", "rename", "transform", "matching"))
+            what = "no builder: it must be a function or 'package.module:function'"
+            problems.add(f"{backend}={builder!r} is {what}{slip}", wrong_type=not is_name)
         for name in self.inputs:
             problems.field_name("inputs", name)
         if not self.inputs and self._call is None:
             problems.add("inputs must name a field of the data; or give call=, a function (model, batch, train)")
-        for call in self._call.values() if isinstance(self._call, Mapping) else (self._call,):
+        calls = self._call.values() if isinstance(self._call, Mapping) else (self._call,)
+        for call in calls:
             if call is not None and not callable(call):
                 problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
         self._check_matching(problems)
@@ -88,32 +89,34 @@ class Model:
 
     def _check_matching(self, problems: Problems) -> None:
         for name, change in self.transform.items():
-            axes = isinstance(change, Sequence) and not isinstance(change, str) and all(map(is_integer, change))
-            if not callable(change) and not axes:
+            is_list = isinstance(change, Sequence) and not isinstance(change, str)
+            is_axes = is_list and all(is_integer(axis) for axis in change)
+            if not callable(change) and not is_axes:
                 problems.add(f"transform[{name!r}] must be axes such as (1, 0) or a function, got {change!r}")
+        # Known by its method: `matching` lies above this room, which must not import it.
         if not isinstance(self.matching, str | Path | None) and not hasattr(self.matching, "to_other"):
-            problems.add(
-                f"matching must be a Matching or the path of a saved one, got {self.matching!r}", wrong_type=True
-            )
+            what = "matching must be a Matching or the path of a saved one"
+            problems.add(f"{what}, got {self.matching!r}", wrong_type=True)
 
     def renamed(self, names: Mapping[str, str]) -> Model:
-        """This model with more names in `rename`."""
+        """Return this model with more names in `rename`."""
         changed = copy.copy(self)
         changed.rename = {**self.rename, **names}
         return changed
 
     def matched(self, matching: Any) -> Model:
-        """This model with a `matching`."""
+        """Return this model with a `matching`."""
         changed = copy.copy(self)
         changed.matching = matching
         changed._check()
         return changed
 
     def builder(self, backend: str) -> Callable[..., Any]:
-        """The builder for a backend, imported where it was given by name; raises `ConfigurationError`."""
+        """Return the builder for a backend, imported if it is a name; raise `ConfigurationError`."""
         if backend not in self.builders:
             listed = ", ".join(map(repr, self.builders))
-            raise ConfigurationError("Model", [f"there is no builder for the backend {backend!r}, only for {listed}"])
+            problem = f"there is no builder for the backend {backend!r}, only for {listed}"
+            raise ConfigurationError("Model", [problem])
         builder = self.builders[backend]
         if callable(builder):
             return builder
@@ -121,12 +124,14 @@ class Model:
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise ConfigurationError("Model", [f"{backend}={builder!r} cannot be imported: {error}"]) from error
+            problem = f"{backend}={builder!r} cannot be imported: {error}"
+            raise ConfigurationError("Model", [problem]) from error
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What the model is called with: of each input the field, or the dict or tuple of the fields below it."""
+        """Return what the model is called with: of each input the field, or the dict or tuple below."""
+        # torch.compile traces this: a plain look-up where that will do, a list and no generator.
         return tuple([batch[name] if name in batch else nested(batch, name) for name in self.inputs])
 
     def call(self, backend: str) -> Call | None:
-        """The user's way to call the model on a backend; None for `model(*inputs)`."""
+        """Return the user's way to call the model on a backend; None for `model(*inputs)`."""
         return self._call.get(backend) if isinstance(self._call, Mapping) else self._call

@@ -1,13 +1,13 @@
 """Optimizers, each with one written definition that every backend realises.
 
-In the equations g is the window's gradient after normalisation and clipping, p a parameter, lr the learning rate of
-this update and t the number of the update, 1 for the first. Every state starts at 0 unless a definition says more. No
-default below is borrowed from a framework: where torch.optim and optax disagree, the value here is the one that counts
-on both.
+In the equations g is the window's gradient after normalisation and clipping, p a parameter, lr the
+learning rate of this update and t the number of the update, 1 for the first. Every state starts at
+0 unless a definition says more. No default below is borrowed from a framework: where torch.optim
+and optax disagree, the value here is the one that counts on both.
 
-`groups=` gives some of the parameters another learning rate or weight decay, or freezes them: see `Group`.
+`groups=` gives some parameters another learning rate or weight decay, or freezes them: see `Group`.
 
-Specs become native optimizers by `functools.singledispatch` on the class, in each backend's `optimizers.py`.
+Specs become native optimizers by `functools.singledispatch` in each backend's `optimizers.py`.
 """
 
 from multibackend.optimizers.adam import Adam, Adamax, AdamW, NAdam, RAdam

@@ -12,7 +12,7 @@ __all__ = ["Adadelta", "Adagrad", "RMSprop"]
 
 @dataclass(frozen=True, kw_only=True)
 class RMSprop(Optimizer):
-    """RMSprop (Hinton 2012, lecture 6e), centered as in Graves 2013, with optional momentum and coupled weight decay.
+    """RMSprop (Hinton 2012, lecture 6e; centered: Graves 2013); optional momentum, coupled decay.
 
         d = g + weight_decay * p
         v = beta2 * v + (1 - beta2) * d²
@@ -21,16 +21,16 @@ class RMSprop(Optimizer):
         b = momentum * b + s
         p = p - lr * b
 
-    eps stands outside the root, as in torch; optax puts it inside unless told otherwise. The maximum with 0 is ours: v
-    is never less than a² but for rounding, and the root of that rounding would be NaN.
+    eps stands outside the root, as in torch; optax puts it inside unless told otherwise. The
+    maximum with 0 is ours: v < a² comes of rounding alone, and its root would be NaN.
 
-    torch: `torch.optim.RMSprop`, foreach; centered, an optimizer of our own. JAX: a transformation of our own.
+    torch: `torch.optim.RMSprop`, foreach; our own where centered. JAX: a transformation of our own.
 
     >>> RMSprop(learning_rate=1e-3, momentum=0.9).beta2
     0.99
     """
 
-    beta2: float = 0.99
+    beta2: float = 0.99  # torch's; optax has 0.9
     eps: float = 1e-8
     momentum: float = 0.0
     centered: bool = False
@@ -50,12 +50,12 @@ class Adagrad(Optimizer):
         s = s + d²                           (s starts at initial_accumulator)
         p = p - lr * d / (sqrt(s) + eps)
 
-    The accumulator starts at 0 here as in torch; optax starts it at 0.1 and adds eps inside the root.
+    The accumulator starts at 0 as in torch; optax starts it at 0.1 and adds eps inside the root.
 
     torch: `torch.optim.Adagrad`, foreach. JAX: a transformation of our own.
     """
 
-    eps: float = 1e-10
+    eps: float = 1e-10  # torch's; optax has 1e-7, inside the root
     initial_accumulator: float = 0.0
     weight_decay: float = 0.0
 
@@ -79,7 +79,7 @@ class Adadelta(Optimizer):
     torch: `torch.optim.Adadelta`, foreach. JAX: a transformation of our own.
     """
 
-    rho: float = 0.9
+    rho: float = 0.9  # torch's and optax's; the paper has 0.95
     eps: float = 1e-6
     weight_decay: float = 0.0
 

@@ -10,13 +10,13 @@ from multibackend.core.names import glob_matches
 from multibackend.core.validation import Problems
 from multibackend.schedules import LearningRate, check_learning_rate
 
-__all__ = ["Group", "Optimizer", "Where", "is_vector"]
+__all__ = ["Group", "Optimizer", "Where", "is_rule", "is_vector"]
 
 Where = Callable[[str, tuple[int, ...]], bool] | str
 
 
 def is_vector(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a parameter is a bias, a norm's scale or a single number: at most one axis. For `Group(is_vector)`.
+    """Tell whether a parameter has at most one axis: a bias, a norm's scale. For `Group(is_vector)`.
 
     >>> is_vector("0.bias", (10,)), is_vector("0.weight", (10, 4))
     (True, False)
@@ -26,24 +26,24 @@ def is_vector(name: str, shape: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained otherwise than the rest. The first group that matches a parameter wins.
+    """Parameters that are trained otherwise than the rest. The first group that matches wins.
 
     Args:
-        where: which parameters: a function `(name, shape) -> bool` of the canonical name and the canonical shape, or a
-            pattern for the whole name, in which * stands for any characters, also dots (`fnmatch`). Differences of
-            style do not count: "layers.0.*" matches `layers_0.weight` too.
-        learning_rate_factor: what the schedule's rate is multiplied by; >= 0. The history has the rate without it.
+        where: which parameters: a function `(name, shape) -> bool` of the canonical name and the
+            canonical shape, or a pattern for the whole name (`fnmatch`), in which * stands for any
+            characters, also dots. Style does not count: "layers.0.*" matches `layers_0.weight` too.
+        learning_rate_factor: what the schedule's rate, which the history has, is multiplied by; >= 0.
         weight_decay: in place of the optimizer's own; None keeps that.
-        frozen: the parameters stay as they are: no update, no decay, no gradient is computed for them, they do not
-            count in the global norm, and they have no optimizer state (a snapshot holds zeros for them). They keep
-            taking part in the model.
+        frozen: the parameters stay as they are: no update, no decay, no gradient is computed for
+            them, they do not count in the global norm, and they have no optimizer state (a snapshot
+            holds zeros for them). They keep taking part in the model.
 
     Raises:
-        ConfigurationError: an argument is wrong. A group that turns out to match nothing is reported when the model is
-            built, with the nearest names.
+        ConfigurationError: an argument is wrong. A group that turns out to match nothing is
+            reported when the model is built, with the nearest names.
 
-    >>> AdamW(learning_rate=1e-3, groups=[Group(is_vector, weight_decay=0.0), Group("head.*", frozen=True)])
-    ... # doctest: +SKIP
+    >>> groups = [Group(is_vector, weight_decay=0.0), Group("head.*", frozen=True)]
+    >>> AdamW(learning_rate=1e-3, groups=groups)  # doctest: +SKIP
     """
 
     where: Where
@@ -53,11 +53,9 @@ class Group:
 
     def __post_init__(self) -> None:
         problems = Problems("Group")
-        if not callable(self.where) and not (isinstance(self.where, str) and self.where):
-            problems.add(
-                f"where must be a function (name, shape) -> bool or a pattern such as '*.bias', got {self.where!r}",
-                wrong_type=True,
-            )
+        if not is_rule(self.where):
+            what = "a function (name, shape) -> bool or a pattern such as '*.bias'"
+            problems.add(f"where must be {what}, got {self.where!r}", wrong_type=True)
         problems.number("learning_rate_factor", self.learning_rate_factor, minimum=0.0)
         if self.weight_decay is not None:
             problems.number("weight_decay", self.weight_decay, minimum=0.0)
@@ -67,11 +65,13 @@ class Group:
         problems.raise_if_any()
 
     def matches(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a parameter belongs to this group; a function's answer must be a bool, else TypeError."""
+        """Tell whether a parameter is in this group; TypeError if a function's answer is no bool."""
         if isinstance(self.where, str):
             return glob_matches(name, self.where)
         answer = self.where(name, shape)
-        if answer is not True and answer is not False and type(answer).__name__ not in ("bool", "bool_"):
+        # A forgotten `return` gives None, a forgotten comparison a match or a list: as truth values
+        # they would choose parameters by accident. numpy's class of bools is "bool" or "bool_".
+        if type(answer).__name__ not in ("bool", "bool_"):
             raise TypeError(f"the function must return True or False, got {answer!r} for {name!r}")
         return bool(answer)
 
@@ -99,21 +99,31 @@ class Optimizer:
         """Add the problems of a subclass's own arguments."""
 
     def check_shapes(self, problems: Problems, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Add the problems that this optimizer has with the parameters of a model, by canonical name and shape."""
+        """Add the problems that this optimizer has with a model's parameters, by canonical name."""
 
     def split(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[tuple[str, ...], Optimizer]]:
-        """The parameters by the law that they follow: one for all, unless a subclass has several."""
+        """Split parameters by the optimizer that they follow: this one, unless a subclass differs."""
         return [(tuple(shapes), self)]
 
     def _check_groups(self, problems: Problems) -> None:
-        given: Any = (self.groups,) if isinstance(self.groups, Group) else self.groups
-        if not isinstance(given, Sequence) or not all(isinstance(group, Group) for group in given):
-            problems.add(f"groups must be a sequence of multibackend.optimizers.Group, got {given!r}", wrong_type=True)
+        groups: Any = self.groups
+        if isinstance(groups, Group):
+            groups = (groups,)
+        if not isinstance(groups, Sequence) or not all(isinstance(group, Group) for group in groups):
+            problems.add(f"groups must be a sequence of multibackend.optimizers.Group, got {groups!r}", wrong_type=True)
             return
-        object.__setattr__(self, "groups", tuple(given))
+        # A list of the caller's could change later, and a frozen dataclass has no other way to set.
+        object.__setattr__(self, "groups", tuple(groups))
+        # By its fields: `Native` has no weight_decay, its decay is the builder's affair.
         decays = any(field.name == "weight_decay" for field in fields(self))
-        if not decays and any(group.weight_decay is not None for group in given):
-            problems.add(f"a group sets weight_decay, but {type(self).__name__} has none; drop it from the group")
+        if not decays and any(group.weight_decay is not None for group in groups):
+            kind = type(self).__name__
+            problems.add(f"a group sets weight_decay, but {kind} has none; drop it from the group")
+
+
+def is_rule(rule: object) -> bool:
+    """Tell whether `rule` can choose parameters: a function, or a pattern that is not empty."""
+    return callable(rule) or (isinstance(rule, str) and rule != "")
 
 
 def check_betas(problems: Problems, optimizer: Any, *names: str) -> None:

@@ -12,7 +12,7 @@ __all__ = ["SGD", "Lion"]
 
 @dataclass(frozen=True, kw_only=True)
 class SGD(Optimizer):
-    """Stochastic gradient descent with momentum (Polyak 1964; Nesterov as in Sutskever et al. 2013).
+    """SGD with momentum (Polyak 1964; Nesterov as in Sutskever et al. 2013).
 
         d = g + weight_decay * p
         b = momentum * b + d                 (b starts at 0, so the first b is d: undamped)
@@ -47,19 +47,19 @@ class Lion(Optimizer):
         m = beta2 * m + (1 - beta2) * g
         p = p - lr * (d + weight_decay * p)
 
-    Where beta1 * m and (1 - beta1) * g all but cancel, rounding decides the sign: two correct implementations then
-    part by 2 * lr in that element.
+    Where beta1 * m and (1 - beta1) * g all but cancel, rounding decides the sign: two correct
+    implementations then part by 2 * lr in that element.
 
-    torch: an optimizer of our own with foreach kernels. JAX: a transformation of our own, of the same law as
-    `optax.scale_by_lion`.
+    torch: an optimizer of our own with foreach kernels. JAX: a transformation of our own, of the
+    same law as `optax.scale_by_lion`.
 
     >>> Lion(learning_rate=1e-4, weight_decay=0.1).beta2
     0.99
     """
 
     beta1: float = 0.9
-    beta2: float = 0.99
-    weight_decay: float = 0.0
+    beta2: float = 0.99  # the paper's
+    weight_decay: float = 0.0  # optax has 1e-3
 
     def _check(self, problems: Problems) -> None:
         check_betas(problems, self, "beta1", "beta2")

@@ -20,23 +20,25 @@ class Native(Optimizer):
 
         p = p - lr * d,   d whatever the native optimizer makes of g
 
-    The schedule's rate is ours: what the native optimizer is told about learning rates does not count. Everything else
-    (accumulation, clipping, skipping, groups, snapshots on the same backend) works as with any optimizer. Nobody
-    promises that the two sides follow the same law; `compare` says so. The optimizer's state does not cross over.
+    The schedule's rate is ours: what the native optimizer is told about learning rates does not
+    count. Everything else (accumulation, clipping, skipping, groups, snapshots on the same backend)
+    works as with any optimizer. Nobody promises that the two sides follow the same law; `compare`
+    says so. The optimizer's state does not cross over.
 
     Args:
         learning_rate: as for any optimizer.
         groups: as for any optimizer, but for weight_decay, which is the builder's affair.
-        by_backend: a builder by backend. torch: a function of what `torch.optim` takes as parameters, which returns
-            the optimizer; the rate is written into its parameter groups before each step. JAX: a function of nothing
-            that returns the optax transformation from gradients to the direction d, without a learning rate: of the
-            "scale_by" kind (`optax.scale_by_adam()`), not `optax.adam(1e-3)`, which has the minus sign and a rate.
+        by_backend: a builder by backend. torch: a function of what `torch.optim` takes as
+            parameters, which returns the optimizer; the rate is written into its parameter groups
+            before each step. JAX: a function of nothing that returns the optax transformation from
+            gradients to the direction d, without a learning rate: of the "scale_by" kind
+            (`optax.scale_by_adam()`), not `optax.adam(1e-3)`, which has the minus sign and a rate.
 
     Raises:
-        ConfigurationError: a builder is no function. A builder that is missing is reported when the backend is chosen.
+        ConfigurationError: a builder is no function. A missing one shows when its backend is chosen.
 
-    >>> asgd = Native(learning_rate=0.1, torch=lambda parameters: torch.optim.ASGD(parameters, lambd=1e-3))
-    >>> sorted(asgd.builders)
+    >>> averaged = lambda parameters: torch.optim.ASGD(parameters, lambd=1e-3)
+    >>> sorted(Native(learning_rate=0.1, torch=averaged).builders)
     ['torch']
     """
 
@@ -50,18 +52,19 @@ class Native(Optimizer):
         builders: Mapping[str, Callable[..., Any]] | None = None,
         **by_backend: Callable[..., Any],
     ) -> None:
-        fields = {"learning_rate": learning_rate, "groups": groups, "builders": {**(builders or {}), **by_backend}}
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        # A dataclass's own __init__ cannot take builders by name. `builders=` is there for
+        # `dataclasses.replace`, which hands every field back under its name.
+        object.__setattr__(self, "learning_rate", learning_rate)
+        object.__setattr__(self, "groups", groups)
+        object.__setattr__(self, "builders", {**(builders or {}), **by_backend})
         self.__post_init__()
 
     def builder(self, backend: str) -> Callable[..., Any]:
-        """The builder for a backend; raises `ConfigurationError` where there is none."""
+        """Return the builder for a backend; raise `ConfigurationError` where there is none."""
         if backend not in self.builders:
             listed = ", ".join(map(repr, self.builders))
-            raise ConfigurationError(
-                "Native", [f"there is no optimizer for the backend {backend!r}, only for {listed}; pass {backend}=..."]
-            )
+            problem = f"there is no optimizer for the backend {backend!r}, only for {listed}"
+            raise ConfigurationError("Native", [f"{problem}; pass {backend}=..."])
         return self.builders[backend]
 
     def _check(self, problems: Problems) -> None:
@@ -69,4 +72,5 @@ class Native(Optimizer):
             problems.add("no optimizer given; pass a builder per backend, for example torch=lambda parameters: ...")
         for backend, builder in self.builders.items():
             if not callable(builder):
-                problems.add(f"{backend}={builder!r} is no function that builds an optimizer", wrong_type=True)
+                problem = f"{backend}={builder!r} is no function that builds an optimizer"
+                problems.add(problem, wrong_type=True)
