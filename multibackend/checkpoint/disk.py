@@ -33,21 +33,27 @@ _CAUSES = {
 
 
 class Disk:
-    """Calls of the operating system, none of them with a promise of its own; the order makes the promise."""
+    """Calls of the operating system, none of them with a promise of its own; the order makes the promise.
+
+    A test's disk overrides the calls that it counts, records or lets fail; saving makes no others.
+    """
 
     def make_directory(self, path: Path) -> None:
         path.mkdir()
 
     def create(self, path: Path) -> int:
+        # exclusive, so that nothing that lies there, a link least of all, is written over or through
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, descriptor: int, data: Any) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        unwritten = memoryview(data)
+        while unwritten:
+            # the system takes at most 2 GiB at once, and less where a signal cuts in
+            count = os.write(descriptor, unwritten)
+            unwritten = unwritten[count:]
 
     def sync(self, descriptor: int) -> None:
-        """The bytes of a file, or the names in a directory, are on the device when this returns."""
+        """Wait until the bytes of a file, or the names in a directory, are on the device."""
         if _FULL_SYNC is not None:
             fcntl.fcntl(descriptor, _FULL_SYNC)
         else:
@@ -70,11 +76,11 @@ class Disk:
             os.close(descriptor)
 
     def remove_tree(self, path: Path) -> None:
-        """A directory and all in it; links are removed, never followed."""
+        """Remove a directory and all in it; links are removed, never followed."""
         shutil.rmtree(path)
 
     def write_file(self, path: Path, pieces: Iterable[Any]) -> None:
-        """A new file with those bytes, all of them on the device when this returns."""
+        """Write a new file with those bytes, all of them on the device when this returns."""
         descriptor = self.create(path)
         try:
             for piece in pieces:
@@ -84,10 +90,13 @@ class Disk:
             self.close(descriptor)
 
     def make_directories(self, path: Path) -> None:
-        """A directory and those above it that are missing, their names on the device too."""
-        missing = [path] if not path.is_dir() else []
-        while missing and not missing[-1].parent.is_dir():
-            missing.append(missing[-1].parent)
+        """Make a directory and those above it that are missing, and bring their names to the device."""
+        missing = []
+        directory = path
+        while not directory.is_dir():
+            missing.append(directory)
+            directory = directory.parent
+        # from the top: each name is safe before anything is put below it
         for directory in reversed(missing):
             with suppress(FileExistsError):  # another process was quicker
                 self.make_directory(directory)
@@ -95,6 +104,6 @@ class Disk:
 
 
 def explain(error: OSError, doing: str, path: object) -> CheckpointError:
-    """What an operating system's error means for a checkpoint."""
+    """Say what an operating system's error means for a checkpoint."""
     cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
     return CheckpointError(f"{doing} {path} failed: {cause} ({error})", path=path)
