@@ -28,12 +28,14 @@ _SECONDS_BETWEEN_LINES = 5.0
 class ProgressBar:
     """A listener that shows update and total, loss, learning rate, examples per second and the time left.
 
-    Where the output is no terminal it writes lines without control characters, one in five seconds and the last.
+    Where the output is no terminal it writes lines without control characters, one in five seconds and the
+    last.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live = self._console.is_terminal
+        self._interval = _SECONDS_BETWEEN_FRAMES if self._live else _SECONDS_BETWEEN_LINES
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,7 +45,9 @@ class ProgressBar:
             console=self._console,
         )
         self._task: TaskID | None = None
-        self._started, self._shown, self._examples = 0.0, 0.0, 0
+        self._started = 0.0
+        self._shown = 0.0  # when the last frame or line was
+        self._examples = 0
         self._first = 0
         self._total: int | None = 0
         self._unshown: UpdateRecord | None = None
@@ -55,12 +59,13 @@ class ProgressBar:
             case UpdateFinished(record=record):
                 self._examples += record.examples
                 self._unshown = record
-                interval = _SECONDS_BETWEEN_FRAMES if self._live else _SECONDS_BETWEEN_LINES
-                if time.perf_counter() - self._shown >= interval:
+                if time.perf_counter() - self._shown >= self._interval:
                     self._show(record)
             case EvaluationFinished(update=update, metrics=metrics, ema=ema, scheduled=True):
+                # those that nobody scheduled were asked for by a caller, who prints them
+                title = "held-out (average)" if ema else "held-out"
                 numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if np.ndim(value) == 0)
-                self._print(f"update {update}: held-out{' (average)' if ema else ''} {numbers}")
+                self._print(f"update {update}: {title} {numbers}")
             case WindowSkipped(skipped=skipped):
                 self._print(f"window of update {skipped.update} skipped: {skipped.reason}")
             case FitFinished(stopped=stopped):
@@ -74,8 +79,12 @@ class ProgressBar:
                 pass
 
     def _begin(self, event: FitStarted) -> None:
-        self._started, self._shown, self._examples = time.perf_counter(), 0.0, 0
-        self._first, self._total, self._unshown = event.update, event.updates, None
+        self._started = time.perf_counter()
+        self._shown = 0.0
+        self._examples = 0
+        self._first = event.update
+        self._total = event.updates
+        self._unshown = None
         if self._live:
             total = None if event.updates is None else max(event.updates, event.update)
             self._task = self._bar.add_task(self._name(event), total=total, completed=event.update, numbers="")
@@ -85,9 +94,10 @@ class ProgressBar:
             self._print(f"{self._name(event)} ({event.device}, {event.execution}), {length}")
 
     def _show(self, record: UpdateRecord) -> None:
-        """A frame of the bar, or a line."""
+        """Draw a frame of the bar, or write a line."""
         now = time.perf_counter()
-        self._shown, self._unshown = now, None
+        self._shown = now
+        self._unshown = None
         seconds = max(now - self._started, 1e-9)
         speed = self._examples / seconds
         numbers = f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {speed:,.0f} examples/s"
@@ -95,12 +105,12 @@ class ProgressBar:
             self._total = max(self._total, record.update)  # an estimate, where epochs decide
         if self._task is not None:
             self._bar.update(self._task, completed=record.update, total=self._total, numbers=numbers)
+        elif self._total is None:
+            self._print(f"update {record.update}  {numbers}")
         else:
-            total, left = "", ""
-            if self._total is not None:
-                remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
-                total, left = f"/{self._total}", f"  {_clock(remaining)} left"
-            self._print(f"update {record.update}{total}  {numbers}{left}")
+            # from this call's own pace: what a resumed run made before took time that nobody measured
+            remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
+            self._print(f"update {record.update}/{self._total}  {numbers}  {_clock(remaining)} left")
 
     def _end(self) -> None:
         """Show the last update, and give the terminal back."""
@@ -112,7 +122,7 @@ class ProgressBar:
             self._task = None
 
     def _print(self, line: str) -> None:
-        """A line as it is: not cut at the width of a terminal that is none, and no brackets taken for markup."""
+        """Print a line as it is: not cut at a terminal's width, and no brackets taken for markup."""
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod
@@ -121,10 +131,10 @@ class ProgressBar:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds: `0:01:05`.
+    """Write a duration in hours, minutes and seconds.
 
     >>> _clock(65.4)
     '0:01:05'
     """
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -33,13 +33,14 @@ from multibackend.events import (
     WindowSkipped,
 )
 
-__all__ = ["ScalarLog", "import_extra"]
+__all__ = ["ScalarLog", "describe_run", "import_extra"]
 
-_SECONDS_PER_SPEED = 1.0
+_SECONDS_PER_SPEED = 1.0  # results arrive in bunches, so that over less the speed would jump up and down
+_OF_UPDATES = ("loss", "grad_norm", "learning_rate")
 
 
 def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
-    """A package that is installed only where it was asked for; raises `PackageNotInstalledError`."""
+    """Import a package that is installed only where it was asked for; raises `PackageNotInstalledError`."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -47,6 +48,11 @@ def import_extra(module: str, extra: str, *, by: str = "this listener") -> Modul
             f"the package {module.partition('.')[0]!r} is not installed, which {by} needs; run: "
             f"pip install 'multibackend[{extra}]'"
         ) from error
+
+
+def describe_run(event: FitStarted) -> dict[str, str]:
+    """Say what a run's service may be asked to sort or group runs by."""
+    return {"backend": event.backend, "device": event.device, "execution": event.execution}
 
 
 class ScalarLog:
@@ -65,20 +71,23 @@ class ScalarLog:
         problems.raise_if_any()
         self._every = int(every)
         self.failed = False
-        self._examples, self._since, self._skipped, self._update = 0, time.perf_counter(), 0, 0
+        self._examples = 0  # since the last speed
+        self._since = time.perf_counter()
+        self._skipped = 0
+        self._update = 0
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
         """Keep numbers of an update."""
         raise NotImplementedError(f"{type(self).__name__} must say where numbers go")
 
     def begin(self, event: FitStarted) -> None:
-        """A call of `fit` begins; the first one, or a later one that goes on."""
+        """Take note that a call of `fit` begins; the first one, or a later one that goes on."""
 
     def flush(self) -> None:
         """Make sure that what was written can be read."""
 
     def close(self) -> None:
-        """The run is over; nothing is written any more."""
+        """End the run; nothing is written any more."""
         self.flush()
 
     def __enter__(self) -> Self:
@@ -92,22 +101,25 @@ class ScalarLog:
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted(update=update):
-                self._examples, self._since, self._update = 0, time.perf_counter(), update
+                # what passes between two calls of `fit` is not training, and would count as slowness
+                self._examples = 0
+                self._since = time.perf_counter()
+                self._update = update
                 self.failed = False
                 self.begin(event)
             case UpdateFinished(record=record):
                 self._enter(record)
             case WindowSkipped(skipped=skipped):
                 self._skipped += 1
+                # the update that the window would have made is not there, and may yet be made by a later one
                 self.write(skipped.update - 1, {"train/skipped_windows": self._skipped})
             case EvaluationFinished(update=update, metrics=metrics, ema=ema):
                 group = "evaluation_ema" if ema else "evaluation"
-                scalars = {name: value for name, value in metrics.items() if np.ndim(value) == 0}
-                self.write(update, {f"{group}/{name}": float(value) for name, value in scalars.items()})
+                self.write(update, {f"{group}/{name}": float(v) for name, v in metrics.items() if np.ndim(v) == 0})
                 self.flush()
             case FitFinished() | FitFailed():
                 self.failed = isinstance(event, FitFailed)
-                if self._examples:
+                if self._examples:  # those of the last, unfinished second; all there are of a short run
                     self.write(self._update, self._speed())
                 self.flush()
             case _:
@@ -118,15 +130,16 @@ class ScalarLog:
         self._update = record.update
         numbers: dict[str, float] = {}
         if record.update % self._every == 0:
-            numbers = {f"train/{name}": getattr(record, name) for name in ("loss", "grad_norm", "learning_rate")}
+            numbers = {f"train/{name}": getattr(record, name) for name in _OF_UPDATES}
         if time.perf_counter() - self._since >= _SECONDS_PER_SPEED:
             numbers |= self._speed()
         if numbers:
             self.write(record.update, numbers)
 
     def _speed(self) -> dict[str, Any]:
-        """Examples per second since it was last asked for."""
+        """Compute the examples per second since the last call."""
         now = time.perf_counter()
         speed = self._examples / max(now - self._since, 1e-9)
-        self._examples, self._since = 0, now
+        self._examples = 0
+        self._since = now
         return {"train/examples_per_second": speed}

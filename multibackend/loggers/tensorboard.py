@@ -14,7 +14,6 @@ from multibackend.loggers.scalars import ScalarLog, import_extra
 
 __all__ = ["TensorBoardLog"]
 
-
 _SECONDS_BETWEEN_FLUSHES = 5
 
 
