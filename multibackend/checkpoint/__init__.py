@@ -1,7 +1,7 @@
-"""Checkpoints: a portable format, written so that nothing is lost and read so that nothing is believed.
+"""Checkpoints: a portable format, written so that nothing is lost, read without believing any of it.
 
-`write_checkpoint` and `read_checkpoint` are for one checkpoint anywhere; `CheckpointStore` keeps those of a
-run. `docs/checkpoint_format.md` describes the files.
+`write_checkpoint` and `read_checkpoint` are for one checkpoint anywhere; `CheckpointStore` keeps
+those of a run. `docs/checkpoint_format.md` describes the files.
 """
 
 from multibackend.checkpoint.contents import Contents

@@ -1,4 +1,4 @@
-"""The few things that saving asks of a file system, in one place: a test records their order and pulls the plug."""
+"""What saving asks of a file system, in one place: a test records the order and pulls the plug."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multibackend.errors import CheckpointError
 
 __all__ = ["Disk", "explain"]
 
-_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the data in the drive's cache
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync leaves data in the drive's cache
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network and user-space file systems
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or keep fewer checkpoints",
@@ -33,16 +33,13 @@ _CAUSES = {
 
 
 class Disk:
-    """Calls of the operating system, none of them with a promise of its own; the order makes the promise.
-
-    A test's disk overrides the calls that it counts, records or lets fail; saving makes no others.
-    """
+    """Calls of the operating system, none with a promise of its own; the order makes the promise."""
 
     def make_directory(self, path: Path) -> None:
         path.mkdir()
 
     def create(self, path: Path) -> int:
-        # exclusive, so that nothing that lies there, a link least of all, is written over or through
+        # exclusive: nothing that lies there is written over, nor through where it is a link
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, descriptor: int, data: Any) -> None:
@@ -90,7 +87,7 @@ class Disk:
             self.close(descriptor)
 
     def make_directories(self, path: Path) -> None:
-        """Make a directory and those above it that are missing, and bring their names to the device."""
+        """Make a directory and those missing above it, and bring their names to the device."""
         missing = []
         directory = path
         while not directory.is_dir():

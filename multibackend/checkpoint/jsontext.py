@@ -1,8 +1,8 @@
-"""Strict JSON: what is written comes back as the same values, and what is read can cost neither time nor memory.
+"""Strict JSON: what is written comes back the same, and reading can cost neither time nor memory.
 
-Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole numbers of
-thousands of digits. Here they are errors, and so are more than `MOST_BYTES` bytes, `MOST_VALUES` values or
-`DEEPEST` levels.
+Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole
+numbers of thousands of digits. Here they are errors, and so are more than `MOST_BYTES` bytes,
+`MOST_VALUES` values or `DEEPEST` levels.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ DEEPEST = 64
 _DEEPEST_VALUE = DEEPEST - 4  # leaves room for the objects of the file that the value is put into
 _LONGEST_INTEGER = 40  # characters; 128 bits with their sign
 _LARGEST_INTEGER = 2**128
-# A string, or an open one up to the end of the text: else each of its escaped quotes would be tried as a beginning,
-# in quadratic time. The quantifiers are possessive for the same reason: nothing is ever tried twice.
+# A string, or an open one up to the end of the text: else each of its escaped quotes would be tried
+# as a beginning, in quadratic time. Possessive quantifiers for the same reason: no second tries.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -70,7 +70,7 @@ def dump(value: Any, what: str) -> str:
 
 
 def plain(value: Any, what: str, depth: int = 0) -> Any:
-    """Turn `value` into dicts, lists, str, int, float, bool and None only; numpy's scalars become Python's."""
+    """Turn `value` into plain JSON values; tuples become lists, numpy's scalars Python's."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool):

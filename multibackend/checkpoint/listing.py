@@ -19,7 +19,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """List the complete checkpoints of a run, oldest first, by name alone; nothing is verified, no lock is taken."""
+    """List the complete checkpoints of a run, oldest first, by name alone: nothing is verified."""
     folder = Path(run_dir) / CHECKPOINTS
     names = {}
     try:
@@ -40,8 +40,8 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
 def newest_checkpoint(run_dir: str | Path) -> Path | None:
     """Find the newest checkpoint of a run of which every byte is right; None if there is none.
 
-    Damaged ones are passed over, each with a `CheckpointWarning` that names the file and the reason. One of a
-    newer format than this library reads is passed over in the same way. No lock is taken.
+    Damaged ones, and those of a newer format than this library reads, are passed over, each with a
+    `CheckpointWarning` that names the file and the reason. No lock is taken.
     """
     return newest_valid(list_checkpoints(run_dir), lambda name: None)
 
@@ -56,7 +56,7 @@ def newest_valid(paths: list[Path], note_damaged: Callable[[str], Any]) -> Path 
             verify(path)
         except CheckpointError as error:
             note_damaged(path.name)
-            # the caller of `newest_checkpoint` or of the store's `newest` is where the warning belongs
+            # stacklevel: the caller of `newest_checkpoint`, or of the store's `newest`
             warnings.warn(f"passed over a checkpoint: {error}", CheckpointWarning, stacklevel=3)
         else:
             return path

@@ -21,12 +21,13 @@ _MOST_TEXT = 1000
 
 
 class Lock:
-    """An advisory lock (`flock`) on the file `.lock` of a directory, with the holder's process and host as its text.
+    """An advisory lock (`flock`) on a directory's file `.lock`, whose text names process and host.
 
-    The operating system gives it back when the process ends, however it ends, so a killed run leaves nothing to
-    clear away; the text of a dead holder means nothing. On a network file system a lock holds between hosts only
-    if the server supports it (NFS since Linux 2.6.12 with its lock service running); where locking is not
-    supported at all, a `CheckpointWarning` says so and the run goes on without.
+    The operating system gives it back when the process ends, however it ends, so a killed run
+    leaves nothing to clear away; the text of a dead holder means nothing. On a network file system
+    a lock holds between hosts only if the server supports it (NFS since Linux 2.6.12 with its lock
+    service running); where locking is not supported at all, a `CheckpointWarning` says so and the
+    run goes on without.
 
     Raises:
         CheckpointError: another writer, in this process or another, holds it; the message says who.
@@ -42,12 +43,12 @@ class Lock:
         except BaseException:
             os.close(self._descriptor)
             raise
-        self._release = weakref.finalize(self, os.close, self._descriptor)  # also if nobody closes the store
+        self._release = weakref.finalize(self, os.close, self._descriptor)  # also of a dropped store
         self._release.atexit = False  # the system closes it then, after whatever still saves
         _LOCKS.add(self)
 
     def check(self) -> None:
-        """Raise `CheckpointError` if the lock is not held, or the run directory is not the one it was taken on."""
+        """Raise `CheckpointError` if the lock is not held, or was taken on another directory."""
         if not self._release.alive:
             raise self._fault(f"the lock of {self._directory} was given back: it is closed")
         try:
@@ -104,8 +105,9 @@ _LOCKS: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _release_in_child() -> None:
-    # A forked child, such as a data loader's worker, shares the open file, and with it the lock, which would be
-    # held on by a worker that outlives its killed run. Closing the child's copy leaves the parent's lock alone.
+    # A forked child, such as a data loader's worker, shares the open file, and with it the lock,
+    # which would be held on by a worker that outlives its killed run. Closing the child's copy
+    # leaves the parent's lock alone.
     for lock in list(_LOCKS):
         lock.release()
 

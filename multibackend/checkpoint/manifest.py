@@ -24,8 +24,8 @@ MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 FORMAT = "multibackend checkpoint"
 VERSION = (1, 0)  # the major one changes where an old reader would misunderstand
-# The manifest's own digest is of a fixed length at the very end, so that it can be checked before anything is parsed,
-# and covers every byte before it.
+# The manifest's own digest is of a fixed length at the very end, so that it can be checked before
+# anything is parsed, and covers every byte before it.
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _TAIL = re.compile(rb',\n"digest": "xxh3-128:([0-9a-f]{32})"\n\}\n')
 _TAIL_BYTES = 58
@@ -34,7 +34,7 @@ _FIELDS = ("format", "version", "update", "micro_batches", "written", "libraries
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file: its size, the digest of its bytes (xxh3-128, hexadecimal), and how many tensors it has."""
+    """A file: its size, the digest of its bytes (xxh3-128, hexadecimal), its number of tensors."""
 
     bytes: int
     xxh3_128: str
@@ -64,7 +64,7 @@ class Manifest:
 
 
 def encode(contents: Contents, files: Mapping[str, FileEntry]) -> bytes:
-    """Write the bytes of the manifest: one line for each field, the digest of all lines before it in the last.
+    """Write the bytes of the manifest: a line for each field, the digest of all of them in the last.
 
     Raises:
         JSONTextError: the state or an extra field is not plain JSON.

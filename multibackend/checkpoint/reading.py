@@ -30,12 +30,12 @@ def read_checkpoint(directory: Path, *, most_bytes: int | None = None) -> Conten
         most_bytes: refuse one that is larger; default the machine's memory.
 
     Returns:
-        Its contents. The arrays of a group are views of one buffer of their own, aligned to 64 bytes and
-        writable; no file stays open.
+        Its contents. The arrays of a group are views of one buffer of their own, aligned to 64
+        bytes and writable; no file stays open.
 
     Raises:
-        CheckpointError: it is not there, damaged, hostile or of a newer format. The message, and `file`, name
-            the file.
+        CheckpointError: it is not there, damaged, hostile or of a newer format. The message, and
+            `file`, name the file.
     """
     tensors = {}
     with _opened(directory) as folder:
@@ -84,7 +84,7 @@ def _opened(directory: Path) -> Iterator[_Folder]:
 
 
 class _Folder:
-    """The open directory of a checkpoint; every file is opened relative to it, so that none lies elsewhere."""
+    """The open directory of a checkpoint, relative to which files are opened: none lies elsewhere."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
@@ -111,7 +111,7 @@ class _Folder:
         return manifest
 
     def check_total(self, manifest: Manifest, most_bytes: int | None) -> None:
-        # a file can say that it is larger than the disk it lies on (a sparse one), and would be read for hours
+        # a sparse file can be larger than the disk it lies on, and would be read for hours
         limit = most_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         total = sum(entry.bytes for entry in manifest.files.values())
         if total <= limit:
@@ -138,7 +138,7 @@ class _Folder:
         with self._file(name) as (descriptor, size):
             _check_size(size, entry)
             digest = xxhash.xxh3_128()
-            # not yet covered by the digest, so its length is held against the limits before it is allocated
+            # checked against the limits before it is allocated: the digest comes only at the end
             start = _fill(np.empty(min(size, LENGTH_BYTES), np.uint8), descriptor, digest)
             header = _fill(np.empty(_header_length(start, size), np.uint8), descriptor, digest)
             body_bytes = size - LENGTH_BYTES - header.size
@@ -150,7 +150,7 @@ class _Folder:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[tuple[int, int]]:
-        """Open a regular file of the directory: (descriptor, size); what goes wrong meanwhile names it."""
+        """Open a regular file: (descriptor, size); what goes wrong meanwhile names the file."""
         try:
             # a link is not followed, and a pipe does not make us wait
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -197,7 +197,7 @@ def _check_count(tensors: int, entry: FileEntry) -> None:
 
 
 def _header_length(start: np.ndarray, size: int) -> int:
-    """Return the length that the first bytes of a file claim for its header, checked against the file's size."""
+    """Return the length that a file claims for its header, checked against the file's size."""
     if start.size < LENGTH_BYTES:
         raise TensorError(f"is too short: {size} bytes")
     length = int.from_bytes(start.tobytes(), "little")
@@ -218,7 +218,7 @@ def _fill(buffer: np.ndarray, descriptor: int, digest: xxhash.xxh3_128 | None = 
     done = 0
     while done < buffer.size:
         piece = buffer[done : done + _CHUNK]
-        count = os.readv(descriptor, [piece.data])  # fewer than asked for where a signal or a network cuts in
+        count = os.readv(descriptor, [piece.data])  # may be fewer than asked for
         if count == 0:
             raise TensorError(f"ended after {done} of {buffer.size} bytes")
         if digest is not None:

@@ -19,8 +19,7 @@ class Retention:
 
     Args:
         keep_last: the newest so many; None keeps all.
-        keep_best: the best so many by `best_metric`, among those that have a finite value of it. Of equals, the
-            older stays.
+        keep_best: the best so many by `best_metric`, if finite. Of equals, the older stays.
         best_metric: the metric's name, e.g. "loss".
         best_mode: "min" or "max": which end of it is best.
         keep_every: for good, those between windows whose update is a multiple of it.
@@ -50,7 +49,7 @@ class Retention:
         problems.raise_if_any()
 
     def surplus(self, paths: Sequence[Path], metrics: Mapping[str, float | None]) -> list[Path]:
-        """Return those of `paths` (oldest first) that no rule keeps; `metrics` by directory name."""
+        """List those of `paths` (oldest first) that no rule keeps; `metrics` by directory name."""
         if self.keep_last is None:
             return []
         keep = self._best(paths, metrics)

@@ -1,4 +1,4 @@
-"""The checkpoints of one run, for the run that writes them: saved in the background, the old ones pruned."""
+"""The checkpoints of one run, for its writer: saved in the background, the old ones pruned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multibackend.checkpoint.contents import CheckpointKey, Contents, checkpoint_name, parse_name
+from multibackend.checkpoint.contents import Contents, Key, checkpoint_name, parse_name
 from multibackend.checkpoint.disk import Disk, explain
 from multibackend.checkpoint.listing import CHECKPOINTS, list_checkpoints, newest_valid
 from multibackend.checkpoint.lock import Lock
@@ -57,12 +57,12 @@ class Handle:
 class CheckpointStore:
     """The checkpoints of one run directory, for the one run that writes there.
 
-    Opening it makes the directory, takes its lock and clears away what killed saves have left. One save is in
-    flight at most; another waits for it. A save counts once its handle's `wait()` has returned: then it survives
-    the process and the machine.
+    Opening it makes the directory, takes its lock and clears away what killed saves have left. One
+    save is in flight at most; another waits for it. A save counts once its handle's `wait()` has
+    returned: then it survives the process and the machine.
 
     Args:
-        run_dir: the run's directory; checkpoints lie in "checkpoints" in it. A link is resolved once, here.
+        run_dir: the run's directory; checkpoints lie in "checkpoints" in it.
         keep_last, keep_best, best_metric, best_mode, keep_every: see `Retention`.
         disk: the file system, for tests.
 
@@ -94,7 +94,7 @@ class CheckpointStore:
             keep_every=keep_every,
         )
         self._disk = disk or Disk()
-        # resolved once: a change of directory, or a link that is turned elsewhere, must not move a run
+        # once, here: neither a change of directory nor a link that is turned elsewhere moves a run
         self.run_dir = Path(os.path.realpath(run_dir))
         self._folder = self.run_dir / CHECKPOINTS
         self._current: Handle | None = None
@@ -112,9 +112,9 @@ class CheckpointStore:
         """Save, then remove what retention does not keep.
 
         Args:
-            contents: its arrays must not change until the save is done: a snapshot of the caller's own.
+            contents: its arrays must not change until the save is done: a snapshot of the caller's.
             metric: the value that `keep_best` goes by.
-            background: return at once and write in a thread; else return when the checkpoint is on the device.
+            background: write in a thread; else return when the checkpoint is on the device.
 
         Raises:
             CheckpointError: the save before this one failed (this one is then not begun), or with
@@ -137,7 +137,7 @@ class CheckpointStore:
         return handle
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what a save in the background has failed with, once; with `wait`, wait for it to end first."""
+        """Raise what a save in the background has failed with, once; `wait` for its end first."""
         if wait:
             self._wait()
         while self._notes:
@@ -149,7 +149,7 @@ class CheckpointStore:
                 handle.wait()
 
     def newest(self) -> Path | None:
-        """Find the newest valid checkpoint; damaged ones are passed over with a warning, and never pruned."""
+        """Find the newest valid checkpoint; damaged ones are warned of, and never pruned."""
         self._wait()
         return newest_valid(self.list(), self._damaged.add)
 
@@ -199,7 +199,7 @@ class CheckpointStore:
             self._run(handle, contents)
 
     def _run(self, handle: Handle, contents: Contents) -> None:
-        """Write and prune; in the background thread nobody sees an exception, so it is kept for the next call."""
+        """Write and prune; nobody sees a thread's exception, so it is kept for the next call."""
         path = handle.path
         try:
             write_checkpoint(path, contents, self._disk)
@@ -215,7 +215,7 @@ class CheckpointStore:
             handle._done.set()
 
     def _prune(self, latest: Path) -> None:
-        """Remove what no rule keeps; one that cannot be removed is told, and does not spoil the save."""
+        """Remove what no rule keeps; what cannot be removed is told, and does not spoil the save."""
         try:
             # a damaged one takes no sound one's place, and parts of it may still be of use
             sound = [path for path in self.list() if path.name not in self._damaged]
@@ -245,7 +245,7 @@ class CheckpointStore:
         return checkpoint_name(*place, generation)
 
     def _with_metric(self, contents: Contents, metric: float | None) -> Contents:
-        """Put the metric into the contents; one that they were read with is of another save, and goes."""
+        """Put the metric into the contents; one that they were read with is another save's, and goes."""
         extra = {name: value for name, value in contents.extra.items() if name != _METRIC}
         if metric is not None:
             value = float(metric) if math.isfinite(metric) else None  # JSON holds no other, and no rule ranks them
@@ -260,7 +260,7 @@ class CheckpointStore:
 
 
 def _metric_value(extra: Mapping[str, Any], name: str | None) -> float | None:
-    """Return the finite value of the metric of that name that a checkpoint was saved with, if any."""
+    """Return the value of the metric of that name that a checkpoint was saved with, if any."""
     metric = extra.get(_METRIC)
     if not isinstance(metric, Mapping) or metric.get("name") != name:
         return None
@@ -271,7 +271,7 @@ def _metric_value(extra: Mapping[str, Any], name: str | None) -> float | None:
     return float(value)
 
 
-def _key(path: Path) -> CheckpointKey:
+def _key(path: Path) -> Key:
     key = parse_name(path.name)
     assert key is not None, "only names of checkpoints are listed"
     return key

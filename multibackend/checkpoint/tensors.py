@@ -1,8 +1,8 @@
-"""The safetensors layout: 8 bytes with the header's length, a JSON header, then the tensors' bytes without a gap.
+"""The safetensors layout: 8 bytes with the header's length, a JSON header, the tensors' bytes.
 
-Written so that any safetensors reader can load it, and so that memory mapped files can be used in place: the
-data begin at a multiple of 64 bytes, tensors whose size is a multiple of 64 come first, the others by the size of
-their elements. Read with every claim of the header checked before it is believed.
+Written so that any safetensors reader can load it, and so that memory mapped files can be used in
+place: the data begin at a multiple of 64 bytes, tensors whose size is a multiple of 64 come first,
+the others by the size of their elements. Every claim of a header is checked before it is believed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 ALIGNMENT = 64
 LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 32
-# Written and hashed at once. Between two pieces the writer needs the interpreter's lock, for which the training loop
-# may have to wait until the writer gets a processor; so pieces are few.
+# Written and hashed at once. Between two pieces the writer needs the interpreter's lock, for which
+# the training loop may have to wait until the writer gets a processor; so pieces are few.
 _CHUNK = 64 * 2**20
 _SMALL = 2**20  # tensors below are joined, for the same reason: a model has thousands of them
 _MOST_JOINED = 16 * _SMALL
@@ -52,7 +52,7 @@ class TensorError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: its type, its shape and where its bytes lie, counted from the end of the header."""
+    """A tensor in a file: its type, its shape and where its bytes lie, from the header's end."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -73,11 +73,7 @@ def prepare(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[np.ndarray]]:
     offset = 0
     for name, array in zip(order, ordered, strict=True):
         end = offset + array.nbytes
-        header[name] = {
-            "dtype": _WORDS[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, end],
-        }
+        header[name] = {"dtype": _WORDS[array.dtype], "shape": array.shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
@@ -105,7 +101,7 @@ def chunks(header: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | bytearra
 
 
 def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
-    """Read the entries of a header, in the order of their data, which must fill `data_bytes` exactly.
+    """Read the entries of a header, in the order of their data, which must fill `data_bytes`.
 
     Raises:
         TensorError: what is wrong: a name, a type, a shape, overlapping or missing bytes, bad JSON.
@@ -121,7 +117,7 @@ def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
         raise TensorError("the header's __metadata__ is not an object of strings")
     claims = {name: _entry(name, claim) for name, claim in header.items()}
     entries = sorted(claims.items(), key=_place)
-    # in order and each beginning where the last one ended: no byte is in two tensors, and none in no tensor
+    # each begins where the last one ended: no byte is in two tensors, and none is hidden in a gap
     position = 0
     for name, entry in entries:
         if entry.begin != position:
@@ -134,7 +130,7 @@ def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
 
 
 def view(data: np.ndarray, entry: Entry, name: str) -> np.ndarray:
-    """Return the tensor in `data`, the file's bytes after its header, without a copy where it is aligned."""
+    """Return the tensor in `data`, the file's bytes after its header; no copy if it is aligned."""
     part = data[entry.begin : entry.end]
     # numpy takes such a byte for True here and for its own value there
     if entry.dtype == np.bool_ and part.size and int(part.max()) > 1:
@@ -162,7 +158,7 @@ def _stored(name: Any, array: Any) -> np.ndarray:
 
 
 def _rank(array: np.ndarray, name: str) -> tuple[bool, int, str]:
-    # After the multiples of 64, the larger elements first: then each tensor begins at a multiple of its element's size.
+    # larger elements first: then each tensor begins at a multiple of its element's size
     return array.nbytes % ALIGNMENT != 0, -array.itemsize, name
 
 

@@ -29,7 +29,7 @@ TRASH = ".trash-"  # and of what is none any more
 
 
 def write_checkpoint(directory: Path, contents: Contents, disk: Disk | None = None) -> Path:
-    """Write a checkpoint that is complete and on the device when this returns, and not there at all before.
+    """Write a checkpoint that is whole and on the device when this returns, and not there before.
 
     Args:
         directory: where; it must not exist yet. Missing directories above it are made.
@@ -40,8 +40,8 @@ def write_checkpoint(directory: Path, contents: Contents, disk: Disk | None = No
         `directory`.
 
     Raises:
-        CheckpointError: it could not be written (disk full, permission, ...) or `contents` is not what can be
-            kept. Nothing is left behind, and whatever was there before is untouched.
+        CheckpointError: it could not be written (disk full, permission, ...) or `contents` is not
+            what can be kept. Nothing is left behind, and whatever was there before is untouched.
 
     >>> weights = {"parameters": {"weight": np.ones(3)}}                            # doctest: +SKIP
     >>> contents = Contents(weights, state={"seed": 0}, update=7)                   # doctest: +SKIP
@@ -59,7 +59,7 @@ def write_checkpoint(directory: Path, contents: Contents, disk: Disk | None = No
 
 
 def remove_checkpoint(directory: Path, disk: Disk | None = None) -> None:
-    """Remove a checkpoint: first its name, so that half a checkpoint is never taken for a whole one.
+    """Remove a checkpoint: first its name, so that half of one is never taken for a whole.
 
     Raises:
         CheckpointError: it could not be removed.
@@ -69,7 +69,7 @@ def remove_checkpoint(directory: Path, disk: Disk | None = None) -> None:
     trash = directory.with_name(f"{TRASH}{directory.name}-{secrets.token_hex(4)}")
     try:
         disk.rename(directory, trash)
-        disk.sync_directory(directory.parent)  # else power loss could bring the name back without its files
+        disk.sync_directory(directory.parent)  # else its name could come back without its files
         disk.remove_tree(trash)
     except OSError as error:
         raise explain(error, "removing the checkpoint", directory) from error
@@ -91,9 +91,9 @@ def _check_place(directory: Path, contents: Contents) -> None:
 
 
 def _write(directory: Path, contents: Contents, disk: Disk) -> None:
-    """Fill a temporary directory and give it its name, in the order that the module's docstring promises."""
-    # beside the checkpoint, since a rename is one step only within a file system; the process and a random
-    # number in its name, since a reused process number must not meet what a killed save has left
+    """Fill a temporary directory and give it its name, in the order that the module promises."""
+    # Beside the checkpoint, since a rename is one step only within a file system. The random number
+    # is for a reused process number, which must not meet what a killed save has left.
     temporary = directory.with_name(f"{SAVING}{directory.name}-{os.getpid()}-{secrets.token_hex(4)}")
     disk.make_directories(directory.parent)
     disk.make_directory(temporary)
@@ -113,7 +113,7 @@ def _write(directory: Path, contents: Contents, disk: Disk) -> None:
 
 
 def _fill(folder: Path, contents: Contents, disk: Disk) -> None:
-    """Write the files of a checkpoint, each to the device; their names in the directory are not there yet."""
+    """Write the files of a checkpoint, each to the device, but not yet their names."""
     entries: dict[str, FileEntry] = {}
     for group, arrays in contents.tensors.items():
         problem = group_problem(group)

@@ -1,12 +1,11 @@
-"""The commands: each takes the options of its parser and the flags meant for the experiment file.
+"""The commands: each takes its parser's options and the flags meant for the experiment file.
 
-Each returns the exit code: 0 fine, 1 a mismatch. Mistakes in the input are raised, and told by `main`.
+Each returns the exit code: 0 fine, 1 a mismatch. Mistakes in the input are raised, for `main`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,9 @@ from rich.console import Console
 
 from multibackend import golden, parity
 from multibackend.checkpoint import list_checkpoints
+from multibackend.cli import tables
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.run_file import RunFile
-from multibackend.cli.tables import (
-    LiveComparison,
-    print_accumulation,
-    print_backends,
-    print_comparison,
-    print_metrics,
-)
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.progress import ProgressBar
@@ -34,26 +27,14 @@ from multibackend.training.trainer import FitResult, Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["COMMANDS"]
+__all__ = ["backends", "check", "compare", "convert", "evaluate", "record", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
+_LENGTH = ("updates", "epochs")
 _OVERRIDES = ("precision", "ema_decay")
-_SHARED = ("updates", "epochs", *_OVERRIDES)
-_REMEMBERED = (
-    "backend",
-    "precision",
-    "ema_decay",
-    "device",
-    "execution",
-    "evaluate_every",
-    "updates",
-    "epochs",
-    "save_every",
-    "save_seconds",
-    "keep_last",
-    "keep_every",
-)
+_SAVING = ("save_every", "save_seconds", "keep_last", "keep_every")
+_REMEMBERED = ("backend", *_OVERRIDES, "device", "execution", "evaluate_every", *_LENGTH, *_SAVING)
 
 
 def train(options: argparse.Namespace, flags: list[str]) -> int:
@@ -64,16 +45,15 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         experiment,
         options.backend,
         run_dir=options.run_dir,
-        device=options.device,
         callbacks=[ProgressBar(console)],
-        execution=options.execution,
         checkpointing=_checkpointing(options),
         resume=options.resume,
         may_differ=options.may_differ or (),
+        **_place(options),
     )
     if options.run_dir is not None:
-        # before the first update, so that a run that is killed can be gone on with; after the trainer was made, which
-        # refuses a directory that holds another run
+        # before the first update, since a run may be killed, and after the trainer has refused a
+        # directory that holds another run
         RunFile(file.path.resolve(), tuple(flags), _remembered(options)).write(Path(options.run_dir))
     updates = options.updates
     if updates is None and options.epochs is None:
@@ -97,10 +77,9 @@ def resume(options: argparse.Namespace, flags: list[str]) -> int:
     run = RunFile.read(run_dir, options.moved)
     before = dict(run.options)
     now = _remembered(options)
-    if "updates" in now or "epochs" in now:
-        # the two exclude each other: a new length takes the place of the old one, whichever of them it was
-        before.pop("updates", None)
-        before.pop("epochs", None)
+    if any(name in now for name in _LENGTH):
+        # they exclude each other: a new length takes the place of the old one, whichever it was
+        before = {name: value for name, value in before.items() if name not in _LENGTH}
     for name in _REMEMBERED:
         setattr(options, name, now.get(name, before.get(name)))
     options.file = run.file
@@ -113,15 +92,15 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     """Train on two backends and compare."""
     file, experiment = _load(options, flags)
     if options.html is not None:
-        html.prepare(options.html)  # a page that cannot be written is told before minutes of training
+        html.prepare(options.html)  # told before minutes of training
     console = Console()
     updates = file.updates if options.updates is None else options.updates
-    backends = tuple(options.backends.split(","))
+    names = tuple(options.backends.split(","))
     live = None
-    if len(backends) == 2:  # else `parity.compare` says what is wrong
-        live = LiveComparison(console, backends, options.every or max(1, updates // 25))
-    report = parity.compare(experiment, backends, updates=updates, progress=live)
-    print_comparison(console, report)
+    if len(names) == 2:  # else `parity.compare` says what is wrong
+        live = tables.LiveComparison(console, names, options.every or max(1, updates // 25))
+    report = parity.compare(experiment, names, updates=updates, progress=live)
+    tables.print_comparison(console, report)
     if options.html is not None:
         path = report.write_html(options.html, command=options.line)
         console.print(f"The report as a page: {path}", highlight=False, markup=False, soft_wrap=True)
@@ -133,13 +112,13 @@ def evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     _, experiment = _load(options, flags)
     if options.weights is None and options.run_dir is None:
         raise ConfigurationError("evaluate", ["give the weights: --run-dir DIR as passed to train, or --weights FILE"])
-    trainer = Trainer(experiment, options.backend, device=options.device, execution=options.execution)
+    trainer = Trainer(experiment, options.backend, **_place(options))
     # rather the newest checkpoint than the file, which `train` writes at its very end only
     if options.weights is None and list_checkpoints(options.run_dir):
         load_checkpoint(trainer, options.run_dir)
     else:
         load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
-    print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
+    tables.print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
     return 0
 
 
@@ -165,15 +144,15 @@ def convert(options: argparse.Namespace, flags: list[str]) -> int:
 
 
 def check(options: argparse.Namespace, flags: list[str]) -> int:
-    """Check that k micro-batches equal one batch, on one backend or on all that can run the experiment."""
+    """Check that k micro-batches equal one batch, on one backend or on all that can run them."""
     _, experiment = _load(options, flags)
-    backends = [options.backend]
+    names = [options.backend]
     if not options.backend:
         installed = [info.name for info in list_backends() if info.installed]
-        backends = [name for name in installed if name in experiment.model.builders]
-    reports = [parity.check_accumulation(experiment, name) for name in backends]
+        names = [name for name in installed if name in experiment.model.builders]
+    reports = [parity.check_accumulation(experiment, name) for name in names]
     for report in reports:
-        print_accumulation(Console(), report)
+        tables.print_accumulation(Console(), report)
     return 0 if all(report.matches for report in reports) else 1
 
 
@@ -186,46 +165,26 @@ def record(options: argparse.Namespace, flags: list[str]) -> int:
     _, experiment = _load(options, flags)
     if options.output is None:
         raise ConfigurationError("record", ["say where: --output GOLDEN writes a trace, --check GOLDEN checks one"])
-    outcome = golden.update(
-        options.output,
-        experiment,
-        options.backend or "torch",
-        updates=options.updates,
-        device=options.device,
-        execution=options.execution,
-    )
-    print(outcome)
+    backend = options.backend or "torch"
+    print(golden.update(options.output, experiment, backend, updates=options.updates, **_place(options)))
     return 0
 
 
 def backends(options: argparse.Namespace, flags: list[str]) -> int:
     """List the backends."""
-    print_backends(Console(), list_backends())
+    tables.print_backends(Console(), list_backends())
     return 0
 
 
-Command = Callable[[argparse.Namespace, list[str]], int]
-COMMANDS: dict[str, Command] = {
-    "train": train,
-    "resume": resume,
-    "compare": compare,
-    "evaluate": evaluate,
-    "convert": convert,
-    "check": check,
-    "record": record,
-    "backends": backends,
-}
-
-
 def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile, Experiment]:
-    """Build the experiment of the file. A flag that both the command and experiment() have goes to both."""
+    """Build the file's experiment; a flag that the command and experiment() both have goes to both."""
     if options.help:
         options.parser.print_help()
     file = load_experiment_file(options.file)
     if options.help:
         file.build(["--help"])  # shows the flags of experiment(), and exits
     values = vars(options)
-    for name in _SHARED:
+    for name in (*_LENGTH, *_OVERRIDES):
         if name in file.flags and values.get(name) is not None:
             flags = [*flags, f"--{name}", str(values[name])]
     experiment = file.build(flags)
@@ -235,29 +194,30 @@ def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile
     return file, experiment
 
 
+def _place(options: argparse.Namespace) -> dict[str, Any]:
+    """Collect where and how to execute, as keyword arguments of whatever does."""
+    return {"device": options.device, "execution": options.execution}
+
+
 def _remembered(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in _REMEMBERED if (value := getattr(options, name)) is not None}
 
 
 def _checkpointing(options: argparse.Namespace) -> Checkpointing:
-    arguments = {
-        "every": options.save_every,
-        "every_seconds": options.save_seconds,
-        "keep_last": options.keep_last,
-        "keep_every": options.keep_every,
-    }
-    # what was not typed is left to the defaults of `Checkpointing`, whose None means something of its own
+    arguments = {"every": options.save_every, "every_seconds": options.save_seconds}
+    arguments |= {"keep_last": options.keep_last, "keep_every": options.keep_every}
+    # what was not typed is left to `Checkpointing`, whose None means something of its own
     return Checkpointing(**{name: value for name, value in arguments.items() if value is not None})
 
 
 def _print_result(console: Console, trainer: Trainer, result: FitResult) -> None:
     if result.history:
         last = result.history[-1]
-        print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
+        tables.print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
     if trainer.experiment.eval_data is not None:
-        print_metrics(console, "held-out", trainer.evaluate())
+        tables.print_metrics(console, "held-out", trainer.evaluate())
         if trainer.experiment.ema_decay is not None:
-            print_metrics(console, "held-out (average)", trainer.evaluate(ema=True))
+            tables.print_metrics(console, "held-out (average)", trainer.evaluate(ema=True))
     best = result.best
     if best is not None:
         console.print(f"best {best.metric}: {best.value:.4f} after update {best.update}", highlight=False)
@@ -271,19 +231,13 @@ def _write_weights(trainer: Trainer, run_dir: Path) -> None:
 
 
 def _check_golden(options: argparse.Namespace, flags: list[str]) -> int:
-    """Run the experiment as the trace was recorded, but for what is typed, and hold it against the trace."""
+    """Run the experiment as it was recorded, but for what is typed, and compare the traces."""
     trace = golden.load(options.check)
     if options.updates is None:
         options.updates = trace.updates
     options.precision = options.precision or trace.precision
     _, experiment = _load(options, flags)
-    report = golden.check(
-        trace,
-        experiment,
-        options.backend or trace.backend,
-        updates=options.updates,
-        device=options.device,
-        execution=options.execution,
-    )
+    backend = options.backend or trace.backend
+    report = golden.check(trace, experiment, backend, updates=options.updates, **_place(options))
     print(report)
     return 0 if report.matches else 1

@@ -1,9 +1,9 @@
-"""Experiment files: a Python file with a function `experiment(...)` whose typed keyword arguments become flags.
+"""Experiment files: Python files whose function `experiment(...)` has keyword arguments for flags.
 
     def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
 
-Two more names are read where the file defines them: `UPDATES`, the number of updates that a run makes unless
-told otherwise, and `after(trainer)`, which `multibackend train` calls when the training has ended.
+Two more names are read where the file defines them: `UPDATES`, the number of updates that a run
+makes unless told otherwise, and `after(trainer)`, which `multibackend train` calls at its end.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
 
 
 def _run(path: Path) -> ModuleType:
-    # a prefix, so that a file named as a library, say torch.py, does not take its place in `sys.modules`
+    # a prefix, so that a file named as a library, say torch.py, is not taken for it
     name = f"multibackend_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

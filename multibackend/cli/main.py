@@ -27,10 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.parser.print_help()
         return 0 if options.help else 2
 
-    from multibackend.cli.commands import COMMANDS  # noqa: PLC0415 - loads the whole library, and help must be quick
+    from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help must be quick
 
     try:
-        return COMMANDS[options.command](options, flags)
+        return getattr(commands, options.command)(options, flags)  # argparse has refused others
     except Interrupted as interruption:  # which has said how to go on
         return int(interruption.code or 1)
     except MultibackendError as error:
@@ -45,27 +45,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # in the order in which the help lists them
-    _add_train(commands)
-    _add_resume(commands)
-    _add_compare(commands)
-    _add_evaluate(commands)
-    _add_convert(commands)
-    _add_check(commands)
-    _add_record(commands)
+    for add in (_add_train, _add_resume, _add_compare, _add_evaluate, _add_convert, _add_check, _add_record):
+        add(commands)
     commands.add_parser("backends", help="list the backends")
     return parser
 
 
 def _add_train(commands: Any) -> None:
     parser = _add_command(commands, "train", "train an experiment on one backend")
+    add = parser.add_argument
     _add_device(parser)
-    parser.add_argument("--backend", default="torch", help=_BACKEND)
-    parser.add_argument("--run-dir", help="write the log and the weights to this directory")
-    parser.add_argument(
-        "--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when"
-    )
-    parser.add_argument("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
-    parser.add_argument("--resume", default="never", help="go on from --run-dir: never, auto (if it can) or must")
+    add("--backend", default="torch", help=_BACKEND)
+    add("--run-dir", help="write the log and the weights to this directory")
+    add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when")
+    add("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
+    add("--resume", default="never", help="go on from --run-dir: never, auto (if it can) or must")
     _add_training(parser)
 
 
@@ -76,24 +70,24 @@ def _add_resume(commands: Any) -> None:
         "go on with a run that was stopped or killed",
         file=("RUN_DIR", "the directory that train --run-dir wrote"),
     )
+    add = parser.add_argument
     # no defaults: what is not typed is as it was when the run began
     _add_device(parser, execution=None)
-    parser.add_argument("--backend", default=None, help="another backend than before")
-    parser.add_argument(
-        "--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved"
-    )
-    parser.add_argument("--ema-decay", type=float, help=argparse.SUPPRESS)
-    parser.add_argument("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
+    add("--backend", default=None, help="another backend than before")
+    add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
+    add("--ema-decay", type=float, help=argparse.SUPPRESS)
+    add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
     _add_training(parser)
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     """Add what `train` and `resume` have in common."""
-    parser.add_argument("--save-every", type=int, metavar="N", help="save after every N-th update")
-    parser.add_argument("--save-seconds", type=float, metavar="S", help="save every S seconds (default: 600)")
-    parser.add_argument("--keep-last", type=int, metavar="N", help="how many checkpoints stay (default: 3)")
-    parser.add_argument("--keep-every", type=int, metavar="N", help="those of every N-th update stay for good")
-    parser.add_argument("--may-differ", action="append", metavar="NAME", help="what may be another than was saved")
+    add = parser.add_argument
+    add("--save-every", type=int, metavar="N", help="save after every N-th update")
+    add("--save-seconds", type=float, metavar="S", help="save every S seconds (default: 600)")
+    add("--keep-last", type=int, metavar="N", help="how many checkpoints stay (default: 3)")
+    add("--keep-every", type=int, metavar="N", help="those of every N-th update stay for good")
+    add("--may-differ", action="append", metavar="NAME", help="what may be another than was saved")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--updates", type=int, help="how many updates the run makes")
     length.add_argument("--epochs", type=int, help="how many epochs the run makes")
@@ -101,27 +95,30 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(commands: Any) -> None:
     parser = _add_command(commands, "compare", "train on two backends and compare; exit 1 if they differ")
-    parser.add_argument("--backends", default="torch,jax", help="two names (default: %(default)s)")
-    parser.add_argument("--updates", type=int, help="how many updates both runs make")
-    parser.add_argument("--every", type=int, help="print the losses of every N-th update")
-    parser.add_argument("--html", metavar="PAGE", help="write the report to this file, a page that needs no network")
+    add = parser.add_argument
+    add("--backends", default="torch,jax", help="two names (default: %(default)s)")
+    add("--updates", type=int, help="how many updates both runs make")
+    add("--every", type=int, help="print the losses of every N-th update")
+    add("--html", metavar="PAGE", help="write the report to this file, a page that needs no network")
 
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add_command(commands, "evaluate", "loss and metrics of trained weights on the evaluation data")
+    add = parser.add_argument
     _add_device(parser)
-    parser.add_argument("--backend", default="torch", help=_BACKEND)
-    parser.add_argument("--run-dir", help="the directory that `train` wrote")
-    parser.add_argument("--weights", help="a weights file, instead of the one in --run-dir")
+    add("--backend", default="torch", help=_BACKEND)
+    add("--run-dir", help="the directory that `train` wrote")
+    add("--weights", help="a weights file, instead of the one in --run-dir")
 
 
 def _add_convert(commands: Any) -> None:
     parser = _add_command(commands, "convert", "weights of one backend as another's; exit 1 if outputs differ")
-    parser.add_argument("--weights", metavar="FILE", help="safetensors, or a torch pickle, in the source's own names")
-    parser.add_argument("--from", dest="source", default="torch", help="the backend they are of (default: %(default)s)")
-    parser.add_argument("--to", dest="target", default="jax", help="the backend to write for (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="safetensors to write, in the target's own names and layouts")
-    parser.add_argument("--matching", metavar="FILE", help="a saved matching; found, and written here, if not there")
+    add = parser.add_argument
+    add("--weights", metavar="FILE", help="safetensors, or a torch pickle, in the source's own names")
+    add("--from", dest="source", default="torch", help="the backend they are of (default: %(default)s)")
+    add("--to", dest="target", default="jax", help="the backend to write for (default: %(default)s)")
+    add("--output", metavar="FILE", help="safetensors to write, in the target's own names and layouts")
+    add("--matching", metavar="FILE", help="a saved matching; found, and written here, if not there")
 
 
 def _add_check(commands: Any) -> None:
@@ -131,9 +128,10 @@ def _add_check(commands: Any) -> None:
 
 def _add_record(commands: Any) -> None:
     parser = _add_command(commands, "record", "keep a golden trace of a run, or check one; exit 1 if it parts")
+    add = parser.add_argument
     _add_device(parser)
-    parser.add_argument("--backend", help="the backend (default: torch; with --check the recorded one)")
-    parser.add_argument("--updates", type=int, help="how many updates (default: 20; with --check as recorded)")
+    add("--backend", help="the backend (default: torch; with --check the recorded one)")
+    add("--updates", type=int, help="how many updates (default: 20; with --check as recorded)")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--output", metavar="GOLDEN", help="write the trace to this file, where the run has moved")
     place.add_argument("--check", metavar="GOLDEN", help="hold the run against the trace in this file")
@@ -146,10 +144,10 @@ def _add_command(
     *,
     file: tuple[str, str] = ("FILE", "a Python file with a function experiment(...)"),
 ) -> argparse.ArgumentParser:
-    """Add a command on an experiment file. Flags that it does not know go to the file's experiment().
+    """Add a command on an experiment file, to whose experiment() go the flags that it does not know.
 
-    Hence no abbreviations, which would take flags of experiment() for the command's own, and no help of
-    argparse's, which would exit before the file's flags are shown.
+    Hence no abbreviations, which would take flags of experiment() for the command's own, and no
+    help of argparse's, which would exit before the file's flags are shown.
     """
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False, add_help=False)
     metavar, meaning = file

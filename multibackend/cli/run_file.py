@@ -1,4 +1,4 @@
-"""`run.json`: how a run was started on the command line, so that its directory is all that `resume` must be told."""
+"""`run.json`: how a run was started, so that its directory is all that `resume` must be told."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class RunFile:
             flags = tuple(str(flag) for flag in fields["flags"])
             candidates = [Path(fields["file"]), run_dir / fields["file_from_here"]]
             known = fields["format"] == _FORMAT and fields["version"] == _VERSION
-        except (OSError, ValueError, KeyError, TypeError) as error:  # a KeyError or TypeError: other fields than ours
+        except (OSError, ValueError, KeyError, TypeError) as error:  # other fields than ours too
             raise ExperimentFileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
         if not known:
             raise ExperimentFileError(f"{path} is of version {fields['version']!r}, this library reads {_VERSION}")

@@ -78,7 +78,7 @@ def _comparison_table(report: CompareReport) -> Table:
 
 
 def _print_other_findings(console: Console, report: CompareReport) -> None:
-    """Print the places that are wrong whatever comes before them, but for the first divergence, told already."""
+    """Print the places that are wrong by themselves, but for the first divergence, told already."""
     findings = list(report.layers)
     first = report.first_divergence
     if first is not None:
@@ -93,17 +93,13 @@ def print_accumulation(console: Console, report: AccumulationReport) -> None:
     """Print whether k micro-batches equal one batch, and why not."""
     sizes = f"{report.steps} × {report.micro_batch_size}"
     whole = f"one batch of {report.steps * report.micro_batch_size}"
-    verdict = "equal"
-    style = "bold green"
-    if not report.matches:
-        verdict = "do NOT equal"
-        style = "bold red"
+    verdict = "equal" if report.matches else "do NOT equal"
     # a `Text`, here and above, since brackets in names and messages would be taken for markup
     console.print(
         Text(
             f"{report.backend}: {sizes} micro-batches {verdict} {whole}: largest gradient difference "
             f"{report.max_relative_difference:.1e}, tolerance {report.tolerance:.0e} (float64)",
-            style=style,
+            style="bold green" if report.matches else "bold red",
         )
     )
     for reason in report.reasons:

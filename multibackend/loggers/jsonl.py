@@ -1,6 +1,6 @@
 """A log with one JSON object per event and line, `log.jsonl` in the run's directory.
 
-Every line has "event" and "time" (seconds since 1970); numbers that JSON lacks (NaN, infinities) are null.
+Every line has "event" and "time" (seconds since 1970); NaN and infinities are null.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_WRITES = 1.0
 
 
 class JsonLog:
-    """A listener that appends events to `directory / "log.jsonl"`, updates within a second, others at once."""
+    """A listener that appends events to `log.jsonl`: updates within a second, others at once."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ class JsonLog:
         line = {"event": type(event).__name__, "time": round(time.time(), 3)}
         line |= _plain(dataclasses.asdict(event))
         self._lines.append(json.dumps(line, allow_nan=False) + "\n")
-        # a small model makes thousands of updates a second, and opening a file for each would slow them down
+        # a small model makes thousands of updates a second: opening a file for each would slow it
         if isinstance(event, UpdateFinished) and time.monotonic() - self._written <= _SECONDS_BETWEEN_WRITES:
             return
-        # opened anew each time, so that a listener needs no closing and a killed run keeps what was written
+        # opened anew each time: no closing is needed, and a killed run keeps what was written
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(self._lines)
         self._lines = []

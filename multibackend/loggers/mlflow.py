@@ -20,10 +20,11 @@ _SECONDS_BETWEEN_REQUESTS = 1.0
 
 
 class MlflowLog(ScalarLog):
-    """A listener that logs the numbers of `multibackend.loggers.scalars` to a run, begun with the first `fit`.
+    """A listener that logs the numbers of `scalars` to a run, which begins with the first `fit`.
 
-    Numbers go out together, once a second, because each request waits for the server. `close()` ends the run as
-    finished, or as failed where the last `fit` failed. The process's active MLflow run is left alone.
+    Numbers go out together, once a second, because each request waits for the server. `close()`
+    ends the run as finished, or as failed where the last `fit` failed. The process's active MLflow
+    run is left alone.
 
     Args:
         tracking_uri: where to; MLflow's own setting unless given.
@@ -62,7 +63,7 @@ class MlflowLog(ScalarLog):
         name = self._experiment_name or event.experiment
         experiment = self._client.get_experiment_by_name(name)
         experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        # a client of our own, and no `mlflow.start_run`, which would take the place of the process's active run
+        # no `mlflow.start_run`, which would take the place of the process's active run
         tags = describe_run(event) | self._tags
         run = self._client.create_run(experiment_id, run_name=self._run_name, tags=tags)
         self._run_id = run.info.run_id
@@ -79,7 +80,7 @@ class MlflowLog(ScalarLog):
     def flush(self) -> None:
         while self._unsent:
             batch = self._unsent[:_MOST_METRICS]
-            self._unsent = self._unsent[_MOST_METRICS:]  # before the request: one that fails is not sent for ever
+            self._unsent = self._unsent[_MOST_METRICS:]  # before a request that may fail
             self._client.log_batch(self._run_id, metrics=batch)
         self._sent = time.monotonic()
 

@@ -26,10 +26,9 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressBar:
-    """A listener that shows update and total, loss, learning rate, examples per second and the time left.
+    """A listener that shows update, total, loss, learning rate, examples per second and time left.
 
-    Where the output is no terminal it writes lines without control characters, one in five seconds and the
-    last.
+    Where the output is no terminal it writes plain lines, one in five seconds and the last.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -108,7 +107,7 @@ class ProgressBar:
         elif self._total is None:
             self._print(f"update {record.update}  {numbers}")
         else:
-            # from this call's own pace: what a resumed run made before took time that nobody measured
+            # at this call's pace: how long a resumed run took before was not measured
             remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
             self._print(f"update {record.update}/{self._total}  {numbers}  {_clock(remaining)} left")
 
@@ -122,7 +121,7 @@ class ProgressBar:
             self._task = None
 
     def _print(self, line: str) -> None:
-        """Print a line as it is: not cut at a terminal's width, and no brackets taken for markup."""
+        """Print a line as it is: not cut at some width, and no brackets taken for markup."""
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod

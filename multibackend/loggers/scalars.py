@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -35,12 +35,11 @@ from multibackend.events import (
 
 __all__ = ["ScalarLog", "describe_run", "import_extra"]
 
-_SECONDS_PER_SPEED = 1.0  # results arrive in bunches, so that over less the speed would jump up and down
-_OF_UPDATES = ("loss", "grad_norm", "learning_rate")
+_SECONDS_PER_SPEED = 1.0  # results arrive in bunches: over less, the speed would jump
 
 
 def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
-    """Import a package that is installed only where it was asked for; raises `PackageNotInstalledError`."""
+    """Import a package of an extra; raises `PackageNotInstalledError` where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -93,15 +92,14 @@ class ScalarLog:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted(update=update):
-                # what passes between two calls of `fit` is not training, and would count as slowness
+                # what passes between two calls of `fit` is not training, and would count as
+                # slowness
                 self._examples = 0
                 self._since = time.perf_counter()
                 self._update = update
@@ -111,7 +109,8 @@ class ScalarLog:
                 self._enter(record)
             case WindowSkipped(skipped=skipped):
                 self._skipped += 1
-                # the update that the window would have made is not there, and may yet be made by a later one
+                # the update that the window would have made is not there, and may yet be made by a
+                # later one
                 self.write(skipped.update - 1, {"train/skipped_windows": self._skipped})
             case EvaluationFinished(update=update, metrics=metrics, ema=ema):
                 group = "evaluation_ema" if ema else "evaluation"
@@ -119,7 +118,7 @@ class ScalarLog:
                 self.flush()
             case FitFinished() | FitFailed():
                 self.failed = isinstance(event, FitFailed)
-                if self._examples:  # those of the last, unfinished second; all there are of a short run
+                if self._examples:  # of the last, unfinished second: all there are of a short run
                     self.write(self._update, self._speed())
                 self.flush()
             case _:
@@ -130,7 +129,7 @@ class ScalarLog:
         self._update = record.update
         numbers: dict[str, float] = {}
         if record.update % self._every == 0:
-            numbers = {f"train/{name}": getattr(record, name) for name in _OF_UPDATES}
+            numbers = {f"train/{name}": getattr(record, name) for name in ("loss", "grad_norm", "learning_rate")}
         if time.perf_counter() - self._since >= _SECONDS_PER_SPEED:
             numbers |= self._speed()
         if numbers:

@@ -16,10 +16,11 @@ __all__ = ["WandbLog"]
 
 
 class WandbLog(ScalarLog):
-    """A listener that logs the numbers of `multibackend.loggers.scalars` to a run, begun with the first `fit`.
+    """A listener that logs the numbers of `scalars` to a run, which begins with the first `fit`.
 
-    The run's config names backend, device and execution beside what `config` gives. `close()` finishes the run,
-    as failed where the last `fit` failed; where it is not called, wandb does so as the process ends.
+    The run's config names backend, device and execution beside what `config` gives. `close()`
+    finishes the run, as failed where the last `fit` failed; where it is not called, wandb does so
+    as the process ends.
 
     Args:
         config: of the run.
@@ -41,7 +42,7 @@ class WandbLog(ScalarLog):
 
     def begin(self, event: FitStarted) -> None:
         if self._run is None:
-            options = {"name": event.experiment, **self._options}  # the user's last, so that they may override
+            options = {"name": event.experiment, **self._options}  # the user's come last
             self._run = self._wandb.init(config=describe_run(event) | self._config, **options)
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Weights of one framework's model as weights of another's: matched, converted, and checked by running both."""
+"""Weights of one framework's model as another's: matched, converted, checked by running both."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from multibackend.core.arrays import Arrays
-from multibackend.core.validation import Problems
-from multibackend.errors import CapabilityError, DataError, ParameterMatchError
+from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
 from multibackend.metrics import Metric
@@ -36,8 +35,9 @@ class Conversion:
 
     Attributes:
         matching: from the source's arrays to the target's.
-        difference: the largest |a - b| of the two models' outputs on a micro-batch, each with its own weights,
-            over the largest output; of their losses where the outputs are not one array.
+        difference: the largest |a - b| of the two models' outputs on a micro-batch, each with its
+            own weights, over the largest output; of their losses where the outputs are not one
+            array.
         outputs: how many numbers were compared.
         arrays: how many were written.
     """
@@ -54,23 +54,20 @@ class Conversion:
 
 
 def convert_weights(
-    experiment: Experiment,
-    weights: str | Path,
-    output: str | Path,
-    *,
-    source: str = "torch",
-    target: str = "jax",
+    experiment: Experiment, weights: str | Path, output: str | Path, *, source: str = "torch", target: str = "jax"
 ) -> Conversion:
     """Write the weights of one backend's model as another's, in the target's own names and layouts.
 
-    The file that is written is what the target framework's users expect: for torch a `state_dict` in safetensors
-    (`load_state_dict(safetensors.torch.load_file(FILE))`), for Flax the arrays by their dotted path, kernels [in, out]
+    The file that is written is what the target framework's users expect: for torch a `state_dict`
+    in safetensors (`load_state_dict(safetensors.torch.load_file(FILE))`), for Flax the arrays by
+    their dotted path, kernels [in, out]
     (`flax.traverse_util.unflatten_dict(safetensors.flax.load_file(FILE), sep=".")`).
 
     Args:
-        experiment: has a builder for both backends; its data serve to match and to check the models.
-        weights: a safetensors file in the source's own names and layouts; or a torch pickle, read with torch's
-            weights-only loader.
+        experiment: has a builder for both backends; its data serve to match and to check the
+            models.
+        weights: a safetensors file in the source's own names and layouts; or a torch pickle, read
+            with torch's weights-only loader.
         output: where to write.
         source, target: backends.
 
@@ -82,13 +79,11 @@ def convert_weights(
     >>> convert_weights(experiment, "torch.safetensors", "flax.safetensors").difference   # doctest: +SKIP
     2.1e-07
     """
-    problems = Problems("convert")
     if source == target:
-        problems.add(f"source and target must be two backends, both are {source!r}")
-    problems.raise_if_any()
+        raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
     # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average
     experiment = experiment.replace(dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False)
-    # a trainer for the shape alone, which is known once the model is built, and which the metric needs before that
+    # a trainer for the shape alone: the metric needs it, and it is known once the model is built
     shape = Trainer(experiment, source).program.info.output_shape
     if shape is not None:
         experiment = experiment.replace(metrics=(_Outputs(name="outputs", size=shape),))
@@ -125,7 +120,7 @@ class _Outputs(Metric):
 
 def _outputs(trainer: Trainer, example: Mapping[str, np.ndarray]) -> np.ndarray:
     examples = len(next(iter(example.values())))
-    metrics = trainer.evaluate(dict(example), batch_size=examples)  # one batch, so that a mean over batches is its own
+    metrics = trainer.evaluate(dict(example), batch_size=examples)  # all in one batch
     return np.atleast_1d(np.asarray(metrics.get("outputs", metrics["loss"]), np.float64))
 
 
@@ -145,7 +140,7 @@ def _native(trainer: Trainer) -> NativeArrays:
 
 
 def _load(trainer: Trainer, arrays: Arrays) -> None:
-    """Give a trainer the weights of a file in its backend's own names; every mismatch is told at once."""
+    """Give a trainer the weights of a file in its backend's own names; all mismatches are told."""
     snapshot = trainer.snapshot()
     needed = {**snapshot.model_state, **snapshot.parameters}
     weights = _native(trainer).to_canonical(arrays)

@@ -1,7 +1,7 @@
 """The weights of a run in one safetensors file, by canonical name: parameters and model state.
 
-The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(..., strict=False)`,
-and into either backend here.
+The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(...,
+strict=False)`, and into either backend here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["load_checkpoint", "load_weights", "save_weights", "write_arrays"]
 
 def save_weights(snapshot: Snapshot, path: str | Path) -> None:
     """Write parameters and model state; the file appears whole or not at all."""
-    # by canonical name one list serves torch's `load_state_dict`; which of them are parameters is told beside it
+    # by canonical name one list serves torch's `load_state_dict`; which of them are parameters is
+    # told beside it
     metadata = {"format": "multibackend-weights-1", "parameters": json.dumps(sorted(snapshot.parameters))}
     write_arrays(Path(path), {**snapshot.model_state, **snapshot.parameters}, metadata)
 
