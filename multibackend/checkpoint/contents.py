@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Contents", "Key", "checkpoint_name", "group_problem", "parse_name", "tensor_name_problem"]
+__all__ = ["CheckpointKey", "Contents", "checkpoint_name", "group_problem", "parse_name", "tensor_name_problem"]
 
 _GROUP = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _DIRECTORY = re.compile(r"update-([0-9]{8,16})(?:-micro-([1-9][0-9]{0,8}))?(?:\.([1-9][0-9]{0,8}))?")
@@ -42,7 +42,7 @@ class Contents:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Key(NamedTuple):
+class CheckpointKey(NamedTuple):
     """What a directory's name says; keys order the checkpoints of a run by age.
 
     The generation comes first: what a run saves after it went back is newer than all before.
@@ -75,7 +75,7 @@ def checkpoint_name(update: int, micro_batches: int = 0, generation: int = 0) ->
     return name
 
 
-def parse_name(name: str) -> Key | None:
+def parse_name(name: str) -> CheckpointKey | None:
     """Return what a directory's name says; None where it is no checkpoint's name."""
     match = _DIRECTORY.fullmatch(name)
     if match is None:
@@ -83,7 +83,7 @@ def parse_name(name: str) -> Key | None:
     update, micro_batches, generation = (int(group or 0) for group in match.groups())
     if checkpoint_name(update, micro_batches, generation) != name:
         return None  # more leading zeros than we write: two names would stand for one checkpoint
-    return Key(generation, update, micro_batches)
+    return CheckpointKey(generation, update, micro_batches)
 
 
 def group_problem(group: object) -> str | None:

@@ -24,9 +24,9 @@ MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 FORMAT = "multibackend checkpoint"
 VERSION = (1, 0)  # the major one changes where an old reader would misunderstand
-# The manifest's own digest is of a fixed length at the very end, so that it can be checked before
-# anything is parsed, and covers every byte before it.
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+# The manifest's own digest, of a fixed length at the very end: it can be checked before anything is
+# parsed, and covers every byte before it.
 _TAIL = re.compile(rb',\n"digest": "xxh3-128:([0-9a-f]{32})"\n\}\n')
 _TAIL_BYTES = 58
 _FIELDS = ("format", "version", "update", "micro_batches", "written", "libraries", "files", "state")

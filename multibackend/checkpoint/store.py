@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multibackend.checkpoint.contents import Contents, Key, checkpoint_name, parse_name
+from multibackend.checkpoint.contents import CheckpointKey, Contents, checkpoint_name, parse_name
 from multibackend.checkpoint.disk import Disk, explain
 from multibackend.checkpoint.listing import CHECKPOINTS, list_checkpoints, newest_valid
 from multibackend.checkpoint.lock import Lock
@@ -271,7 +271,7 @@ def _metric_value(extra: Mapping[str, Any], name: str | None) -> float | None:
     return float(value)
 
 
-def _key(path: Path) -> Key:
+def _key(path: Path) -> CheckpointKey:
     key = parse_name(path.name)
     assert key is not None, "only names of checkpoints are listed"
     return key

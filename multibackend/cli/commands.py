@@ -92,7 +92,7 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     """Train on two backends and compare."""
     file, experiment = _load(options, flags)
     if options.html is not None:
-        html.prepare(options.html)  # told before minutes of training
+        html.prepare(options.html)  # what is wrong with the page is told before the training
     console = Console()
     updates = file.updates if options.updates is None else options.updates
     names = tuple(options.backends.split(","))
@@ -195,7 +195,7 @@ def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile
 
 
 def _place(options: argparse.Namespace) -> dict[str, Any]:
-    """Collect where and how to execute, as keyword arguments of whatever does."""
+    """Return where and how to execute, as keyword arguments."""
     return {"device": options.device, "execution": options.execution}
 
 

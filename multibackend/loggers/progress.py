@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +26,18 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+@dataclass
+class _Fit:
+    """What is known of the call of `fit` that is shown."""
+
+    started: float
+    first: int
+    total: int | None
+    examples: int = 0
+    shown: float = 0.0  # when the last frame or line was
+    unshown: UpdateRecord | None = None
+
+
 class ProgressBar:
     """A listener that shows update, total, loss, learning rate, examples per second and time left.
 
@@ -44,21 +57,16 @@ class ProgressBar:
             console=self._console,
         )
         self._task: TaskID | None = None
-        self._started = 0.0
-        self._shown = 0.0  # when the last frame or line was
-        self._examples = 0
-        self._first = 0
-        self._total: int | None = 0
-        self._unshown: UpdateRecord | None = None
+        self._fit = _Fit(started=0.0, first=0, total=0)
 
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted():
                 self._begin(event)
             case UpdateFinished(record=record):
-                self._examples += record.examples
-                self._unshown = record
-                if time.perf_counter() - self._shown >= self._interval:
+                self._fit.examples += record.examples
+                self._fit.unshown = record
+                if time.perf_counter() - self._fit.shown >= self._interval:
                     self._show(record)
             case EvaluationFinished(update=update, metrics=metrics, ema=ema, scheduled=True):
                 # those that nobody scheduled were asked for by a caller, who prints them
@@ -78,12 +86,7 @@ class ProgressBar:
                 pass
 
     def _begin(self, event: FitStarted) -> None:
-        self._started = time.perf_counter()
-        self._shown = 0.0
-        self._examples = 0
-        self._first = event.update
-        self._total = event.updates
-        self._unshown = None
+        self._fit = _Fit(time.perf_counter(), first=event.update, total=event.updates)
         if self._live:
             total = None if event.updates is None else max(event.updates, event.update)
             self._task = self._bar.add_task(self._name(event), total=total, completed=event.update, numbers="")
@@ -94,27 +97,27 @@ class ProgressBar:
 
     def _show(self, record: UpdateRecord) -> None:
         """Draw a frame of the bar, or write a line."""
-        now = time.perf_counter()
-        self._shown = now
-        self._unshown = None
-        seconds = max(now - self._started, 1e-9)
-        speed = self._examples / seconds
+        fit = self._fit
+        fit.shown = time.perf_counter()
+        fit.unshown = None
+        seconds = max(fit.shown - fit.started, 1e-9)
+        speed = fit.examples / seconds
         numbers = f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {speed:,.0f} examples/s"
-        if self._total is not None:
-            self._total = max(self._total, record.update)  # an estimate, where epochs decide
+        if fit.total is not None:
+            fit.total = max(fit.total, record.update)  # an estimate, where epochs decide
         if self._task is not None:
-            self._bar.update(self._task, completed=record.update, total=self._total, numbers=numbers)
-        elif self._total is None:
+            self._bar.update(self._task, completed=record.update, total=fit.total, numbers=numbers)
+        elif fit.total is None:
             self._print(f"update {record.update}  {numbers}")
         else:
             # at this call's pace: how long a resumed run took before was not measured
-            remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
-            self._print(f"update {record.update}/{self._total}  {numbers}  {_clock(remaining)} left")
+            remaining = seconds * (fit.total - record.update) / max(record.update - fit.first, 1)
+            self._print(f"update {record.update}/{fit.total}  {numbers}  {_clock(remaining)} left")
 
     def _end(self) -> None:
         """Show the last update, and give the terminal back."""
-        if self._unshown is not None:
-            self._show(self._unshown)
+        if self._fit.unshown is not None:
+            self._show(self._fit.unshown)
         if self._task is not None:
             self._bar.stop()
             self._bar.remove_task(self._task)

@@ -98,8 +98,7 @@ class ScalarLog:
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted(update=update):
-                # what passes between two calls of `fit` is not training, and would count as
-                # slowness
+                # the time between two calls of `fit` would count as slowness
                 self._examples = 0
                 self._since = time.perf_counter()
                 self._update = update
@@ -109,8 +108,7 @@ class ScalarLog:
                 self._enter(record)
             case WindowSkipped(skipped=skipped):
                 self._skipped += 1
-                # the update that the window would have made is not there, and may yet be made by a
-                # later one
+                # the update that it would have made is made by a later window, or never
                 self.write(skipped.update - 1, {"train/skipped_windows": self._skipped})
             case EvaluationFinished(update=update, metrics=metrics, ema=ema):
                 group = "evaluation_ema" if ema else "evaluation"
