@@ -1,13 +1,15 @@
-"""Checkpoints: a portable format, written so that nothing is lost and read so that nothing is believed.
+"""Checkpoints: a portable format, written so that nothing is lost, read without believing any of it.
 
-`write_checkpoint` and `read_checkpoint` are for one checkpoint anywhere; `CheckpointStore` keeps those of a run.
-`docs/checkpoint_format.md` describes the files.
+`write_checkpoint` and `read_checkpoint` are for one checkpoint anywhere; `CheckpointStore` keeps
+those of a run. `docs/checkpoint_format.md` describes the files.
 """
 
 from multibackend.checkpoint.contents import Contents
-from multibackend.checkpoint.files import read_checkpoint, read_manifest, verify, write_checkpoint
+from multibackend.checkpoint.listing import list_checkpoints, newest_checkpoint
 from multibackend.checkpoint.manifest import Manifest
-from multibackend.checkpoint.store import CheckpointStore, Handle, list_checkpoints, newest_checkpoint
+from multibackend.checkpoint.reading import read_checkpoint, read_manifest, verify
+from multibackend.checkpoint.store import CheckpointStore, Handle
+from multibackend.checkpoint.writing import write_checkpoint
 
 __all__ = [
     "CheckpointStore",

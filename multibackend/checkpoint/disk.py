@@ -1,4 +1,4 @@
-"""The few things that saving asks of a file system, in one place: a test records their order and pulls the plug."""
+"""What saving asks of a file system, in one place: a test records the order and pulls the plug."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multibackend.errors import CheckpointError
 
 __all__ = ["Disk", "explain"]
 
-_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync alone leaves the data in the drive's cache
+_FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync leaves data in the drive's cache
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network and user-space file systems
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space, or keep fewer checkpoints",
@@ -33,21 +33,24 @@ _CAUSES = {
 
 
 class Disk:
-    """Calls of the operating system, none of them with a promise of its own; the order makes the promise."""
+    """Calls of the operating system, none with a promise of its own; the order makes the promise."""
 
     def make_directory(self, path: Path) -> None:
         path.mkdir()
 
     def create(self, path: Path) -> int:
+        # exclusive: nothing that lies there is written over, nor through where it is a link
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
     def write(self, descriptor: int, data: Any) -> None:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        unwritten = memoryview(data)
+        while unwritten:
+            # the system takes at most 2 GiB at once, and less where a signal cuts in
+            count = os.write(descriptor, unwritten)
+            unwritten = unwritten[count:]
 
     def sync(self, descriptor: int) -> None:
-        """The bytes of a file, or the names in a directory, are on the device when this returns."""
+        """Wait until the bytes of a file, or the names in a directory, are on the device."""
         if _FULL_SYNC is not None:
             fcntl.fcntl(descriptor, _FULL_SYNC)
         else:
@@ -70,11 +73,11 @@ class Disk:
             os.close(descriptor)
 
     def remove_tree(self, path: Path) -> None:
-        """A directory and all in it; links are removed, never followed."""
+        """Remove a directory and all in it; links are removed, never followed."""
         shutil.rmtree(path)
 
     def write_file(self, path: Path, pieces: Iterable[Any]) -> None:
-        """A new file with those bytes, all of them on the device when this returns."""
+        """Write a new file with those bytes, all of them on the device when this returns."""
         descriptor = self.create(path)
         try:
             for piece in pieces:
@@ -84,10 +87,13 @@ class Disk:
             self.close(descriptor)
 
     def make_directories(self, path: Path) -> None:
-        """A directory and those above it that are missing, their names on the device too."""
-        missing = [path] if not path.is_dir() else []
-        while missing and not missing[-1].parent.is_dir():
-            missing.append(missing[-1].parent)
+        """Make a directory and those missing above it, and bring their names to the device."""
+        missing = []
+        directory = path
+        while not directory.is_dir():
+            missing.append(directory)
+            directory = directory.parent
+        # from the top: each name is safe before anything is put below it
         for directory in reversed(missing):
             with suppress(FileExistsError):  # another process was quicker
                 self.make_directory(directory)
@@ -95,6 +101,6 @@ class Disk:
 
 
 def explain(error: OSError, doing: str, path: object) -> CheckpointError:
-    """What an operating system's error means for a checkpoint."""
+    """Say what an operating system's error means for a checkpoint."""
     cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
     return CheckpointError(f"{doing} {path} failed: {cause} ({error})", path=path)

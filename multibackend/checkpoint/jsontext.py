@@ -1,7 +1,8 @@
-"""Strict JSON: what is written comes back as the same values, and what is read can cost neither time nor memory.
+"""Strict JSON: what is written comes back the same, and reading can cost neither time nor memory.
 
-Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole numbers of thousands
-of digits. Here they are errors, and so are more than `MOST_BYTES` bytes, `MOST_VALUES` values or `DEEPEST` levels.
+Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole
+numbers of thousands of digits. Here they are errors, and so are more than `MOST_BYTES` bytes,
+`MOST_VALUES` values or `DEEPEST` levels.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ __all__ = ["DEEPEST", "MOST_BYTES", "MOST_VALUES", "JSONTextError", "dump", "loa
 MOST_BYTES = 6 * 2**20
 MOST_VALUES = 200_000  # a value costs up to about 200 bytes of memory while it is read
 DEEPEST = 64
+_DEEPEST_VALUE = DEEPEST - 4  # leaves room for the objects of the file that the value is put into
 _LONGEST_INTEGER = 40  # characters; 128 bits with their sign
 _LARGEST_INTEGER = 2**128
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # an open one to the end, else its quotes take for ever
+# A string, or an open one up to the end of the text: else each of its escaped quotes would be tried
+# as a beginning, in quadratic time. Possessive quantifiers for the same reason: no second tries.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _NOT_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -30,7 +34,7 @@ class JSONTextError(ValueError):
 
 
 def load(text: bytes | memoryview) -> Any:
-    """The value of a JSON text in ASCII, checked before anything is built.
+    """Read the value of a JSON text in ASCII, checked before anything is built.
 
     Raises:
         JSONTextError: what is wrong with it.
@@ -52,7 +56,7 @@ def load(text: bytes | memoryview) -> Any:
 
 
 def dump(value: Any, what: str) -> str:
-    """One line of ASCII JSON for `value`; `what` names it in messages.
+    """Write `value` as one line of ASCII JSON; `what` names it in messages.
 
     Raises:
         JSONTextError: the value has no exact JSON text, or is more than could be read back.
@@ -66,15 +70,15 @@ def dump(value: Any, what: str) -> str:
 
 
 def plain(value: Any, what: str, depth: int = 0) -> Any:
-    """`value` in dicts, lists, str, int, float, bool and None only; numpy's scalars become Python's."""
+    """Turn `value` into plain JSON values; tuples become lists, numpy's scalars Python's."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int | float):
         return _number(value, what)
-    if depth > DEEPEST - 4:
-        raise JSONTextError(f"{what} is nested more than {DEEPEST - 4} deep")
+    if depth > _DEEPEST_VALUE:
+        raise JSONTextError(f"{what} is nested more than {_DEEPEST_VALUE} deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
@@ -96,6 +100,7 @@ def _number(value: float, what: str) -> float:
 
 
 def _check_size(raw: bytes) -> None:
+    """Bound what reading costs, from a count of characters alone: no value has been built yet."""
     if len(raw) > MOST_BYTES:
         raise JSONTextError(f"it has {len(raw)} bytes, more than the {MOST_BYTES} that are read")
     if not raw.isascii():
@@ -104,6 +109,7 @@ def _check_size(raw: bytes) -> None:
     if values > MOST_VALUES:
         raise JSONTextError(f"it has about {values} values, more than the {MOST_VALUES} that are read")
     depth = 0
+    # strings go first, since brackets within them do not nest
     for bracket in _STRING.sub(b"", raw).translate(None, _NOT_BRACKET):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST:
@@ -111,11 +117,11 @@ def _check_size(raw: bytes) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise JSONTextError(f"the key {twice!r:.80} appears twice in one object")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise JSONTextError(f"the key {key!r:.80} appears twice in one object")
+        result[key] = value
     return result
 
 
@@ -124,7 +130,7 @@ def _constant(text: str) -> NoReturn:
 
 
 def _integer(text: str) -> int:
-    if len(text) > _LONGEST_INTEGER:
+    if len(text) > _LONGEST_INTEGER:  # before the conversion, which takes quadratic time
         raise JSONTextError(f"a whole number has {len(text)} digits, more than 128 bits")
     return int(text)
 

@@ -15,12 +15,11 @@ __all__ = ["Retention"]
 
 @dataclass(frozen=True, kw_only=True)
 class Retention:
-    """The rules; a checkpoint stays if any of them keeps it.
+    """The rules by which checkpoints stay; one stays if any of them keeps it.
 
     Args:
         keep_last: the newest so many; None keeps all.
-        keep_best: the best so many by `best_metric`, among those that have a finite value of it. Of equals, the older
-            stays.
+        keep_best: the best so many by `best_metric`, if finite. Of equals, the older stays.
         best_metric: the metric's name, e.g. "loss".
         best_mode: "min" or "max": which end of it is best.
         keep_every: for good, those between windows whose update is a multiple of it.
@@ -50,21 +49,24 @@ class Retention:
         problems.raise_if_any()
 
     def surplus(self, paths: Sequence[Path], metrics: Mapping[str, float | None]) -> list[Path]:
-        """Those of `paths` (oldest first) that no rule keeps; `metrics` by directory name."""
+        """List those of `paths` (oldest first) that no rule keeps; `metrics` by directory name."""
         if self.keep_last is None:
             return []
-        kept = {path.name for path in paths[-self.keep_last :]} | self._best(paths, metrics)
-        return [path for path in paths if path.name not in kept and not self._for_good(path)]
+        keep = self._best(paths, metrics)
+        keep.update(paths[-self.keep_last :])
+        return [path for path in paths if path not in keep and not self._for_good(path)]
 
-    def _best(self, paths: Sequence[Path], metrics: Mapping[str, float | None]) -> set[str]:
-        sign = 1.0 if self.best_mode == "min" else -1.0
-        ranked = [
-            (sign * value, age, path.name)
-            for age, path in enumerate(paths)
-            if (value := metrics.get(path.name)) is not None and math.isfinite(value)
-        ]
-        return {name for _, _, name in sorted(ranked)[: self.keep_best]}
+    def _best(self, paths: Sequence[Path], metrics: Mapping[str, float | None]) -> set[Path]:
+        values: dict[Path, float] = {}
+        for path in paths:
+            value = metrics.get(path.name)
+            if value is not None and math.isfinite(value):
+                values[path] = value if self.best_mode == "min" else -value
+        # sorting is stable and `paths` are oldest first: of equals the older comes first, and stays
+        return set(sorted(values, key=values.__getitem__)[: self.keep_best])
 
     def _for_good(self, path: Path) -> bool:
-        named = parse_name(path.name)
-        return self.keep_every is not None and named is not None and named[2] == 0 and named[1] % self.keep_every == 0
+        key = parse_name(path.name)
+        if self.keep_every is None or key is None:
+            return False
+        return key.micro_batches == 0 and key.update % self.keep_every == 0

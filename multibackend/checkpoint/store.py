@@ -1,4 +1,4 @@
-"""The checkpoints of a run: saved in the background, the newest valid one found, the old ones pruned."""
+"""The checkpoints of one run, for its writer: saved in the background, the old ones pruned."""
 
 from __future__ import annotations
 
@@ -7,48 +7,23 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from multibackend.checkpoint.contents import Contents, checkpoint_name, parse_name
+from multibackend.checkpoint.contents import CheckpointKey, Contents, checkpoint_name, parse_name
 from multibackend.checkpoint.disk import Disk, explain
-from multibackend.checkpoint.files import SAVING, TRASH, read_manifest, remove_checkpoint, verify, write_checkpoint
+from multibackend.checkpoint.listing import CHECKPOINTS, list_checkpoints, newest_valid
 from multibackend.checkpoint.lock import Lock
+from multibackend.checkpoint.reading import read_manifest
 from multibackend.checkpoint.retention import Retention
+from multibackend.checkpoint.writing import SAVING, TRASH, remove_checkpoint, write_checkpoint
 from multibackend.errors import CheckpointError, CheckpointWarning
 
-__all__ = ["CHECKPOINTS", "CheckpointStore", "Handle", "list_checkpoints", "newest_checkpoint"]
+__all__ = ["CheckpointStore", "Handle"]
 
-CHECKPOINTS = "checkpoints"
 _METRIC = "metric"  # the manifest's field with the value that retention goes by
-
-
-def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first, by their names alone; nothing is verified, no lock is taken."""
-    folder = Path(run_dir) / CHECKPOINTS
-    try:
-        with os.scandir(folder) as found:
-            named = [
-                (key, entry.name)
-                for entry in found
-                if (key := parse_name(entry.name)) is not None and entry.is_dir(follow_symlinks=False)
-            ]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise explain(error, "listing the checkpoints in", folder) from error
-    return [folder / name for _, name in sorted(named)]
-
-
-def newest_checkpoint(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint of a run of which every byte is right; None if there is none.
-
-    Damaged ones are passed over, each with a `CheckpointWarning` that names the file and the reason. One of a newer
-    format than this library reads is passed over in the same way. No lock is taken.
-    """
-    return _newest(list_checkpoints(run_dir), lambda path: None)
 
 
 class Handle:
@@ -58,7 +33,7 @@ class Handle:
         self.path = path
         self._done = threading.Event()
         self._error: CheckpointError | None = None
-        self._told = False
+        self._raised = False  # whether somebody has been told of the error
 
     @property
     def done(self) -> bool:
@@ -74,7 +49,7 @@ class Handle:
         if not self._done.wait(timeout):
             raise CheckpointError(f"the checkpoint {self.path} is not written after {timeout} s", path=self.path)
         if self._error is not None:
-            self._told = True
+            self._raised = True
             raise self._error
         return self.path
 
@@ -82,12 +57,12 @@ class Handle:
 class CheckpointStore:
     """The checkpoints of one run directory, for the one run that writes there.
 
-    Opening it makes the directory, takes its lock and clears away what killed saves have left. One save is in flight at
-    most; another waits for it. A save counts once its handle's `wait()` has returned: then it survives the process and
-    the machine.
+    Opening it makes the directory, takes its lock and clears away what killed saves have left. One
+    save is in flight at most; another waits for it. A save counts once its handle's `wait()` has
+    returned: then it survives the process and the machine.
 
     Args:
-        run_dir: the run's directory; checkpoints lie in "checkpoints" in it. A link is resolved once, here.
+        run_dir: the run's directory; checkpoints lie in "checkpoints" in it.
         keep_last, keep_best, best_metric, best_mode, keep_every: see `Retention`.
         disk: the file system, for tests.
 
@@ -119,37 +94,31 @@ class CheckpointStore:
             keep_every=keep_every,
         )
         self._disk = disk or Disk()
+        # once, here: neither a change of directory nor a link that is turned elsewhere moves a run
         self.run_dir = Path(os.path.realpath(run_dir))
         self._folder = self.run_dir / CHECKPOINTS
         self._current: Handle | None = None
-        self._notes: list[str] = []
+        self._notes: list[str] = []  # what the background thread has to say, kept for the next call
         self._damaged: set[str] = set()
+        self._metrics: dict[str, float | None] = {}
         try:
             self._disk.make_directories(self.run_dir)
             self._lock = Lock(self.run_dir)
+            self._prepare()
         except OSError as error:
             raise explain(error, "opening the run directory", self.run_dir) from error
-        try:
-            self._disk.make_directories(self._folder)
-            self._clean()
-            self._metrics = {path.name: self._metric(path) for path in self.list()} if keep_best else {}
-        except BaseException as error:
-            self._lock.release()
-            if isinstance(error, OSError):
-                raise explain(error, "opening the run directory", self.run_dir) from error
-            raise
 
     def save(self, contents: Contents, *, metric: float | None = None, background: bool = True) -> Handle:
         """Save, then remove what retention does not keep.
 
         Args:
-            contents: its arrays must not change until the save is done: a snapshot of the caller's own.
+            contents: its arrays must not change until the save is done: a snapshot of the caller's.
             metric: the value that `keep_best` goes by.
-            background: return at once and write in a thread; else return when the checkpoint is on the device.
+            background: write in a thread; else return when the checkpoint is on the device.
 
         Raises:
-            CheckpointError: the save before this one failed (this one is then not begun), or with `background=False`
-                this one.
+            CheckpointError: the save before this one failed (this one is then not begun), or with
+                `background=False` this one.
         """
         self.check(wait=True)
         self._lock.check()
@@ -157,44 +126,35 @@ class CheckpointStore:
             raise CheckpointError(
                 f"{self._folder} has vanished: something removed it during the run", path=self.run_dir
             )
-        extra = {name: value for name, value in contents.extra.items() if name != _METRIC}
-        if metric is not None:
-            value = float(metric) if math.isfinite(metric) else None  # JSON holds no other, and no rule ranks them
-            extra[_METRIC] = {"name": self.retention.best_metric, "value": value}
-        contents = replace(contents, extra=extra)
+        contents = self._with_metric(contents, metric)
         handle = Handle(self._folder / self._next_name(contents))
         self._current = handle
         if background:
-            # not a daemon: an exception elsewhere that ends the program does not cut off a save
-            thread = threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint")
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter is about to end
-                self._run(handle, contents)
+            self._start(handle, contents)
         else:
             self._run(handle, contents)
             self.check()
         return handle
 
     def check(self, *, wait: bool = False) -> None:
-        """Raise what a save in the background has failed with, once; with `wait`, wait for it to end first."""
-        handle = self._current
-        if handle is not None and wait:
-            handle._done.wait()
+        """Raise what a save in the background has failed with, once; `wait` for its end first."""
+        if wait:
+            self._wait()
         while self._notes:
             warnings.warn(self._notes.pop(0), CheckpointWarning, stacklevel=2)
+        handle = self._current
         if handle is not None and handle.done:
             self._current = None
-            if handle._error is not None and not handle._told:
+            if not handle._raised:
                 handle.wait()
 
     def newest(self) -> Path | None:
-        """The newest valid checkpoint; damaged ones are passed over with a `CheckpointWarning`, and never pruned."""
+        """Find the newest valid checkpoint; damaged ones are warned of, and never pruned."""
         self._wait()
-        return _newest(self.list(), self._damaged.add)
+        return newest_valid(self.list(), self._damaged.add)
 
     def list(self) -> list[Path]:
-        """The complete checkpoints, oldest first, by their names alone."""
+        """List the complete checkpoints, oldest first, by their names alone."""
         return list_checkpoints(self.run_dir)
 
     def close(self) -> None:
@@ -213,17 +173,38 @@ class CheckpointStore:
         with contextlib.suppress(CheckpointError):  # the exception that is under way says more
             self.close()
 
+    def _prepare(self) -> None:
+        """Clear away what killed saves and removals have left, which only the lock's holder may."""
+        try:
+            self._disk.make_directories(self._folder)
+            for entry in list(os.scandir(self._folder)):
+                if entry.name.startswith((SAVING, TRASH)) and entry.is_dir(follow_symlinks=False):
+                    self._disk.remove_tree(Path(entry.path))
+            if self.retention.keep_best:
+                self._metrics = {path.name: self._saved_metric(path) for path in self.list()}
+        except BaseException:
+            self._lock.release()
+            raise
+
     def _wait(self) -> None:
         if self._current is not None:
             self._current._done.wait()
 
+    def _start(self, handle: Handle, contents: Contents) -> None:
+        # not a daemon: an exception elsewhere that ends the program does not cut off a save
+        thread = threading.Thread(target=self._run, args=(handle, contents), name="multibackend-checkpoint")
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads, or the interpreter is about to end
+            self._run(handle, contents)
+
     def _run(self, handle: Handle, contents: Contents) -> None:
-        """Write and prune; in the background thread nobody sees an exception, so it is kept for the next call."""
+        """Write and prune; nobody sees a thread's exception, so it is kept for the next call."""
         path = handle.path
         try:
             write_checkpoint(path, contents, self._disk)
             if self.retention.keep_best:
-                self._metrics[path.name] = _value(contents.extra, self.retention.best_metric)
+                self._metrics[path.name] = _metric_value(contents.extra, self.retention.best_metric)
             self._prune(path)
         except CheckpointError as error:
             handle._error = error
@@ -234,59 +215,63 @@ class CheckpointStore:
             handle._done.set()
 
     def _prune(self, latest: Path) -> None:
-        """Remove what no rule keeps; one that cannot be removed is told, and does not spoil the save."""
+        """Remove what no rule keeps; what cannot be removed is told, and does not spoil the save."""
         try:
+            # a damaged one takes no sound one's place, and parts of it may still be of use
             sound = [path for path in self.list() if path.name not in self._damaged]
         except CheckpointError as error:
-            return self._notes.append(str(error))
-        place = (parse_name(latest.name) or ())[1:]
-        replaced = [path for path in sound if path != latest and (parse_name(path.name) or ())[1:] == place]
-        kept = [path for path in sound if path not in replaced]
-        for path in [*replaced, *self.retention.surplus(kept, self._metrics)]:
+            self._notes.append(str(error))
+            return
+        # of two checkpoints of one place the later stays, whatever the rules say
+        place = _key(latest).place
+        replaced = [path for path in sound if path != latest and _key(path).place == place]
+        others = [path for path in sound if path not in replaced]
+        for path in [*replaced, *self.retention.surplus(others, self._metrics)]:
             self._metrics.pop(path.name, None)
             try:
                 remove_checkpoint(path, self._disk)
             except CheckpointError as error:
                 self._notes.append(str(error))
-        return None
 
     def _next_name(self, contents: Contents) -> str:
         place = (contents.update, contents.micro_batches)
-        listed = self.list()
-        newest = parse_name(listed[-1].name) if listed else None
-        if newest is None or place > newest[1:]:
-            return checkpoint_name(*place, newest[0] if newest else 0)
-        return checkpoint_name(*place, newest[0] + 1)
+        checkpoints = self.list()
+        if not checkpoints:
+            return checkpoint_name(*place)
+        newest = _key(checkpoints[-1])
+        generation = newest.generation
+        if place <= newest.place:  # the run went back, or saves the same place again
+            generation += 1
+        return checkpoint_name(*place, generation)
 
-    def _clean(self) -> None:
-        """Remove what killed saves and removals have left; only the lock's holder may."""
-        for entry in list(os.scandir(self._folder)):
-            if entry.name.startswith((SAVING, TRASH)) and entry.is_dir(follow_symlinks=False):
-                self._disk.remove_tree(Path(entry.path))
+    def _with_metric(self, contents: Contents, metric: float | None) -> Contents:
+        """Put the metric into the contents; one that they were read with is another save's, and goes."""
+        extra = {name: value for name, value in contents.extra.items() if name != _METRIC}
+        if metric is not None:
+            value = float(metric) if math.isfinite(metric) else None  # JSON holds no other, and no rule ranks them
+            extra[_METRIC] = {"name": self.retention.best_metric, "value": value}
+        return replace(contents, extra=extra)
 
-    def _metric(self, path: Path) -> float | None:
+    def _saved_metric(self, path: Path) -> float | None:
         try:
-            return _value(read_manifest(path).extra, self.retention.best_metric)
+            return _metric_value(read_manifest(path).extra, self.retention.best_metric)
         except CheckpointError:
             return None  # whether it can be used is `newest`'s business
 
 
-def _value(extra: Mapping[str, Any], name: str | None) -> float | None:
-    """The finite value of the metric of that name that a checkpoint was saved with, if any."""
-    found = extra.get(_METRIC)
-    if not isinstance(found, Mapping) or found.get("name") != name:
+def _metric_value(extra: Mapping[str, Any], name: str | None) -> float | None:
+    """Return the value of the metric of that name that a checkpoint was saved with, if any."""
+    metric = extra.get(_METRIC)
+    if not isinstance(metric, Mapping) or metric.get("name") != name:
         return None
-    value = found.get("value")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    value = metric.get("value")
+    # the manifest may be a stranger's: JSON's true is an int to Python
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
 
 
-def _newest(paths: list[Path], damaged: Callable[[str], Any]) -> Path | None:
-    for path in reversed(paths):
-        try:
-            verify(path)
-        except CheckpointError as error:
-            damaged(path.name)
-            warnings.warn(f"passed over a checkpoint: {error}", CheckpointWarning, stacklevel=3)
-        else:
-            return path
-    return None
+def _key(path: Path) -> CheckpointKey:
+    key = parse_name(path.name)
+    assert key is not None, "only names of checkpoints are listed"
+    return key

@@ -1,8 +1,8 @@
-"""The safetensors layout: 8 bytes with the header's length, a JSON header, then the tensors' bytes without a gap.
+"""The safetensors layout: 8 bytes with the header's length, a JSON header, the tensors' bytes.
 
-Written so that any safetensors reader can load it, and so that memory mapped files can be used in place: the data begin
-at a multiple of 64 bytes, tensors whose size is a multiple of 64 come first, the others by the size of their elements.
-Read with every claim of the header checked before it is believed.
+Written so that any safetensors reader can load it, and so that memory mapped files can be used in
+place: the data begin at a multiple of 64 bytes, tensors whose size is a multiple of 64 come first,
+the others by the size of their elements. Every claim of a header is checked before it is believed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from multibackend.checkpoint.jsontext import JSONTextError, load
 
 __all__ = ["DTYPES", "Entry", "TensorError", "parse_header", "prepare", "view"]
 
-# safetensors' word for each type that is kept, and numpy's
+# Safetensors' word for each type that is kept, and numpy's: little-endian, as in the file.
 DTYPES = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,10 +39,11 @@ _WORDS = {dtype: word for word, dtype in DTYPES.items()}
 ALIGNMENT = 64
 LENGTH_BYTES = 8
 _MOST_DIMENSIONS = 32
-# Written and hashed at once. Between two pieces the writer needs the interpreter's lock, for which the training loop
-# may have to wait until the writer gets a processor; so pieces are few.
+# Written and hashed at once. Between two pieces the writer needs the interpreter's lock, for which
+# the training loop may have to wait until the writer gets a processor; so pieces are few.
 _CHUNK = 64 * 2**20
-_SMALL = 2**20  # tensors below are joined
+_SMALL = 2**20  # tensors below are joined, for the same reason: a model has thousands of them
+_MOST_JOINED = 16 * _SMALL
 
 
 class TensorError(ValueError):
@@ -51,7 +52,7 @@ class TensorError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: its type, its shape and where its bytes lie, counted from the end of the header."""
+    """A tensor in a file: its type, its shape and where its bytes lie, from the header's end."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -60,50 +61,47 @@ class Entry:
 
 
 def prepare(arrays: Mapping[str, np.ndarray]) -> tuple[bytes, list[np.ndarray]]:
-    """The length and header of a file, and the arrays whose bytes follow it, in order.
+    """Make the length and header of a file, and the arrays whose bytes follow it, in order.
 
     Raises:
         TensorError: a name or a type that is not kept.
     """
     stored = {name: _stored(name, array) for name, array in arrays.items()}
     order = sorted(stored, key=lambda name: _rank(stored[name], name))
+    ordered = [stored[name] for name in order]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # the layout is PyTorch's; some readers insist
     offset = 0
-    for name in order:
-        array = stored[name]
+    for name, array in zip(order, ordered, strict=True):
         end = offset + array.nbytes
-        header[name] = {
-            "dtype": _WORDS[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, end],
-        }
+        header[name] = {"dtype": _WORDS[array.dtype], "shape": array.shape, "data_offsets": (offset, end)}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-(LENGTH_BYTES + len(text)) % ALIGNMENT)
-    head = len(text).to_bytes(LENGTH_BYTES, "little") + text
     parse_header(text, offset)  # never write what would be refused when read
-    return head, [stored[name] for name in order]
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text, ordered
 
 
-def chunks(head: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | bytearray | memoryview]:
-    """The bytes of a file in pieces: large tensors without a copy, small ones joined."""
-    pending = bytearray(head)
+def chunks(header: bytes, arrays: list[np.ndarray]) -> Iterator[bytes | bytearray | memoryview]:
+    """Cut the bytes of a file into pieces: large tensors without a copy, small ones joined."""
+    joined = bytearray(header)
     for array in arrays:
-        data = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
-        if len(data) <= _SMALL:
-            pending += data
-            data = data[:0]
-        if pending and (len(data) or len(pending) >= 16 * _SMALL):
-            yield pending
-            pending = bytearray()
-        for start in range(0, len(data), _CHUNK):
-            yield data[start : start + _CHUNK]
-    if pending:
-        yield pending
+        if array.nbytes <= _SMALL:
+            joined += array.tobytes()
+            if len(joined) < _MOST_JOINED:
+                continue
+        if joined:
+            yield joined
+            joined = bytearray()
+        if array.nbytes > _SMALL:
+            data = array.reshape(-1).view(np.uint8).data
+            for start in range(0, len(data), _CHUNK):
+                yield data[start : start + _CHUNK]
+    if joined:
+        yield joined
 
 
 def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
-    """The entries of a header, in the order of their data, which must fill `data_bytes` exactly.
+    """Read the entries of a header, in the order of their data, which must fill `data_bytes`.
 
     Raises:
         TensorError: what is wrong: a name, a type, a shape, overlapping or missing bytes, bad JSON.
@@ -117,7 +115,9 @@ def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise TensorError("the header's __metadata__ is not an object of strings")
-    entries = sorted(((name, _entry(name, claim)) for name, claim in header.items()), key=_place)
+    claims = {name: _entry(name, claim) for name, claim in header.items()}
+    entries = sorted(claims.items(), key=_place)
+    # each begins where the last one ended: no byte is in two tensors, and none is hidden in a gap
     position = 0
     for name, entry in entries:
         if entry.begin != position:
@@ -130,28 +130,35 @@ def parse_header(text: bytes | memoryview, data_bytes: int) -> dict[str, Entry]:
 
 
 def view(data: np.ndarray, entry: Entry, name: str) -> np.ndarray:
-    """The tensor in `data`, the file's bytes after its header, without a copy."""
+    """Return the tensor in `data`, the file's bytes after its header; no copy if it is aligned."""
     part = data[entry.begin : entry.end]
+    # numpy takes such a byte for True here and for its own value there
     if entry.dtype == np.bool_ and part.size and int(part.max()) > 1:
         raise TensorError(f"{name!r:.80} has bytes other than 0 and 1, and its type is BOOL")
     array = part.view(entry.dtype).reshape(entry.shape)
-    return array if array.flags.aligned else array.copy()
+    if not array.flags.aligned:  # another writer's file may have another order
+        array = array.copy()
+    return array
 
 
 def _stored(name: Any, array: Any) -> np.ndarray:
+    """Turn an array into what its file holds: little-endian, in C order, of a type that is kept."""
     problem = tensor_name_problem(name)
     if problem:
         raise TensorError(problem)
     array = np.asarray(array)
-    little = array.dtype.newbyteorder("<") if array.dtype.byteorder == ">" else array.dtype
-    if little not in _WORDS:
+    dtype = array.dtype
+    if dtype.byteorder == ">":
+        dtype = dtype.newbyteorder("<")
+    if dtype not in _WORDS:
         raise TensorError(f"{name!r:.80} has the type {array.dtype}; {', '.join(map(str, _WORDS))} are kept")
     if array.ndim > _MOST_DIMENSIONS:
         raise TensorError(f"{name!r:.80} has {array.ndim} dimensions, more than {_MOST_DIMENSIONS}")
-    return np.asarray(array, dtype=little, order="C")
+    return np.asarray(array, dtype=dtype, order="C")
 
 
 def _rank(array: np.ndarray, name: str) -> tuple[bool, int, str]:
+    # larger elements first: then each tensor begins at a multiple of its element's size
     return array.nbytes % ALIGNMENT != 0, -array.itemsize, name
 
 
@@ -165,18 +172,22 @@ def _entry(name: str, claim: Any) -> Entry:
         raise TensorError(problem)
     if not isinstance(claim, dict) or claim.keys() != {"dtype", "shape", "data_offsets"}:
         raise TensorError(f"{name!r:.80} is not described by dtype, shape and data_offsets")
-    word, shape, offsets = claim["dtype"], claim["shape"], claim["data_offsets"]
+    word = claim["dtype"]
+    shape = claim["shape"]
+    offsets = claim["data_offsets"]
     if not isinstance(word, str) or word not in DTYPES:
         raise TensorError(f"{name!r:.80} has the type {word!r:.40}; {', '.join(DTYPES)} are read")
     if not _naturals(shape) or len(shape) > _MOST_DIMENSIONS:
         raise TensorError(f"{name!r:.80} has the shape {shape!r:.80}")
     if not _naturals(offsets) or len(offsets) != 2:
         raise TensorError(f"{name!r:.80} has the data_offsets {offsets!r:.80}")
-    (begin, end), dtype = offsets, DTYPES[word]
+    dtype = DTYPES[word]
+    begin, end = offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise TensorError(f"{name!r:.80} of shape {shape!r:.80} and type {word} does not take {end - begin} bytes")
     return Entry(dtype, tuple(shape), begin, end)
 
 
 def _naturals(value: Any) -> bool:
+    # by type: True is an int as well
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

@@ -1,9 +1,9 @@
-"""Experiment files: a Python file with a function `experiment(...)` whose typed keyword arguments become flags.
+"""Experiment files: Python files whose function `experiment(...)` has keyword arguments for flags.
 
     def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
 
-Two more names are read where the file defines them: `UPDATES`, the number of updates that a run makes unless told
-otherwise, and `after(trainer)`, which `multibackend train` calls when the training has ended.
+Two more names are read where the file defines them: `UPDATES`, the number of updates that a run
+makes unless told otherwise, and `after(trainer)`, which `multibackend train` calls at its end.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ class ExperimentFile:
         """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
-        experiment = tyro.cli(self.function, args=list(arguments), prog=f"{self.path.name}", description=None)
+        experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
         if not isinstance(experiment, Experiment):
-            raise ExperimentFileError(
-                f"{self.path}: experiment() must return a multibackend.Experiment, got {type(experiment).__name__}"
-            )
+            kind = type(experiment).__name__
+            raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
         return experiment
 
 
@@ -61,12 +60,12 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     function = getattr(module, "experiment", None)
     if not callable(function):
         raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
-    return ExperimentFile(
-        path, function, int(getattr(module, "UPDATES", _DEFAULT_UPDATES)), getattr(module, "after", None)
-    )
+    updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
+    return ExperimentFile(path, function, updates, after=getattr(module, "after", None))
 
 
 def _run(path: Path) -> ModuleType:
+    # a prefix, so that a file named as a library, say torch.py, is not taken for it
     name = f"multibackend_experiment_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -1,4 +1,4 @@
-"""`run.json`: how a run was started on the command line, so that its directory is all that `resume` must be told."""
+"""`run.json`: how a run was started, so that its directory is all that `resume` must be told."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class RunFile:
-    """What `multibackend train` was given.
+    """What was typed after `multibackend train`.
 
     Attributes:
         file: the experiment file, absolute.
@@ -35,16 +35,17 @@ class RunFile:
     def write(self, run_dir: Path) -> None:
         """Put it into the run's directory; it appears whole or not at all."""
         run_dir.mkdir(parents=True, exist_ok=True)
-        told = {
+        fields = {
             "format": _FORMAT,
             "version": _VERSION,
             "file": os.fspath(self.file),
+            # a second way to the file, for runs that are moved or mounted together with it
             "file_from_here": os.path.relpath(self.file, run_dir),
             "flags": list(self.flags),
             "options": dict(self.options),
         }
         temporary = run_dir / f".{RUN_FILE}.{os.getpid()}"
-        temporary.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
         temporary.replace(run_dir / RUN_FILE)
 
     @classmethod
@@ -61,23 +62,26 @@ class RunFile:
                 f"run; go on with `multibackend train FILE --run-dir {run_dir} --resume must`"
             )
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            options, flags = dict(told["options"]), [str(flag) for flag in told["flags"]]
-            known = [Path(told["file"]), run_dir / told["file_from_here"]]
-            right = told["format"] == _FORMAT and told["version"] == _VERSION
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            options = dict(fields["options"])
+            flags = tuple(str(flag) for flag in fields["flags"])
+            candidates = [Path(fields["file"]), run_dir / fields["file_from_here"]]
+            known = fields["format"] == _FORMAT and fields["version"] == _VERSION
+        except (OSError, ValueError, KeyError, TypeError) as error:  # other fields than ours too
             raise ExperimentFileError(f"{path} is damaged: {type(error).__name__}: {error}") from error
-        if not right:
-            raise ExperimentFileError(f"{path} is of version {told['version']!r}, this library reads {_VERSION}")
-        return cls(_existing([Path(file)] if file is not None else known, path), tuple(flags), options)
+        if not known:
+            raise ExperimentFileError(f"{path} is of version {fields['version']!r}, this library reads {_VERSION}")
+        if file is not None:
+            candidates = [Path(file)]
+        return cls(_existing(candidates, path), flags, options)
 
 
 def _existing(candidates: Sequence[Path], path: Path) -> Path:
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if found is None:
-        listed = " nor ".join(repr(os.fspath(candidate)) for candidate in candidates)
-        raise ExperimentFileError(
-            f"the experiment file of {path.parent} is gone: there is neither {listed}; tell where it is: "
-            f"`multibackend resume {path.parent} --file FILE`"
-        )
-    return found.resolve()
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    listed = " nor ".join(repr(os.fspath(candidate)) for candidate in candidates)
+    raise ExperimentFileError(
+        f"the experiment file of {path.parent} is gone: there is neither {listed}; tell where it is: "
+        f"`multibackend resume {path.parent} --file FILE`"
+    )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from multibackend.events import FitStarted
-from multibackend.loggers.scalars import ScalarLog, import_extra
+from multibackend.loggers.scalars import ScalarLog, describe_run, import_extra
 
 __all__ = ["MlflowLog"]
 
@@ -20,10 +20,11 @@ _SECONDS_BETWEEN_REQUESTS = 1.0
 
 
 class MlflowLog(ScalarLog):
-    """A listener that logs the numbers of `multibackend.loggers.scalars` to a run, which begins with the first `fit`.
+    """A listener that logs the numbers of `scalars` to a run, which begins with the first `fit`.
 
-    Numbers go out together, once a second, because each request waits for the server. `close()` ends the run as
-    finished, or as failed where the last `fit` failed. The process's active MLflow run is left alone.
+    Numbers go out together, once a second, because each request waits for the server. `close()`
+    ends the run as finished, or as failed where the last `fit` failed. The process's active MLflow
+    run is left alone.
 
     Args:
         tracking_uri: where to; MLflow's own setting unless given.
@@ -49,19 +50,23 @@ class MlflowLog(ScalarLog):
         super().__init__(every=every)
         self._mlflow = import_extra("mlflow", "mlflow")
         self._client = self._mlflow.MlflowClient(tracking_uri=tracking_uri)
-        self._experiment_name, self._run_name, self._tags = experiment_name, run_name, dict(tags or {})
+        self._experiment_name = experiment_name
+        self._run_name = run_name
+        self._tags = dict(tags or {})
         self._run_id: str | None = None
         self._unsent: list[Any] = []
         self._sent = time.monotonic()
 
     def begin(self, event: FitStarted) -> None:
-        if self._run_id is None:
-            name = self._experiment_name or event.experiment
-            known = self._client.get_experiment_by_name(name)
-            experiment = self._client.create_experiment(name) if known is None else known.experiment_id
-            about = {"backend": event.backend, "device": event.device, "execution": event.execution}
-            run = self._client.create_run(experiment, run_name=self._run_name, tags={**about, **self._tags})
-            self._run_id = run.info.run_id
+        if self._run_id is not None:
+            return
+        name = self._experiment_name or event.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        # no `mlflow.start_run`, which would take the place of the process's active run
+        tags = describe_run(event) | self._tags
+        run = self._client.create_run(experiment_id, run_name=self._run_name, tags=tags)
+        self._run_id = run.info.run_id
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
         if self._run_id is None:  # an evaluation before the first fit belongs to no run
@@ -74,7 +79,8 @@ class MlflowLog(ScalarLog):
 
     def flush(self) -> None:
         while self._unsent:
-            batch, self._unsent = self._unsent[:_MOST_METRICS], self._unsent[_MOST_METRICS:]
+            batch = self._unsent[:_MOST_METRICS]
+            self._unsent = self._unsent[_MOST_METRICS:]  # before a request that may fail
             self._client.log_batch(self._run_id, metrics=batch)
         self._sent = time.monotonic()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
@@ -25,15 +26,28 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-class ProgressBar:
-    """A listener that shows update and total, loss, learning rate, examples per second and the time left.
+@dataclass
+class _Fit:
+    """What is known of the call of `fit` that is shown."""
 
-    Where the output is no terminal it writes lines without control characters, one in five seconds and the last.
+    started: float
+    first: int
+    total: int | None
+    examples: int = 0
+    shown: float = 0.0  # when the last frame or line was
+    unshown: UpdateRecord | None = None
+
+
+class ProgressBar:
+    """A listener that shows update, total, loss, learning rate, examples per second and time left.
+
+    Where the output is no terminal it writes plain lines, one in five seconds and the last.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
         self._live = self._console.is_terminal
+        self._interval = _SECONDS_BETWEEN_FRAMES if self._live else _SECONDS_BETWEEN_LINES
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -43,24 +57,22 @@ class ProgressBar:
             console=self._console,
         )
         self._task: TaskID | None = None
-        self._started, self._shown, self._examples = 0.0, 0.0, 0
-        self._first = 0
-        self._total: int | None = 0
-        self._unshown: UpdateRecord | None = None
+        self._fit = _Fit(started=0.0, first=0, total=0)
 
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted():
                 self._begin(event)
             case UpdateFinished(record=record):
-                self._examples += record.examples
-                self._unshown = record
-                interval = _SECONDS_BETWEEN_FRAMES if self._live else _SECONDS_BETWEEN_LINES
-                if time.perf_counter() - self._shown >= interval:
+                self._fit.examples += record.examples
+                self._fit.unshown = record
+                if time.perf_counter() - self._fit.shown >= self._interval:
                     self._show(record)
             case EvaluationFinished(update=update, metrics=metrics, ema=ema, scheduled=True):
+                # those that nobody scheduled were asked for by a caller, who prints them
+                title = "held-out (average)" if ema else "held-out"
                 numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if np.ndim(value) == 0)
-                self._print(f"update {update}: held-out{' (average)' if ema else ''} {numbers}")
+                self._print(f"update {update}: {title} {numbers}")
             case WindowSkipped(skipped=skipped):
                 self._print(f"window of update {skipped.update} skipped: {skipped.reason}")
             case FitFinished(stopped=stopped):
@@ -74,8 +86,7 @@ class ProgressBar:
                 pass
 
     def _begin(self, event: FitStarted) -> None:
-        self._started, self._shown, self._examples = time.perf_counter(), 0.0, 0
-        self._first, self._total, self._unshown = event.update, event.updates, None
+        self._fit = _Fit(time.perf_counter(), first=event.update, total=event.updates)
         if self._live:
             total = None if event.updates is None else max(event.updates, event.update)
             self._task = self._bar.add_task(self._name(event), total=total, completed=event.update, numbers="")
@@ -85,34 +96,35 @@ class ProgressBar:
             self._print(f"{self._name(event)} ({event.device}, {event.execution}), {length}")
 
     def _show(self, record: UpdateRecord) -> None:
-        """A frame of the bar, or a line."""
-        now = time.perf_counter()
-        self._shown, self._unshown = now, None
-        seconds = max(now - self._started, 1e-9)
-        speed = self._examples / seconds
+        """Draw a frame of the bar, or write a line."""
+        fit = self._fit
+        fit.shown = time.perf_counter()
+        fit.unshown = None
+        seconds = max(fit.shown - fit.started, 1e-9)
+        speed = fit.examples / seconds
         numbers = f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {speed:,.0f} examples/s"
-        if self._total is not None:
-            self._total = max(self._total, record.update)  # an estimate, where epochs decide
+        if fit.total is not None:
+            fit.total = max(fit.total, record.update)  # an estimate, where epochs decide
         if self._task is not None:
-            self._bar.update(self._task, completed=record.update, total=self._total, numbers=numbers)
+            self._bar.update(self._task, completed=record.update, total=fit.total, numbers=numbers)
+        elif fit.total is None:
+            self._print(f"update {record.update}  {numbers}")
         else:
-            total, left = "", ""
-            if self._total is not None:
-                remaining = seconds * (self._total - record.update) / max(record.update - self._first, 1)
-                total, left = f"/{self._total}", f"  {_clock(remaining)} left"
-            self._print(f"update {record.update}{total}  {numbers}{left}")
+            # at this call's pace: how long a resumed run took before was not measured
+            remaining = seconds * (fit.total - record.update) / max(record.update - fit.first, 1)
+            self._print(f"update {record.update}/{fit.total}  {numbers}  {_clock(remaining)} left")
 
     def _end(self) -> None:
         """Show the last update, and give the terminal back."""
-        if self._unshown is not None:
-            self._show(self._unshown)
+        if self._fit.unshown is not None:
+            self._show(self._fit.unshown)
         if self._task is not None:
             self._bar.stop()
             self._bar.remove_task(self._task)
             self._task = None
 
     def _print(self, line: str) -> None:
-        """A line as it is: not cut at the width of a terminal that is none, and no brackets taken for markup."""
+        """Print a line as it is: not cut at some width, and no brackets taken for markup."""
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     @staticmethod
@@ -121,10 +133,10 @@ class ProgressBar:
 
 
 def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds: `0:01:05`.
+    """Write a duration in hours, minutes and seconds.
 
     >>> _clock(65.4)
     '0:01:05'
     """
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Mapping
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -33,13 +33,13 @@ from multibackend.events import (
     WindowSkipped,
 )
 
-__all__ = ["ScalarLog", "import_extra"]
+__all__ = ["ScalarLog", "describe_run", "import_extra"]
 
-_SECONDS_PER_SPEED = 1.0
+_SECONDS_PER_SPEED = 1.0  # results arrive in bunches: over less, the speed would jump
 
 
 def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
-    """A package that is installed only where it was asked for; raises `PackageNotInstalledError`."""
+    """Import a package of an extra; raises `PackageNotInstalledError` where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -47,6 +47,11 @@ def import_extra(module: str, extra: str, *, by: str = "this listener") -> Modul
             f"the package {module.partition('.')[0]!r} is not installed, which {by} needs; run: "
             f"pip install 'multibackend[{extra}]'"
         ) from error
+
+
+def describe_run(event: FitStarted) -> dict[str, str]:
+    """Say what a run's service may be asked to sort or group runs by."""
+    return {"backend": event.backend, "device": event.device, "execution": event.execution}
 
 
 class ScalarLog:
@@ -65,49 +70,53 @@ class ScalarLog:
         problems.raise_if_any()
         self._every = int(every)
         self.failed = False
-        self._examples, self._since, self._skipped, self._update = 0, time.perf_counter(), 0, 0
+        self._examples = 0  # since the last speed
+        self._since = time.perf_counter()
+        self._skipped = 0
+        self._update = 0
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
         """Keep numbers of an update."""
         raise NotImplementedError(f"{type(self).__name__} must say where numbers go")
 
     def begin(self, event: FitStarted) -> None:
-        """A call of `fit` begins; the first one, or a later one that goes on."""
+        """Take note that a call of `fit` begins; the first one, or a later one that goes on."""
 
     def flush(self) -> None:
         """Make sure that what was written can be read."""
 
     def close(self) -> None:
-        """The run is over; nothing is written any more."""
+        """End the run; nothing is written any more."""
         self.flush()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __call__(self, event: Event) -> None:
         match event:
             case FitStarted(update=update):
-                self._examples, self._since, self._update = 0, time.perf_counter(), update
+                # the time between two calls of `fit` would count as slowness
+                self._examples = 0
+                self._since = time.perf_counter()
+                self._update = update
                 self.failed = False
                 self.begin(event)
             case UpdateFinished(record=record):
                 self._enter(record)
             case WindowSkipped(skipped=skipped):
                 self._skipped += 1
+                # the update that it would have made is made by a later window, or never
                 self.write(skipped.update - 1, {"train/skipped_windows": self._skipped})
             case EvaluationFinished(update=update, metrics=metrics, ema=ema):
                 group = "evaluation_ema" if ema else "evaluation"
-                scalars = {name: value for name, value in metrics.items() if np.ndim(value) == 0}
-                self.write(update, {f"{group}/{name}": float(value) for name, value in scalars.items()})
+                self.write(update, {f"{group}/{name}": float(v) for name, v in metrics.items() if np.ndim(v) == 0})
                 self.flush()
             case FitFinished() | FitFailed():
                 self.failed = isinstance(event, FitFailed)
-                if self._examples:
+                if self._examples:  # of the last, unfinished second: all there are of a short run
                     self.write(self._update, self._speed())
                 self.flush()
             case _:
@@ -125,8 +134,9 @@ class ScalarLog:
             self.write(record.update, numbers)
 
     def _speed(self) -> dict[str, Any]:
-        """Examples per second since it was last asked for."""
+        """Compute the examples per second since the last call."""
         now = time.perf_counter()
         speed = self._examples / max(now - self._since, 1e-9)
-        self._examples, self._since = 0, now
+        self._examples = 0
+        self._since = now
         return {"train/examples_per_second": speed}

@@ -14,17 +14,18 @@ from multibackend.loggers.scalars import ScalarLog, import_extra
 
 __all__ = ["TensorBoardLog"]
 
-
 _SECONDS_BETWEEN_FLUSHES = 5
 
 
 class TensorBoardLog(ScalarLog):
-    """A listener that writes the numbers of `multibackend.loggers.scalars` to event files in a directory.
+    """A listener that writes the numbers of `scalars` to event files in a directory.
 
-    A thread of tensorboardX writes them, some seconds late; `close()`, or the end of the process, writes the rest.
+    A thread of tensorboardX writes them, some seconds late; `close()`, or the end of the process,
+    writes the rest.
 
     Args:
-        directory: of the event files; created if need be. `tensorboard --logdir DIRECTORY` shows them.
+        directory: of the event files; created if need be. `tensorboard --logdir DIRECTORY` shows
+            them.
         every: write the numbers of every so many updates only; evaluations are always written.
 
     Raises:

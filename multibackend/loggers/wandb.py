@@ -10,21 +10,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from multibackend.events import FitStarted
-from multibackend.loggers.scalars import ScalarLog, import_extra
+from multibackend.loggers.scalars import ScalarLog, describe_run, import_extra
 
 __all__ = ["WandbLog"]
 
 
 class WandbLog(ScalarLog):
-    """A listener that logs the numbers of `multibackend.loggers.scalars` to a run, which begins with the first `fit`.
+    """A listener that logs the numbers of `scalars` to a run, which begins with the first `fit`.
 
-    The run's config names backend, device and execution beside what `config` gives. `close()` finishes the run, as
-    failed where the last `fit` failed; where it is not called, wandb does so as the process ends.
+    The run's config names backend, device and execution beside what `config` gives. `close()`
+    finishes the run, as failed where the last `fit` failed; where it is not called, wandb does so
+    as the process ends.
 
     Args:
         config: of the run.
         every: log the numbers of every so many updates only; evaluations are always logged.
-        options: for `wandb.init`, for example `project=`, `name=` (the experiment's unless given), `mode="offline"`.
+        options: for `wandb.init`, for example `project=`, `name=` (the experiment's unless given),
+            `mode="offline"`.
 
     Raises:
         PackageNotInstalledError: wandb is not installed.
@@ -34,14 +36,14 @@ class WandbLog(ScalarLog):
     def __init__(self, *, config: Mapping[str, Any] | None = None, every: int = 1, **options: Any) -> None:
         super().__init__(every=every)
         self._wandb = import_extra("wandb", "wandb")
-        self._config, self._options = dict(config or {}), options
+        self._config = dict(config or {})
+        self._options = options
         self._run: Any = None
 
     def begin(self, event: FitStarted) -> None:
         if self._run is None:
-            about = {"backend": event.backend, "device": event.device, "execution": event.execution}
-            options = {"name": event.experiment, **self._options}
-            self._run = self._wandb.init(config={**about, **self._config}, **options)
+            options = {"name": event.experiment, **self._options}  # the user's come last
+            self._run = self._wandb.init(config=describe_run(event) | self._config, **options)
 
     def write(self, update: int, numbers: Mapping[str, float]) -> None:
         if self._run is not None:  # an evaluation before the first fit belongs to no run

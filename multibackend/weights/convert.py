@@ -1,8 +1,7 @@
-"""Weights of one framework's model as weights of another's: matched, converted, and checked by running both."""
+"""Weights of one framework's model as another's: matched, converted, checked by running both."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from multibackend.core.validation import Problems
-from multibackend.errors import CapabilityError, DataError, ParameterMatchError
+from multibackend.core.arrays import Arrays
+from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
 from multibackend.metrics import Metric
@@ -22,11 +20,13 @@ from multibackend.protocol import NativeArrays, WeightsReader
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
+from multibackend.weights.files import write_arrays
 
 __all__ = ["Conversion", "convert_weights"]
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounds at 6e-8, and a deep network amplifies it
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_SMALLEST_OUTPUT = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Conversion:
 
     Attributes:
         matching: from the source's arrays to the target's.
-        difference: the largest |a - b| of the two models' outputs on a micro-batch, each with its own weights, over the
-            largest output; of their losses where the outputs are not one array.
+        difference: the largest |a - b| of the two models' outputs on a micro-batch, each with its
+            own weights, over the largest output; of their losses where the outputs are not one
+            array.
         outputs: how many numbers were compared.
         arrays: how many were written.
     """
@@ -57,14 +58,16 @@ def convert_weights(
 ) -> Conversion:
     """Write the weights of one backend's model as another's, in the target's own names and layouts.
 
-    The file that is written is what the target framework's users expect: for torch a `state_dict` in safetensors
-    (`load_state_dict(safetensors.torch.load_file(FILE))`), for Flax the arrays by their dotted path, kernels [in, out]
+    The file that is written is what the target framework's users expect: for torch a `state_dict`
+    in safetensors (`load_state_dict(safetensors.torch.load_file(FILE))`), for Flax the arrays by
+    their dotted path, kernels [in, out]
     (`flax.traverse_util.unflatten_dict(safetensors.flax.load_file(FILE), sep=".")`).
 
     Args:
-        experiment: has a builder for both backends; its data serve to match and to check the models.
-        weights: a safetensors file in the source's own names and layouts; or a torch pickle, read with torch's
-            weights-only loader.
+        experiment: has a builder for both backends; its data serve to match and to check the
+            models.
+        weights: a safetensors file in the source's own names and layouts; or a torch pickle, read
+            with torch's weights-only loader.
         output: where to write.
         source, target: backends.
 
@@ -76,25 +79,26 @@ def convert_weights(
     >>> convert_weights(experiment, "torch.safetensors", "flax.safetensors").difference   # doctest: +SKIP
     2.1e-07
     """
-    problems = Problems("convert")
     if source == target:
-        problems.add(f"source and target must be two backends, both are {source!r}")
-    problems.raise_if_any()
+        raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
+    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average
     experiment = experiment.replace(dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False)
+    # a trainer for the shape alone: the metric needs it, and it is known once the model is built
     shape = Trainer(experiment, source).program.info.output_shape
     if shape is not None:
         experiment = experiment.replace(metrics=(_Outputs(name="outputs", size=shape),))
-    trainers = Trainer(experiment, source), Trainer(experiment, target)
-    _load(trainers[0], _read(Path(weights), source))
-    matching = start_alike(*trainers)
+    source_trainer = Trainer(experiment, source)
+    target_trainer = Trainer(experiment, target)
+    _load(source_trainer, _read(Path(weights), source))
+    matching = start_alike(source_trainer, target_trainer)
     example = Feed(experiment).example()
-    answers = [_outputs(trainer, example) for trainer in trainers]
-    gap, size = np.abs(answers[0] - answers[1]).max(initial=0.0), np.abs(answers[0]).max(initial=0.0)
-    snapshot = trainers[1].snapshot()
-    written = _native(trainers[1]).to_native({**snapshot.model_state, **snapshot.parameters})
-    _write(Path(output), written)
-    difference = float(gap / max(size, np.finfo(np.float32).tiny)) if np.isfinite(gap) else float("inf")
-    return Conversion(matching, difference, answers[0].size, len(written))
+    reference = _outputs(source_trainer, example)
+    difference = _difference(reference, _outputs(target_trainer, example))
+    snapshot = target_trainer.snapshot()
+    arrays = _native(target_trainer).to_native({**snapshot.model_state, **snapshot.parameters})
+    # written whatever the difference is: the caller decides, and may look into the file
+    write_arrays(Path(output), arrays, {"format": "pt"})
+    return Conversion(matching, difference, reference.size, len(arrays))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +112,24 @@ class _Outputs(Metric):
         return self.size
 
     def sums(self, xp: Any, outputs: Any, batch: Mapping[str, Any]) -> tuple[Any, Any]:
-        return outputs, xp.sum(outputs) * 0 + 1
+        return outputs, xp.sum(outputs) * 0 + 1  # the weight 1, on the device of the outputs
 
     def result(self, total: Any, weight: float) -> Any:
         return total
 
 
 def _outputs(trainer: Trainer, example: Mapping[str, np.ndarray]) -> np.ndarray:
-    size = len(next(iter(example.values())))
-    found = trainer.evaluate(dict(example), batch_size=size)
-    return np.atleast_1d(np.asarray(found.get("outputs", found["loss"]), np.float64))
+    examples = len(next(iter(example.values())))
+    metrics = trainer.evaluate(dict(example), batch_size=examples)  # all in one batch
+    return np.atleast_1d(np.asarray(metrics.get("outputs", metrics["loss"]), np.float64))
+
+
+def _difference(reference: np.ndarray, outputs: np.ndarray) -> float:
+    """Return max|a - b| / max|a|, infinite where that is no number."""
+    gap = np.abs(reference - outputs).max(initial=0.0)
+    if not np.isfinite(gap):
+        return float("inf")
+    return float(gap / max(np.abs(reference).max(initial=0.0), _SMALLEST_OUTPUT))
 
 
 def _native(trainer: Trainer) -> NativeArrays:
@@ -127,28 +139,23 @@ def _native(trainer: Trainer) -> NativeArrays:
     return native
 
 
-def _load(trainer: Trainer, arrays: Mapping[str, np.ndarray]) -> None:
-    own = trainer.snapshot()
-    given = _native(trainer).to_canonical(arrays)
-    unknown = [name for name in given if name not in own.parameters and name not in own.model_state]
-    missing = [name for name in own.parameters if name not in given]
-    wrong = [
-        f"{name}: shape {given[name].shape} given, {array.shape} needed"
-        for name, array in {**own.model_state, **own.parameters}.items()
-        if name in given and given[name].shape != array.shape
-    ]
-    lines = [*(f"missing: {name}" for name in missing), *(f"unknown: {name}" for name in unknown), *wrong]
-    if lines:
-        raise ParameterMatchError(
-            f"the weights do not fit the {trainer.backend} model:" + "".join(f"\n  - {line}" for line in lines)
-        )
-    trainer.restore(
-        replace(
-            own,
-            parameters={name: given[name].astype(array.dtype) for name, array in own.parameters.items()},
-            model_state={n: given[n].astype(a.dtype) if n in given else a for n, a in own.model_state.items()},
-        )
-    )
+def _load(trainer: Trainer, arrays: Arrays) -> None:
+    """Give a trainer the weights of a file in its backend's own names; all mismatches are told."""
+    snapshot = trainer.snapshot()
+    needed = {**snapshot.model_state, **snapshot.parameters}
+    weights = _native(trainer).to_canonical(arrays)
+    # model state may be missing, since some files keep parameters only
+    problems = [f"missing: {name}" for name in snapshot.parameters if name not in weights]
+    problems += [f"unknown: {name}" for name in weights if name not in needed]
+    for name, array in needed.items():
+        if name in weights and weights[name].shape != array.shape:
+            problems.append(f"{name}: shape {weights[name].shape} given, {array.shape} needed")
+    if problems:
+        listed = "".join(f"\n  - {problem}" for problem in problems)
+        raise ParameterMatchError(f"the weights do not fit the {trainer.backend} model:{listed}")
+    parameters = {name: weights[name].astype(array.dtype) for name, array in snapshot.parameters.items()}
+    state = {name: weights.get(name, array).astype(array.dtype) for name, array in snapshot.model_state.items()}
+    trainer.restore(replace(snapshot, parameters=parameters, model_state=state))
 
 
 def _read(path: Path, source: str) -> dict[str, np.ndarray]:
@@ -158,17 +165,9 @@ def _read(path: Path, source: str) -> dict[str, np.ndarray]:
         backend = load_backend(source)
         if not isinstance(backend, WeightsReader):
             raise CapabilityError(f"the backend {source!r} reads no {path.suffix} files; convert them to safetensors")
-        return backend.read_weights(path)
+        return backend.read_weights(path)  # numpy cannot read these, only their framework
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError) as error:  # a TypeError: numpy has no bfloat16
         raise DataError(f"{str(path)!r} cannot be read as safetensors: {error}") from error
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({n: np.array(a, order="C") for n, a in arrays.items()}, temporary, metadata={"format": "pt"})
-    temporary.replace(path)

@@ -1,7 +1,7 @@
 """The weights of a run in one safetensors file, by canonical name: parameters and model state.
 
-The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(..., strict=False)`,
-and into either backend here.
+The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(...,
+strict=False)`, and into either backend here.
 """
 
 from __future__ import annotations
@@ -21,19 +21,15 @@ from multibackend.protocol import Snapshot
 from multibackend.training.saving.restore import open_run
 from multibackend.training.trainer import Trainer
 
-__all__ = ["load_checkpoint", "load_weights", "save_weights"]
+__all__ = ["load_checkpoint", "load_weights", "save_weights", "write_arrays"]
 
 
 def save_weights(snapshot: Snapshot, path: str | Path) -> None:
     """Write parameters and model state; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    arrays = {**snapshot.model_state, **snapshot.parameters}
-    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    # by canonical name one list serves torch's `load_state_dict`; which of them are parameters is
+    # told beside it
     metadata = {"format": "multibackend-weights-1", "parameters": json.dumps(sorted(snapshot.parameters))}
-    save_file(arrays, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_arrays(Path(path), {**snapshot.model_state, **snapshot.parameters}, metadata)
 
 
 def load_weights(trainer: Trainer, path: str | Path) -> None:
@@ -43,7 +39,8 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         DataError: the file is not there, or is no weights file.
         ParameterMatchError: its parameters and the model's do not pair up.
     """
-    _put(trainer, *_read(Path(path)))
+    parameters, model_state = _read(Path(path))
+    _restore(trainer, parameters, model_state)
 
 
 def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
@@ -54,22 +51,36 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
         ParameterMatchError: its parameters and the model's do not pair up.
     """
     snapshot = open_run(path).snapshot
-    _put(trainer, snapshot.parameters, snapshot.model_state)
+    _restore(trainer, snapshot.parameters, snapshot.model_state)
 
 
-def _put(trainer: Trainer, parameters: Arrays, state: Arrays) -> None:
-    arrays, model = {**state, **parameters}, trainer.experiment.model
-    trainer.restore(with_arrays(trainer.snapshot(), arrays, model, trainer.program, parameters))
+def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """Write a safetensors file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # safetensors writes an array's memory as it lies: a transposed one would come back as another
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    save_file(contiguous, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+def _restore(trainer: Trainer, parameters: Arrays, model_state: Arrays) -> None:
+    arrays = {**model_state, **parameters}
+    snapshot = with_arrays(trainer.snapshot(), arrays, trainer.experiment.model, trainer.program, parameters)
+    trainer.restore(snapshot)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Read (parameters, model state) of a weights file."""
     if not path.is_file():
         raise DataError(f"there are no weights at {str(path)!r}; `multibackend train --run-dir DIR` writes them")
     try:
         with safe_open(path, framework="numpy") as file:
-            names = set(json.loads((file.metadata() or {}).get("parameters", "[]")))
+            metadata = file.metadata() or {}
+            names = set(json.loads(metadata.get("parameters", "[]")))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{str(path)!r} is no weights file: {error}") from error
     parameters = {name: array for name, array in arrays.items() if name in names}
-    return parameters, {name: array for name, array in arrays.items() if name not in names}
+    model_state = {name: array for name, array in arrays.items() if name not in names}
+    return parameters, model_state

@@ -11,7 +11,7 @@ from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.testing import Variant, assert_arrays_match, assert_bit_identical
 from multibackend.testing.conformance.problems import START, regression
 from multibackend.testing.tolerances import FEW_UPDATES_FLOAT32, FORMULA, ONE_WINDOW, tolerance_for
-from multibackend.weights.files import load_weights, save_weights
+from multibackend.weights import load_weights, save_weights
 
 ADAMW = mb.optimizers.AdamW(learning_rate=mb.schedules.WarmupCosine(peak=0.05, warmup=10, total=120))
 

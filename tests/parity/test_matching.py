@@ -13,7 +13,7 @@ from support.twin_models import LAYERS, TWINS, WIDTH, NnxPort, TorchLayers
 
 import multibackend as mb
 from multibackend.errors import DataError, ParameterMatchError
-from multibackend.weights.convert import convert_weights
+from multibackend.weights import convert_weights
 
 
 def experiment(torch: Any, jax: Any, **more: Any) -> mb.Experiment:
