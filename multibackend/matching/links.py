@@ -137,7 +137,11 @@ class Link:
 
     def to_other(self, array: np.ndarray) -> np.ndarray:
         """The piece of the other that this link makes from the reference's whole array."""
-        return self.rearrangement(array if self.reference_part is None else self.reference_part.take(array))
+        return self.rearrangement(self.of_reference(array))
+
+    def of_reference(self, array: np.ndarray) -> np.ndarray:
+        """The piece of the reference's whole array that this link is about."""
+        return array if self.reference_part is None else self.reference_part.take(array)
 
     def of_other(self, array: np.ndarray) -> np.ndarray:
         """The piece of the other's whole array that this link is about."""

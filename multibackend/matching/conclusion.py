@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from multibackend.errors import ParameterMatchError
 from multibackend.matching.links import Link, Matching
-from multibackend.matching.propose import Transform, propose
+from multibackend.matching.by_names import Transform, propose
 from multibackend.matching.sides import Proposal, Side
 from multibackend.matching.stacks import unstack
 
