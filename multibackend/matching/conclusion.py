@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 
 from multibackend.errors import ParameterMatchError
-from multibackend.matching.links import Link, Matching
 from multibackend.matching.by_names import Transform, propose
+from multibackend.matching.links import Link, Matching
 from multibackend.matching.sides import Proposal, Side
 from multibackend.matching.stacks import unstack
 
 __all__ = ["finish", "match_parameters"]
 
-STATE = "model state that the other model does not keep"
-IDLE = "its gradient is exactly 0: it takes no part, and the other model has none such"
+_STATE = "model state that the other model does not keep"
+_IDLE = "its gradient is exactly 0: it takes no part, and the other model has none such"
 _REMEDY = (
     "\nGive both models the same names, pass rename={name: name in the reference} or transform={name: axes} to Model, "
     "or Model(matching=FILE) with a matching that `compare` saved"
@@ -40,29 +40,49 @@ def finish(
     Raises:
         ParameterMatchError: a parameter has no partner; names the nearest candidates and their shapes.
     """
-    linked = {link.reference for link in more}, {link.other for link in more}
-    only: tuple[dict[str, str], dict[str, str]] = ({}, {})
-    lines = []
-    sides = (reference, other), (proposal.reference_left, proposal.other_left)
-    for index, (side, names) in enumerate(zip(*sides, strict=True)):
-        for name in names:
-            if name in linked[index]:
-                continue
-            if name not in side.parameters:
-                only[index][name] = STATE
-            elif name in idle[index]:
-                only[index][name] = IDLE
-            else:
-                there = sides[0][1 - index]
-                ends = f"{name} {tuple(side.shapes[name])}" + (
-                    " of the reference is left over" if index == 0 else " has no partner"
-                )
-                lines.append(ends + _nearest(name, there, sides[1][1 - index]))
-    if lines:
+    linked = {link.reference for link in more}
+    other_linked = {link.other for link in more}
+    left = [name for name in proposal.reference_left if name not in linked]
+    other_left = [name for name in proposal.other_left if name not in other_linked]
+    reference_only = _reasons(left, reference, idle[0])
+    other_only = _reasons(other_left, other, idle[1])
+    problems = []
+    for name in left:
+        if name not in reference_only:
+            nearest = _nearest(name, other, proposal.other_left)
+            problems.append(f"{name} {tuple(reference.shapes[name])} of the reference is left over{nearest}")
+    for name in other_left:
+        if name not in other_only:
+            nearest = _nearest(name, reference, proposal.reference_left)
+            problems.append(f"{name} {tuple(other.shapes[name])} has no partner{nearest}")
+    if problems:
         raise ParameterMatchError(
-            "the parameters of the two models do not pair up:" + "".join(f"\n  - {line}" for line in lines) + _REMEDY
+            "the parameters of the two models do not pair up:" + "".join(f"\n  - {x}" for x in problems) + _REMEDY
         )
-    return Matching((*proposal.links(reference, other), *more), *only)
+    return Matching((*proposal.links(reference, other), *more), reference_only, other_only)
+
+
+def _reasons(names: Sequence[str], side: Side, idle: Collection[str]) -> dict[str, str]:
+    """Return why arrays may go without a partner, of those that may."""
+    reasons = {}
+    for name in names:
+        if name not in side.parameters:
+            reasons[name] = _STATE
+        elif name in idle:
+            reasons[name] = _IDLE
+    return reasons
+
+
+def _nearest(name: str, partners: Side, left: Sequence[str]) -> str:
+    """Return the likeliest partners of a name in words, those without a partner first."""
+    free = [candidate for candidate in left if candidate in partners.parameters]
+    nearest = difflib.get_close_matches(name, free, n=2, cutoff=0.4)
+    if len(nearest) < 2:
+        taken = [candidate for candidate in partners.shapes if candidate not in left]
+        nearest += difflib.get_close_matches(name, taken, n=2 - len(nearest), cutoff=0.4)
+    if not nearest:
+        return ""
+    return f" (nearest: {', '.join(f'{candidate} {tuple(partners.shapes[candidate])}' for candidate in nearest)})"
 
 
 def match_parameters(
@@ -80,35 +100,33 @@ def match_parameters(
     >>> match_parameters(Side({"layers_0.kernel": (2, 3)}), Side({"h.0.weight": (3, 2)})).links[0].change
     'transposed'
     """
+    # each as the other's layers have it, so both before either is replaced
     reference, other = unstack(reference, other), unstack(other, reference)
     proposal = propose(reference, other, rename=rename, transform=transform)
+    # what has no partner is told first: it is the graver of the two, and often the reason for what is open
     matching = finish(proposal, reference, other)
-    lines = [
-        f"{pair.other} {tuple(other.shapes[pair.other])} could be {pair.reference} as it is or with its axes permuted"
-        for pair in proposal.pairs
-        if pair.open and pair.evidence != "name"
-    ]
-    lines += [f"{', '.join(found)} could be exchanged among each other" for found in proposal.sets]
-    lines += [
-        f"{', '.join(group.parts)} could be put together to {group.whole} in {len(group.ways)} ways"
-        for group in proposal.groups
-        if group.open
-    ]
-    if lines:
+    choices = _open_choices(proposal, other)
+    if choices:
         raise ParameterMatchError(
             "names and shapes leave open how the parameters pair up:"
-            + "".join(f"\n  - {line}" for line in lines)
+            + "".join(f"\n  - {choice}" for choice in choices)
             + "\n`compare` lets both models tell; save report.matching and give it as Model(matching=FILE)"
         )
     return matching
 
 
-def _nearest(name: str, there: Side, left: Sequence[str]) -> str:
-    """The likeliest partners of a name, those without a partner first."""
-    near = difflib.get_close_matches(name, [n for n in left if n in there.parameters], n=2, cutoff=0.4)
-    near += (
-        difflib.get_close_matches(name, [n for n in there.shapes if n not in left], n=2 - len(near), cutoff=0.4)
-        if len(near) < 2
-        else []
-    )
-    return f" (nearest: {', '.join(f'{n} {tuple(there.shapes[n])}' for n in near)})" if near else ""
+def _open_choices(proposal: Proposal, other: Side) -> list[str]:
+    """Return what names and shapes leave open, a sentence each."""
+    choices = []
+    for pair in proposal.pairs:
+        # Arrays of one name and shape are taken to be laid out alike where no run can tell.
+        if pair.open and pair.evidence != "name":
+            shape = tuple(other.shapes[pair.other])
+            choices.append(f"{pair.other} {shape} could be {pair.reference} as it is or with its axes permuted")
+    for members in proposal.sets:
+        choices.append(f"{', '.join(members)} could be exchanged among each other")
+    for group in proposal.groups:
+        if group.open:
+            parts = ", ".join(group.parts)
+            choices.append(f"{parts} could be put together to {group.whole} in {len(group.ways)} ways")
+    return choices
