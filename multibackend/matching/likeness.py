@@ -17,7 +17,7 @@ from multibackend.matching.words import (
     similarity_table,
 )
 
-__all__ = ["Likeness", "name_similarity"]
+__all__ = ["Likeness"]
 
 
 class Likeness:
@@ -46,7 +46,7 @@ class Likeness:
         other_is_trained = np.array([name in other.parameters for name in others])
         # role and place count up to 1 each; the rest counts less, for a user's own module may call its arrays what it
         # likes, and keep as state what the other model trains
-        self.score = name_similarity(readings, other_readings)
+        self.score = _name_similarity(readings, other_readings)
         self.score += similarity_table(_leaf_score, readings, other_readings)
         self.score += similarity_table(_kind_score, kinds, other_kinds)
         self.score -= 0.3 * (is_trained[:, None] != other_is_trained[None, :])
@@ -77,9 +77,9 @@ class Likeness:
         return np.abs(places[:, None] - other_places[None, :])
 
 
-def name_similarity(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
-    """How well the roles of names and their places in the structure agree: [names, others] in [0, 2]."""
-    # Roles are listed once each: a word counts by how few roles have it, however many layers repeat them.
+def _name_similarity(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
+    """Return how well roles and places in the structure agree: [names, others] in [0, 2]."""
+    # once each: a word counts by how few roles have it, however many layers repeat them
     roles = list(dict.fromkeys(name.role for name in names))
     other_roles = list(dict.fromkeys(name.role for name in others))
     rows = [roles.index(name.role) for name in names]
