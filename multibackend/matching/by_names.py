@@ -89,9 +89,8 @@ def _check_forced(reference: Side, other: Side, forced: Mapping[str, str], trans
         if name not in transform and not changes_between(reference, other, partner, name):
             shape = tuple(other.shapes[name])
             problems.append(f"{name} {shape} and {partner} {tuple(reference.shapes[partner])} differ in shape")
-    for name in transform:
-        if name not in other.shapes:
-            problems.append(f"transform names {name}, which is no array of the other model")
+    unknown = [name for name in transform if name not in other.shapes]
+    problems += [f"transform names {name}, which is no array of the other model" for name in unknown]
     if problems:
         raise ParameterMatchError("rename and transform do not fit:" + "".join(f"\n  - {line}" for line in problems))
 

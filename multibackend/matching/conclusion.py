@@ -100,8 +100,9 @@ def match_parameters(
     >>> match_parameters(Side({"layers_0.kernel": (2, 3)}), Side({"h.0.weight": (3, 2)})).links[0].change
     'transposed'
     """
-    # each as the other's layers have it, so both before either is replaced
-    reference, other = unstack(reference, other), unstack(other, reference)
+    whole_reference = reference
+    reference = unstack(reference, other)
+    other = unstack(other, whole_reference)
     proposal = propose(reference, other, rename=rename, transform=transform)
     # what has no partner is told first: it is the graver of the two, and often the reason for what is open
     matching = finish(proposal, reference, other)
@@ -123,8 +124,7 @@ def _open_choices(proposal: Proposal, other: Side) -> list[str]:
         if pair.open and pair.evidence != "name":
             shape = tuple(other.shapes[pair.other])
             choices.append(f"{pair.other} {shape} could be {pair.reference} as it is or with its axes permuted")
-    for members in proposal.sets:
-        choices.append(f"{', '.join(members)} could be exchanged among each other")
+    choices += [f"{', '.join(members)} could be exchanged among each other" for members in proposal.sets]
     for group in proposal.groups:
         if group.open:
             parts = ", ".join(group.parts)

@@ -13,16 +13,7 @@ import numpy as np
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Link, Part, Rearrangement
 from multibackend.matching.sides import Group, Side
-from multibackend.matching.words import (
-    LEAVES,
-    Name,
-    index_similarity,
-    leaf_of,
-    module_of,
-    read_names,
-    role_similarity,
-    similarity_table,
-)
+from multibackend.matching.words import LEAVES, Name, by_place, by_role, leaf_of, module_of, read_names
 
 __all__ = ["find_groups"]
 
@@ -97,10 +88,11 @@ def _likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
     """Return how alike wholes and families are, by name alone: [texts, others]."""
     names = read_names(texts)
     other_names = read_names(others)
-    by_role = role_similarity([name.role for name in names], [name.role for name in other_names])
-    by_place = similarity_table(index_similarity, [n.places for n in names], [n.places for n in other_names])
-    by_leaf = similarity_table(lambda name, other: 0.5 * (name.leaf == other.leaf), names, other_names)
-    return by_role + by_place + by_leaf
+    likeness = by_role([name.role for name in names], [name.role for name in other_names])
+    likeness = likeness + by_place(names, other_names)
+    leaves = np.array([name.leaf for name in names])
+    other_leaves = np.array([name.leaf for name in other_names])
+    return likeness + 0.5 * (leaves[:, None] == other_leaves[None, :])
 
 
 def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:

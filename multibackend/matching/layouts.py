@@ -38,10 +38,8 @@ def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[
 
 def _orders(axes: list[int], target: list[int]) -> list[tuple[int, ...]]:
     """Return the permutations of `axes` whose neighbours join into `target`."""
-    if len(axes) > _MOST_AXES:
-        orders = [tuple(range(len(axes)))]
-    else:
-        orders = list(itertools.permutations(range(len(axes))))
+    as_it_is = tuple(range(len(axes)))
+    orders = itertools.permutations(as_it_is) if len(axes) <= _MOST_AXES else [as_it_is]
     return [order for order in orders if _joins(order, axes, target)]
 
 

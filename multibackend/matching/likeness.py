@@ -1,4 +1,4 @@
-"""How alike any two arrays of two models are, from their names, places, kinds and order."""
+"""How alike any two arrays of two models are, from their names, their places and the kinds of their layers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from multibackend.matching.sides import CANONICAL, Side
-from multibackend.matching.words import (
-    LEAVES,
-    Name,
-    index_similarity,
-    module_of,
-    read_names,
-    role_similarity,
-    similarity_table,
-)
+from multibackend.matching.words import LEAVES, Name, by_place, by_role, module_of, pairwise, read_names
 
 __all__ = ["Likeness"]
 
@@ -24,7 +16,7 @@ class Likeness:
     """How alike any two arrays of two models are, without running them.
 
     Attributes:
-        names, others: the arrays of the reference, as rows, and of the other model, as columns.
+        names, others: the arrays of the reference, as rows, and of the other model, as columns, as they were given.
         score: [rows, columns], the larger the more alike; a few units at most.
     """
 
@@ -35,9 +27,6 @@ class Likeness:
         self.others = list(others)
         self._row_modules = [module_of(name) for name in names]
         self._column_modules = [module_of(texts[name]) for name in others]
-        self._row_positions = _positions(names, reference)
-        self._column_positions = _positions(others, other)
-        self._is_ordered = reference.ordered and other.ordered
         readings = read_names(self.names)
         other_readings = read_names([texts[name] for name in others])
         kinds = [reference.kind(name) for name in names]
@@ -46,9 +35,9 @@ class Likeness:
         other_is_trained = np.array([name in other.parameters for name in others])
         # role and place count up to 1 each; the rest counts less, for a user's own module may call its arrays what it
         # likes, and keep as state what the other model trains
-        self.score = _name_similarity(readings, other_readings)
-        self.score += similarity_table(_leaf_score, readings, other_readings)
-        self.score += similarity_table(_kind_score, kinds, other_kinds)
+        self.score = _by_distinct_role(readings, other_readings) + by_place(readings, other_readings)
+        self.score += pairwise(_leaf_score, readings, other_readings)
+        self.score += pairwise(_kind_score, kinds, other_kinds)
         self.score -= 0.3 * (is_trained[:, None] != other_is_trained[None, :])
 
     def votes(self, pairs: np.ndarray) -> np.ndarray:
@@ -68,25 +57,14 @@ class Likeness:
             column_modules = [module_of(module) for module in column_modules]
         return bonus
 
-    def disorder(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return [rows, columns] in [0, 1]: how far apart they stand in the orders of definition, if both are known."""
-        if not self._is_ordered:
-            return np.zeros((len(rows), len(columns)))
-        places = _relative_ranks(self._row_positions[rows])
-        other_places = _relative_ranks(self._column_positions[columns])
-        return np.abs(places[:, None] - other_places[None, :])
 
-
-def _name_similarity(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
-    """Return how well roles and places in the structure agree: [names, others] in [0, 2]."""
-    # once each: a word counts by how few roles have it, however many layers repeat them
+def _by_distinct_role(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
+    """Compare roles, each listed once: a word counts by how few roles have it, however many layers repeat them."""
     roles = list(dict.fromkeys(name.role for name in names))
     other_roles = list(dict.fromkeys(name.role for name in others))
     rows = [roles.index(name.role) for name in names]
     columns = [other_roles.index(name.role) for name in others]
-    by_role = role_similarity(roles, other_roles)[np.ix_(rows, columns)]
-    by_place = similarity_table(index_similarity, [name.places for name in names], [name.places for name in others])
-    return by_role + by_place
+    return by_role(roles, other_roles)[np.ix_(rows, columns)]
 
 
 def _leaf_score(name: Name, other: Name) -> float:
@@ -103,15 +81,3 @@ def _kind_score(kind: str, other: str) -> float:
     if "" in (kind, other) or CANONICAL in (kind, other):
         return 0.0
     return 0.3 if kind == other else -0.5
-
-
-def _positions(names: Sequence[str], side: Side) -> np.ndarray:
-    """Return the position of each name in the order of definition."""
-    order = {name: position for position, name in enumerate(side.shapes)}
-    return np.array([order[name] for name in names], float)
-
-
-def _relative_ranks(positions: np.ndarray) -> np.ndarray:
-    """Return the rank of each position among all, from 0 for the first to 1 for the last."""
-    ranks = np.argsort(np.argsort(positions))
-    return ranks / max(len(positions) - 1, 1)

@@ -291,9 +291,8 @@ class Matching:
             *_left_over("reference", reference, {*dict(links), *self.reference_only}),
             *_left_over("other model", other, {*dict(other_links), *self.other_only}),
         ]
-        for link in self.links:
-            if not _is_sound(link):
-                problems.append(f"{link.other}: the link's shapes do not fit each other")
+        unsound = [link.other for link in self.links if not _is_sound(link)]
+        problems += [f"{name}: the link's shapes do not fit each other" for name in unsound]
         if problems:
             raise ParameterMatchError(
                 "the matching does not fit the models:" + "".join(f"\n  - {problem}" for problem in problems)
@@ -337,19 +336,12 @@ def _read_link(entry: Mapping[str, Any]) -> Link:
         other=str(entry["other"]),
         rearrangement=Rearrangement(**_fields(entry["rearrangement"])),
         reference_shape=tuple(entry["reference_shape"]),
-        reference_part=_read_part(entry["reference_part"]),
-        other_part=_read_part(entry["other_part"]),
+        reference_part=None if entry["reference_part"] is None else Part(**_fields(entry["reference_part"])),
+        other_part=None if entry["other_part"] is None else Part(**_fields(entry["other_part"])),
         evidence=str(entry["evidence"]),
     )
 
 
-def _read_part(entry: Mapping[str, Any] | None) -> Part | None:
-    return None if entry is None else Part(**_fields(entry))
-
-
 def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return numbers, and lists of them as tuples, because JSON knows no tuples."""
-    fields: dict[str, Any] = {}
-    for name, value in entry.items():
-        fields[name] = tuple(int(number) for number in value) if isinstance(value, list) else int(value)
-    return fields
+    return {name: tuple(map(int, value)) if isinstance(value, list) else int(value) for name, value in entry.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from multibackend.matching.layouts import rearrangements
 from multibackend.matching.likeness import Likeness
 from multibackend.matching.links import Rearrangement
 from multibackend.matching.sides import CANONICAL, Pair, Side
-from multibackend.matching.words import read_names
+from multibackend.matching.words import pairwise, read_names
 
 __all__ = ["changes_between", "equal_names", "make_pair", "pair_by_likeness"]
 
@@ -31,11 +31,13 @@ class _Block:
     Attributes:
         rows, columns: the arrays of the reference and of the other model, as indices into a `Likeness`.
         allowed: [rows, columns], whether shapes and layers let the one become the other.
+        disorder: [rows, columns], what it costs to stand elsewhere in the order of definition.
     """
 
     rows: np.ndarray
     columns: np.ndarray
     allowed: np.ndarray
+    disorder: np.ndarray
 
     def cost(self, total: np.ndarray) -> np.ndarray:
         """Return this block's part of a cost that is known for all arrays."""
@@ -100,59 +102,65 @@ def pair_by_likeness(
     arrays of a module that were guessed support each other, right or wrong.
     """
     blocks = _blocks(reference, other, likeness, fixed)
-    fixed_pairs = _indices(likeness, fixed)
+    rows = [likeness.names.index(name) for name in fixed.values()]
+    columns = [likeness.others.index(partner) for partner in fixed]
+    fixed_pairs = np.array([rows, columns], int).T
     pairs = fixed_pairs
     for attempt in range(_ROUNDS):
         cost = -likeness.score
         if len(pairs):
             cost = cost - likeness.votes(pairs)
-        assigned = [_assigned(cost, block, likeness) for block in blocks]
+        assigned = [_assigned(cost, block) for block in blocks]
         before = pairs
         pairs = np.concatenate([fixed_pairs, *assigned])
         if attempt and np.array_equal(pairs, before):
             break
     partners = dict(pairs.tolist())
-    uncertain: list[tuple[str, ...]] = []
+    uncertain = []
     for block in blocks:
-        sets = _uncertain(-likeness.score, block, partners)
-        uncertain += [tuple(likeness.names[row] for row in rows) for rows in sets]
+        for members in _uncertain(-likeness.score, block, partners):
+            uncertain.append(tuple(likeness.names[row] for row in members))
     return {likeness.others[column]: likeness.names[row] for row, column in partners.items()}, uncertain
-
-
-def _indices(likeness: Likeness, fixed: Mapping[str, str]) -> np.ndarray:
-    """Return pairs of names as rows and columns of a likeness: [pairs, 2]."""
-    rows = [likeness.names.index(name) for name in fixed.values()]
-    columns = [likeness.others.index(partner) for partner in fixed]
-    return np.array([rows, columns], int).T
 
 
 def _blocks(reference: Side, other: Side, likeness: Likeness, fixed: Mapping[str, str]) -> list[_Block]:
     """Group the arrays that are not fixed by number of elements, which no change of layout alters."""
-    taken = set(fixed.values())
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row, name in enumerate(likeness.names):
-        if name not in taken:
-            rows[math.prod(reference.shapes[name])].append(row)
-    columns: dict[int, list[int]] = defaultdict(list)
-    for column, name in enumerate(likeness.others):
-        if name not in fixed:
-            columns[math.prod(other.shapes[name])].append(column)
+    rows = _by_size(reference, likeness.names, fixed.values())
+    columns = _by_size(other, likeness.others, fixed)
+
+    def is_possible(row: int, column: int) -> bool:
+        return bool(changes_between(reference, other, likeness.names[row], likeness.others[column]))
+
     blocks = []
     for size in sorted(rows.keys() & columns.keys()):
-        allowed = np.zeros((len(rows[size]), len(columns[size])), bool)
-        for i, j in np.ndindex(allowed.shape):
-            name = likeness.names[rows[size][i]]
-            partner = likeness.others[columns[size][j]]
-            allowed[i, j] = bool(changes_between(reference, other, name, partner))
-        blocks.append(_Block(np.array(rows[size]), np.array(columns[size]), allowed))
+        allowed = pairwise(is_possible, rows[size], columns[size]) > 0
+        # among equals the order of definition decides, too little to outvote names; that it did is told by the set of
+        # equals being reported as uncertain
+        disorder = np.zeros(allowed.shape)
+        if reference.ordered and other.ordered:
+            disorder = 0.05 * np.abs(_relative_ranks(rows[size])[:, None] - _relative_ranks(columns[size])[None, :])
+        blocks.append(_Block(np.array(rows[size]), np.array(columns[size]), allowed, disorder))
     return blocks
 
 
-def _assigned(cost: np.ndarray, block: _Block, likeness: Likeness) -> np.ndarray:
+def _by_size(side: Side, names: Iterable[str], fixed: Iterable[str]) -> dict[int, list[int]]:
+    """Return the indices of names that are not fixed, in their order, by number of elements."""
+    taken = set(fixed)
+    sizes: dict[int, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if name not in taken:
+            sizes[math.prod(side.shapes[name])].append(index)
+    return sizes
+
+
+def _relative_ranks(members: Sequence[int]) -> np.ndarray:
+    """Return the places of members that are in order, from 0 for the first to 1 for the last."""
+    return np.arange(len(members)) / max(len(members) - 1, 1)
+
+
+def _assigned(cost: np.ndarray, block: _Block) -> np.ndarray:
     """Return the pairs [n, 2] of a block's arrays that cost the least together."""
-    # among equals the order of definition decides, too little to outvote names; that it did is told by the set of
-    # equals being reported as uncertain
-    block_cost = block.cost(cost) + 0.05 * likeness.disorder(block.rows, block.columns)
+    block_cost = block.cost(cost) + block.disorder
     taken = assign(block_cost)
     possible = (taken >= 0) & (block_cost[np.arange(len(taken)), taken] < _IMPOSSIBLE / 2)
     return np.stack([block.rows[possible], block.columns[taken[possible]]], axis=1)
@@ -161,8 +169,8 @@ def _assigned(cost: np.ndarray, block: _Block, likeness: Likeness) -> np.ndarray
 def _uncertain(cost: np.ndarray, block: _Block, partners: Mapping[int, int]) -> list[list[int]]:
     """Return the sets of rows whose partners can be exchanged at little cost."""
     rows = [int(row) for row in block.rows if int(row) in partners]
+    columns = [partners[row] for row in rows]
     total = np.full(cost.shape, _IMPOSSIBLE)
     total[np.ix_(block.rows, block.columns)] = block.cost(cost)
-    paired = total[np.ix_(rows, [partners[row] for row in rows])]
-    sets = tied_rows(exchange_costs(paired) < _CLOSE)
+    sets = tied_rows(exchange_costs(total[np.ix_(rows, columns)]) < _CLOSE)
     return [[rows[index] for index in members] for members in sets]

@@ -10,7 +10,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 
 from multibackend.matching.links import Part
 from multibackend.matching.sides import Side
@@ -62,7 +61,11 @@ def _layers(side: Side) -> dict[int, set[int]]:
 
 def _slice_names(stacked: Sequence[str], count: int) -> dict[str, list[str]]:
     """Name each slice: the number of the layer after the module that all stacked arrays lie in."""
-    common = commonprefix([name.split(".")[:-1] for name in stacked])
+    modules = [name.split(".")[:-1] for name in stacked]
+    common = modules[0]
+    for module in modules:
+        while common != module[: len(common)]:
+            common = common[:-1]
     names = {}
     for name in stacked:
         rest = name.split(".")[len(common) :]

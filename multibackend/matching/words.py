@@ -19,16 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = [
-    "LEAVES",
-    "Name",
-    "index_similarity",
-    "leaf_of",
-    "module_of",
-    "read_names",
-    "role_similarity",
-    "similarity_table",
-]
+__all__ = ["LEAVES", "Name", "by_place", "by_role", "leaf_of", "module_of", "pairwise", "read_names"]
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
@@ -64,6 +55,7 @@ _NUMBER = "#"  # stands in a role for each number
 _UNTELLING = {"running", "c", "base", "model", "module"}
 
 Role = tuple[str, ...]
+Places = tuple[tuple[int, int], ...]
 T = TypeVar("T")
 
 
@@ -81,7 +73,7 @@ class Name:
     text: str
     role: Role
     numbers: tuple[tuple[Role, int], ...]
-    places: tuple[tuple[int, int], ...] = ()
+    places: Places = ()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -133,7 +125,7 @@ def read_names(texts: Sequence[str]) -> list[Name]:
     return [replace(name, places=_places(name, ordered)) for name in names]
 
 
-def _places(name: Name, ordered: Mapping[Role, list[int]]) -> tuple[tuple[int, int], ...]:
+def _places(name: Name, ordered: Mapping[Role, list[int]]) -> Places:
     places = []
     for prefix, number in name.numbers:
         # Ranks, so that layers 1, 2, 3 or 0, 2, 4 stand where 0, 1, 2 stand. A number that never varies says nothing.
@@ -154,19 +146,24 @@ def _read(text: str) -> Name:
     return Name(text, tuple(role), tuple(numbers))
 
 
-def similarity_table(compare: Callable[[T, T], float], rows: Sequence[T], columns: Sequence[T]) -> np.ndarray:
-    """Compare each row with each column: float64 [len(rows), len(columns)].
+def pairwise(score: Callable[[T, T], float], rows: Sequence[T], columns: Sequence[T]) -> np.ndarray:
+    """Score each row with each column: float64 [len(rows), len(columns)].
 
-    >>> similarity_table(min, [1.0, 2.0], [0.0, 3.0]).tolist()
+    >>> pairwise(min, [1.0, 2.0], [0.0, 3.0]).tolist()
     [[0.0, 1.0], [0.0, 2.0]]
     """
     table = np.zeros((len(rows), len(columns)))
     for index, row in enumerate(rows):
-        table[index] = [compare(row, column) for column in columns]
+        table[index] = [score(row, column) for column in columns]
     return table
 
 
-def role_similarity(roles: Sequence[Role], others: Sequence[Role]) -> np.ndarray:
+def by_place(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
+    """[len(names), len(others)] in [0, 1]: how well their places in the structure agree."""
+    return pairwise(_place_similarity, [name.places for name in names], [name.places for name in others])
+
+
+def by_role(roles: Sequence[Role], others: Sequence[Role]) -> np.ndarray:
     """[len(roles), len(others)] in [0, 1]: the words that two roles share, rare words counting more.
 
     A word that every role of a model has, such as a common prefix, says nothing and costs nothing.
@@ -174,12 +171,12 @@ def role_similarity(roles: Sequence[Role], others: Sequence[Role]) -> np.ndarray
     vocabulary = sorted({word for role in (*roles, *others) for word in role} - {_NUMBER})
     # The cosine of two bags of words, where a word also counts in part as those that it resembles. Words enter by the
     # root of their weight, so that the weight of a shared word counts once and not squared.
-    alike = similarity_table(_word_similarity, vocabulary, vocabulary)
+    alike = pairwise(_word_similarity, vocabulary, vocabulary)
     bags = np.sqrt(_bags(roles, vocabulary))
     other_bags = np.sqrt(_bags(others, vocabulary))
     shared = bags @ alike @ other_bags.T
     norms = _squared_norms(bags, alike)[:, None] * _squared_norms(other_bags, alike)[None, :]
-    equal = similarity_table(operator.eq, roles, others)  # which also asks for the order of words
+    equal = pairwise(operator.eq, roles, others)  # which also asks for the order of words
     return 0.9 * np.clip(shared / np.sqrt(norms), 0, 1) + 0.1 * equal
 
 
@@ -214,15 +211,15 @@ def _word_similarity(first: str, second: str) -> float:
 
 
 @functools.lru_cache(maxsize=65536)
-def index_similarity(places: tuple[tuple[int, int], ...], others: tuple[tuple[int, int], ...]) -> float:
-    """In [0, 1]: how well the places in the structure agree, numbers that take many values counting more."""
+def _place_similarity(places: Places, others: Places) -> float:
+    """In [0, 1]: how well places agree, numbers that take many values counting more."""
     if not places and not others:
         return 1.0
     total = sum(math.log(count) for count, _ in places) + sum(math.log(count) for count, _ in others)
     return 2 * _aligned(places, others) / total
 
 
-def _aligned(places: tuple[tuple[int, int], ...], others: tuple[tuple[int, int], ...]) -> float:
+def _aligned(places: Places, others: Places) -> float:
     """The best alignment of two lists of places, either of which may leave some out, as two texts are aligned."""
     if not places or not others:
         return 0.0
