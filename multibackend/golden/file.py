@@ -101,9 +101,8 @@ def load(path: str | Path) -> Golden:
 def _text(golden: Golden) -> str:
     """Write one line per update, per parameter's gradients and per tensor, so that a diff shows what moved."""
     content = {"format": FORMAT, **asdict(golden)}
-    lines = []
-    for name in ("format", *_WORDS, *_COUNTS, "dropout_layers", "skipped"):
-        lines.append(f'"{name}": {_dumps(content[name])}')
+    head = ("format", *_WORDS, *_COUNTS, "dropout_layers", "skipped")
+    lines = [f'"{name}": {_dumps(content[name])}' for name in head]
     rows = []
     for index in range(len(golden.history["loss"])):
         row = {name: golden.history[name][index] for name in COLUMNS}
@@ -217,6 +216,7 @@ class _Reader:
                 values[name] = tuple(self.numbers(entry[name], f"{where}.{name}"))
             else:
                 values[name] = self.number(entry[name], f"{where}.{name}")
+            # before anything counts the elements
             if name == "shape" and not all(isinstance(length, int) and length >= 0 for length in values[name]):
                 self.fail(f"{where}.shape", "whole numbers", list(values[name]))
         if "elements" in values and len(values["elements"]) != len(places(math.prod(values["shape"]))):

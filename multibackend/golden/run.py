@@ -14,8 +14,8 @@ from multibackend.core.validation import Problems
 from multibackend.data.streams import is_stream
 from multibackend.errors import ParameterMatchError
 from multibackend.experiment import Experiment
-from multibackend.golden.laws import draw_all, law_of
 from multibackend.golden.file import COLUMNS, Golden
+from multibackend.golden.laws import draw_all, law_of
 from multibackend.golden.summary import Summary, short, summarise
 from multibackend.matching import Matching, Side, match_parameters
 from multibackend.matching.arrays import given_matching, side_of
@@ -28,6 +28,7 @@ from multibackend.training.input.order import order_of
 from multibackend.training.trainer import Trainer
 
 __all__ = ["record", "repeat"]
+
 
 def record(
     experiment: Experiment, backend: str, *, updates: int = 20, device: str | None = None, execution: str = "auto"
@@ -136,10 +137,8 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
     trained = initial.parameters if golden is None else golden.start
     parameters, state = _by_recorded_name(initial, matching, trained)
     laws = {name: law_of(array) for name, array in parameters.items()}
-    if golden is None:
-        drawn = draw_all(laws, int(experiment.seed))
-    else:
-        drawn = draw_all(golden.laws, golden.seed)
+    # drawn from the laws also when recording, so that the recorded run is the one that is repeated
+    drawn = draw_all(laws, int(experiment.seed)) if golden is None else draw_all(golden.laws, golden.seed)
     _start_from(trainer, matching.to_other({**parameters, **state, **drawn}))
 
     start, state_start = _by_recorded_name(trainer.snapshot(), matching, trained)

@@ -185,11 +185,13 @@ def _layouts_by_directions(pairs: Sequence[Pair], answers: Answers) -> dict[str,
 
 def _ways_of_groups(groups: Sequence[Group], answers: Answers) -> tuple[Group, ...]:
     """Tell how wholes are cut: one way for each role, weights and biases together."""
-    costs = [_costs_of_ways(group, answers) for group in groups]
+    costs: list[dict[str, float]] = []
     by_role: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for group, ways in zip(groups, costs, strict=True):
+    for group in groups:
+        ways = group.ways if group.open else ()
+        costs.append({way: answers.cost_of_links(links) for way, links in ways})
         cheapest: dict[str, float] = {}
-        for way, cost in ways.items():
+        for way, cost in costs[-1].items():
             cheapest[_cut(way)] = min(cheapest.get(_cut(way), np.inf), cost)
         for cut, cost in cheapest.items():
             by_role[group.role][cut] += cost
@@ -197,12 +199,6 @@ def _ways_of_groups(groups: Sequence[Group], answers: Answers) -> tuple[Group, .
     for group, ways in zip(groups, costs, strict=True):
         result.append(_with_ways(group, ways, by_role[group.role]) if ways else group)
     return tuple(result)
-
-
-def _costs_of_ways(group: Group, answers: Answers) -> dict[str, float]:
-    if not group.open:
-        return {}
-    return {way: answers.cost_of_links(links) for way, links in group.ways}
 
 
 def _with_ways(group: Group, costs: Mapping[str, float], costs_of_cuts: Mapping[str, float]) -> Group:

@@ -27,17 +27,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Family:
-    """Arrays of one shape that may be one array of the other model.
+    """Arrays of one shape that may be one array of the other model."""
 
-    Attributes:
-        text: a name for them together, as likely as any for that array.
-        parts: their names, in the usual order.
-        size: the number of their elements together.
-    """
-
-    text: str
+    text: str  # a name for them together, of what their names share, to be compared with that array's
     parts: tuple[str, ...]
-    size: int
+    size: int  # the number of their elements together
 
 
 def find_groups(

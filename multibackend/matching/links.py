@@ -162,15 +162,9 @@ class Link:
 
     def reversed(self) -> Link:
         """The same link seen from the other model."""
-        return Link(
-            self.other,
-            self.reference,
-            self.rearrangement.reversed(self.reference_piece),
-            self.other_shape,
-            self.other_part,
-            self.reference_part,
-            self.evidence,
-        )
+        change = self.rearrangement.reversed(self.reference_piece)
+        parts = (self.other_part, self.reference_part)
+        return Link(self.other, self.reference, change, self.other_shape, *parts, self.evidence)
 
 
 def _in_words(change: Rearrangement, shape: tuple[int, ...]) -> str:
@@ -204,9 +198,8 @@ class Matching:
     @classmethod
     def of_pairs(cls, pairs: Mapping[str, str], shapes: Shapes) -> Matching:
         """From {name of other: name of reference}, laid out alike, and the shapes of the reference."""
-        links = []
-        for other, name in pairs.items():
-            links.append(Link(name, other, Rearrangement.identity(shapes[name]), shapes[name], evidence="name"))
+        unchanged = {name: Rearrangement.identity(shape) for name, shape in shapes.items()}
+        links = [Link(name, other, unchanged[name], shapes[name], evidence="name") for other, name in pairs.items()]
         return cls(tuple(links))
 
     def to_other(self, arrays: Arrays) -> dict[str, np.ndarray]:
@@ -331,15 +324,15 @@ def _is_sound_part(part: Part) -> bool:
 
 
 def _read_link(entry: Mapping[str, Any]) -> Link:
-    return Link(
-        reference=str(entry["reference"]),
-        other=str(entry["other"]),
-        rearrangement=Rearrangement(**_fields(entry["rearrangement"])),
-        reference_shape=tuple(entry["reference_shape"]),
-        reference_part=None if entry["reference_part"] is None else Part(**_fields(entry["reference_part"])),
-        other_part=None if entry["other_part"] is None else Part(**_fields(entry["other_part"])),
-        evidence=str(entry["evidence"]),
-    )
+    change = Rearrangement(**_fields(entry["rearrangement"]))
+    reference_part = _read_part(entry["reference_part"])
+    other_part = _read_part(entry["other_part"])
+    names = (str(entry["reference"]), str(entry["other"]))
+    return Link(*names, change, tuple(entry["reference_shape"]), reference_part, other_part, str(entry["evidence"]))
+
+
+def _read_part(entry: Mapping[str, Any] | None) -> Part | None:
+    return None if entry is None else Part(**_fields(entry))
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,18 +26,12 @@ _CLOSE = 0.12  # an exchange that costs less than this is not decided by names
 
 @dataclass(frozen=True)
 class _Block:
-    """Arrays of one number of elements.
-
-    Attributes:
-        rows, columns: the arrays of the reference and of the other model, as indices into a `Likeness`.
-        allowed: [rows, columns], whether shapes and layers let the one become the other.
-        disorder: [rows, columns], what it costs to stand elsewhere in the order of definition.
-    """
+    """Arrays of one number of elements, as rows and columns of a `Likeness`."""
 
     rows: np.ndarray
     columns: np.ndarray
-    allowed: np.ndarray
-    disorder: np.ndarray
+    allowed: np.ndarray  # [rows, columns], whether shapes and layers let the one become the other
+    disorder: np.ndarray  # [rows, columns], what it costs to stand elsewhere in the order of definition
 
     def cost(self, total: np.ndarray) -> np.ndarray:
         """Return this block's part of a cost that is known for all arrays."""
@@ -116,10 +110,10 @@ def pair_by_likeness(
         if attempt and np.array_equal(pairs, before):
             break
     partners = dict(pairs.tolist())
-    uncertain = []
+    uncertain: list[tuple[str, ...]] = []
     for block in blocks:
-        for members in _uncertain(-likeness.score, block, partners):
-            uncertain.append(tuple(likeness.names[row] for row in members))
+        sets = _uncertain(-likeness.score, block, partners)
+        uncertain += [tuple(likeness.names[row] for row in members) for members in sets]
     return {likeness.others[column]: likeness.names[row] for row, column in partners.items()}, uncertain
 
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 
 from multibackend.matching.links import Part
 from multibackend.matching.sides import Side
-from multibackend.matching.words import read_names
+from multibackend.matching.words import Role, read_names
 
 __all__ = ["unstack"]
+
+Shape = tuple[int, ...]
 
 
 def unstack(side: Side, other: Side) -> Side:
@@ -44,18 +46,16 @@ def _stacked(side: Side, names: Iterable[str], count: int, sizes: set[int]) -> l
 
 def _layers(side: Side) -> dict[int, set[int]]:
     """{number of layers: sizes of the arrays that come so many times, but for one number in their names}."""
-    series: dict[object, set[int]] = defaultdict(set)
-    sizes: dict[object, int] = {}
+    series: dict[tuple[Role, Role, Shape, Shape], set[int]] = defaultdict(set)
     for name, reading in zip(side.shapes, read_names(list(side.shapes)), strict=True):
         for position, (prefix, number) in enumerate(reading.numbers):
             others = reading.numbers[:position] + reading.numbers[position + 1 :]
-            key = (prefix, reading.role, tuple(n for _, n in others), side.shapes[name])
-            series[key].add(number)
-            sizes[key] = math.prod(side.shapes[name])
+            place = tuple(n for _, n in others)  # of the whole stack, if it is one of several
+            series[prefix, reading.role, place, side.shapes[name]].add(number)
     counts: dict[int, set[int]] = defaultdict(set)
-    for key, numbers in series.items():
+    for (_, _, _, shape), numbers in series.items():
         if len(numbers) > 1:
-            counts[len(numbers)].add(sizes[key])
+            counts[len(numbers)].add(math.prod(shape))
     return counts
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-__all__ = ["LEAVES", "Name", "by_place", "by_role", "leaf_of", "module_of", "pairwise", "read_names"]
+__all__ = ["LEAVES", "Name", "Role", "by_place", "by_role", "leaf_of", "module_of", "pairwise", "read_names"]
 
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
