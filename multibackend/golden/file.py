@@ -71,6 +71,8 @@ def save(golden: Golden, path: str | Path) -> None:
     """Write a golden file; it appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # beside the file, because only within a file system does a file replace another at once; by the process's number,
+    # because tests that run in parallel may write one file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(_text(golden), encoding="utf-8")
     temporary.replace(path)
@@ -117,7 +119,7 @@ def _text(golden: Golden) -> str:
 
 
 def _dumps(value: Any) -> str:
-    return json.dumps(_strict(value), allow_nan=False)
+    return json.dumps(_strict(value), allow_nan=False)  # Python's own NaN would be no JSON
 
 
 def _strict(value: Any) -> Any:
@@ -236,6 +238,7 @@ class _Reader:
     def value(self, content: Mapping[str, Any], name: str, kind: type) -> Any:
         """Return an entry of a type."""
         value = content.get(name)
+        # True is an int to Python, but no number in a file
         if not isinstance(value, kind) or isinstance(value, bool):
             self.fail(name, _TYPES[kind], value)
         return value

@@ -100,6 +100,7 @@ class GoldenReport:
         traces = Traces(self.golden, self.actual)
         gaps = {name: gap for name, gap in self.parameters.items() if gap > traces.bound(name)}
         if gaps:
+            # a wrong step moves all of them; the worst say where to look
             largest = sorted(gaps, key=lambda name: -gaps[name])[:5]
             named = ", ".join(f"{name} {gaps[name]:.1e}" for name in largest)
             more = ", ..." if len(gaps) > len(largest) else ""
@@ -150,6 +151,7 @@ def hold(golden: Golden, actual: Golden) -> GoldenReport:
     divergence, place = next(traces.divergences(), (None, ""))
     # as many as both have: the other may have been asked for more updates
     losses = zip(golden.history["loss"], actual.history["loss"], strict=False)
+    gaps = [relative_difference(recorded, now) for recorded, now in losses]
     floor = floor_of(golden.end, actual.end)
     return GoldenReport(
         golden=golden,
@@ -157,7 +159,7 @@ def hold(golden: Golden, actual: Golden) -> GoldenReport:
         settings=tuple(settings),
         first_divergence=divergence,
         place=place,
-        losses=np.array([relative_difference(recorded, now) for recorded, now in losses]),
+        losses=np.array(gaps),
         parameters={name: difference(end, actual.end[name], floor)[0] for name, end in golden.end.items()},
         notes=tuple(traces.notes()),
     )

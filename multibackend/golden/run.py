@@ -110,7 +110,7 @@ def _build(experiment: Experiment, backend: str, golden: Golden | None, **option
     """Build a trainer whose dropout layers, if there are any, draw portable masks, by the recorded names."""
     trainer = Trainer(experiment, backend, **options)
     model = experiment.model
-    layers = dropout_layers(trainer)
+    layers = dropout_layers(trainer)  # known once the model is built, so that it may have to be built again
     new_names: dict[str, str] = {}
     if golden is not None and (layers or golden.dropout_layers):
         pairs = pair_layers(golden.dropout_layers, layers, model.rename)
@@ -146,12 +146,15 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
     result = trainer.fit(updates=updates)
     norms = dict(zip(trainer.program.info.parameter_names, np.array(trainer._results.gradient_norms).T, strict=True))
     end, state_end = _by_recorded_name(trainer.snapshot(), matching, trained)
-    shares = trainer.gradient_shares()
     partners = _single_links(matching, trained)
     gradient_updates = _gradient_updates(int(updates))
     gradients = {}
     for name, partner in partners.items():
         gradients[name] = tuple(short(norms[partner][update - 1]) for update in gradient_updates)
+    history = {name: _column(name, result.history[name].tolist()) for name in COLUMNS}
+    skipped = tuple((window.update, window.reason) for window in result.skipped)
+    all_shares = trainer.gradient_shares()
+    shares = {name: short(all_shares[partner]) for name, partner in partners.items()}
     return Golden(
         experiment=experiment.name,
         backend=trainer.backend,
@@ -162,11 +165,11 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
         updates=int(updates),
         dropout=experiment.dropout,
         dropout_layers=dropout_layers(trainer),
-        history={name: _column(name, result.history[name].tolist()) for name in COLUMNS},
-        skipped=tuple((window.update, window.reason) for window in result.skipped),
+        history=history,
+        skipped=skipped,
         gradient_updates=gradient_updates,
         gradients=gradients,
-        shares={name: short(shares[partner]) for name, partner in partners.items()},
+        shares=shares,
         data=_first_window(experiment),
         laws=laws,
         start=_summaries(start),
@@ -190,6 +193,7 @@ def _by_recorded_name(snapshot: Snapshot, matching: Matching, trained: Container
 def _start_from(trainer: Trainer, arrays: Arrays) -> None:
     """Give a trainer new parameters; model state stays what the model starts with."""
     snapshot = trainer.snapshot()
+    # draws are float64, whatever the precision
     parameters = {name: arrays[name].astype(array.dtype) for name, array in snapshot.parameters.items()}
     trainer.restore(Snapshot(parameters=parameters, model_state=snapshot.model_state, update=snapshot.update))
 

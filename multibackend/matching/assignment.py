@@ -6,9 +6,11 @@ is no reason to make it one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-__all__ = ["assign", "exchange_costs", "tied_rows"]
+__all__ = ["assign", "exchange_costs", "tied_sets"]
 
 
 def assign(cost: np.ndarray) -> np.ndarray:
@@ -71,11 +73,11 @@ def exchange_costs(cost: np.ndarray) -> np.ndarray:
     return cost + cost.T - assigned[:, None] - assigned[None, :]
 
 
-def tied_rows(tied: np.ndarray) -> list[list[int]]:
-    """The sets of rows that a relation [n, n] ties, directly or through others; a row by itself is none.
+def tied_sets(tied: np.ndarray, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The sets of names that a relation [n, n] ties, directly or through others; a name by itself is none.
 
-    >>> tied_rows(np.array([[0, 0, 1], [0, 0, 0], [1, 0, 0]], bool))
-    [[0, 2]]
+    >>> tied_sets(np.array([[0, 0, 1], [0, 0, 0], [1, 0, 0]], bool), ["a", "b", "c"])
+    [('a', 'c')]
     """
     sets = []
     left = list(range(len(tied)))
@@ -85,5 +87,5 @@ def tied_rows(tied: np.ndarray) -> list[list[int]]:
             members += [row for row in left if tied[member, row]]
             left = [row for row in left if not tied[member, row]]
         if len(members) > 1:
-            sets.append(sorted(members))
+            sets.append(tuple(names[row] for row in sorted(members)))
     return sets

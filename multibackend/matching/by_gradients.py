@@ -16,7 +16,7 @@ import numpy as np
 
 from multibackend.core.arrays import Array, Arrays
 from multibackend.matching.answers import Answers
-from multibackend.matching.assignment import assign, exchange_costs, tied_rows
+from multibackend.matching.assignment import assign, exchange_costs, tied_sets
 from multibackend.matching.links import Link, Matching
 from multibackend.matching.pairing import make_pair
 from multibackend.matching.sides import Group, Pair, Proposal, Side
@@ -28,7 +28,7 @@ __all__ = ["Run", "agreement", "settle"]
 Run = Callable[[Arrays, Matching], tuple[Arrays, Arrays]]
 """(values of the reference, matching to move them across) → what each model answers: gradients, and how state moved."""
 
-_ROUNDS = 4
+_ROUNDS = 4  # each with the symmetries that the one before has left
 _TIED = 1e-8  # costs as close as this are equal: differences of 1e-4, far above float64's rounding
 _HOPELESS = 0.5  # where even the best choice costs this much, the models differ, and gradients tell nothing
 
@@ -51,7 +51,7 @@ def settle(proposal: Proposal, reference: Side, other: Side, initial: Arrays, ru
         before = proposal
         proposal = _narrowed(before, reference, other, answers)
         if _openness(proposal) >= _openness(before):
-            break
+            break  # what is tied under its own symmetries stays tied: either choice is right
     return _closed(proposal)
 
 
@@ -74,11 +74,9 @@ def agreement(links: Sequence[Link], answer: Arrays, other_answer: Arrays) -> di
 
 def _openness(proposal: Proposal) -> int:
     """Count the choices that are open, to see whether a round has decided any."""
-    return (
-        sum(len(pair.changes) - 1 for pair in proposal.pairs if pair.open)
-        + sum(len(group.ways) - 1 for group in proposal.groups)
-        + sum(len(members) ** 2 for members in proposal.sets)
-    )
+    count = sum(len(pair.changes) - 1 for pair in proposal.pairs if pair.open)
+    count += sum(len(group.ways) - 1 for group in proposal.groups)
+    return count + sum(len(members) ** 2 for members in proposal.sets)
 
 
 def _closed(proposal: Proposal) -> Proposal:
@@ -130,7 +128,7 @@ def _pairs_of_set(
         pairs.append(pair)
     # an exchange adds to what the two cost now; together that is compared as `_bound` compares single costs
     tied = exchange_costs(assigned_costs) <= 3 * (own[:, None] + own[None, :]) + _TIED
-    return pairs, [tuple(members[row].reference for row in rows) for rows in tied_rows(tied)]
+    return pairs, tied_sets(tied, [pair.reference for pair in members])
 
 
 def _layouts(pairs: Sequence[Pair], answers: Answers) -> dict[str, Pair]:
@@ -138,6 +136,7 @@ def _layouts(pairs: Sequence[Pair], answers: Answers) -> dict[str, Pair]:
     roles: dict[object, list[Pair]] = defaultdict(list)
     for pair in pairs:
         name, partner = read_names([pair.reference, pair.other])
+        # all layers of a role come from one line of a model, so that their costs are taken together
         roles[name.role, partner.role, pair.changes].append(pair)
     result = {}
     hopeless = []
@@ -184,7 +183,10 @@ def _layouts_by_directions(pairs: Sequence[Pair], answers: Answers) -> dict[str,
 
 
 def _ways_of_groups(groups: Sequence[Group], answers: Answers) -> tuple[Group, ...]:
-    """Tell how wholes are cut: one way for each role, weights and biases together."""
+    """Tell how wholes are cut: one way for each role, weights and biases together.
+
+    A bias of three equal parts cannot tell their order, its weight can.
+    """
     costs: list[dict[str, float]] = []
     by_role: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for group in groups:

@@ -48,7 +48,11 @@ def propose(
     fixed = _fixed(equal_names(reference, other, texts), forced)
     # wholes and parts first, where sizes alone tell that an array cannot be the partner of one: else likeness would
     # pair a projection with whatever has its size
-    groups = find_groups(reference, other, *_crowded(reference, other, fixed), texts)
+    free = _without(reference.shapes, fixed.values(), reference.integers)
+    other_free = _without(other.shapes, fixed, other.integers)
+    crowded = _crowded(reference, free, other, other_free)
+    other_crowded = _crowded(other, other_free, reference, free)
+    groups = find_groups(reference, other, crowded, other_crowded, texts)
     matched, sets = _paired(reference, other, texts, fixed, groups)
     pairs = []
     for name, partner in matched.items():
@@ -102,18 +106,12 @@ def _fixed(equal: Mapping[str, str], forced: Mapping[str, str]) -> dict[str, str
     return {name: partner for name, partner in fixed.items() if name in forced or partner not in taken}
 
 
-def _crowded(reference: Side, other: Side, fixed: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """Return the arrays that cannot all find a partner of their size: fewer on the other side have it, or none."""
-    free = _without(reference.shapes, fixed.values(), reference.integers)
-    free_others = _without(other.shapes, fixed, other.integers)
-    sizes = Counter(math.prod(reference.shapes[name]) for name in free)
-    other_sizes = Counter(math.prod(other.shapes[name]) for name in free_others)
-    crowded = sizes - other_sizes  # which drops what is not positive
-    other_crowded = other_sizes - sizes
-    return (
-        [name for name in free if crowded[math.prod(reference.shapes[name])]],
-        [name for name in free_others if other_crowded[math.prod(other.shapes[name])]],
-    )
+def _crowded(side: Side, names: Sequence[str], other: Side, others: Sequence[str]) -> list[str]:
+    """Return the names that cannot all find a partner of their size: fewer on the other side have it, or none."""
+    sizes = [side.size(name) for name in names]
+    other_sizes = [other.size(name) for name in others]
+    surplus = Counter(sizes) - Counter(other_sizes)  # which drops what is not positive
+    return [name for name, size in zip(names, sizes, strict=True) if surplus[size]]
 
 
 def _paired(

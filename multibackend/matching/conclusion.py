@@ -75,6 +75,7 @@ def _reasons(names: Sequence[str], side: Side, idle: Collection[str]) -> dict[st
 
 def _nearest(name: str, partners: Side, left: Sequence[str]) -> str:
     """Return the likeliest partners of a name in words, those without a partner first."""
+    # closer than 0.4, where difflib's own bound is 0.6: names of one meaning share few letters across frameworks
     free = [candidate for candidate in left if candidate in partners.parameters]
     nearest = difflib.get_close_matches(name, free, n=2, cutoff=0.4)
     if len(nearest) < 2:

@@ -53,13 +53,14 @@ def _groups(
     whole_side: Side, part_side: Side, wholes: Mapping[str, str], parts: Mapping[str, str], *, of_reference: bool
 ) -> list[Group]:
     """Find the wholes of one side whose parts are on the other: the likeliest by name first, each array once."""
-    sizes = {name: math.prod(whole_side.shapes[name]) for name in wholes}
-    families = [family for family in _families(part_side, parts) if family.size in sizes.values()]
+    sizes = {whole_side.size(name) for name in wholes}
+    families = [family for family in _families(part_side, parts) if family.size in sizes]
     family_sizes = {family.size for family in families}
-    names = [name for name in wholes if sizes[name] in family_sizes]
+    names = [name for name in wholes if whole_side.size(name) in family_sizes]
     if not names:
         return []
-    score = _likeness([wholes[name] for name in names], [family.text for family in families])
+    readings = read_names([wholes[name] for name in names])
+    score = _likeness(readings, read_names([family.text for family in families]))
     groups: list[Group] = []
     used: set[str] = set()
     # a stable sort: of equals the first in the order of definition
@@ -67,7 +68,7 @@ def _groups(
         row, column = divmod(int(index), len(families))
         whole = names[row]
         family = families[column]
-        if family.size != sizes[whole] or used & {whole, *family.parts}:
+        if family.size != whole_side.size(whole) or used & {whole, *family.parts}:
             continue
         ways = _ways(whole_side, part_side, whole, family, of_reference)
         if ways:
@@ -78,14 +79,11 @@ def _groups(
     return groups
 
 
-def _likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
-    """Return how alike wholes and families are, by name alone: [texts, others]."""
-    names = read_names(texts)
-    other_names = read_names(others)
-    likeness = by_role([name.role for name in names], [name.role for name in other_names])
-    likeness = likeness + by_place(names, other_names)
+def _likeness(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
+    """Return how alike wholes and families are, by name alone: [names, others]."""
     leaves = np.array([name.leaf for name in names])
-    other_leaves = np.array([name.leaf for name in other_names])
+    other_leaves = np.array([name.leaf for name in others])
+    likeness = by_role(names, others) + by_place(names, others)
     return likeness + 0.5 * (leaves[:, None] == other_leaves[None, :])
 
 

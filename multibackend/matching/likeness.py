@@ -60,11 +60,12 @@ class Likeness:
 
 def _by_distinct_role(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
     """Compare roles, each listed once: a word counts by how few roles have it, however many layers repeat them."""
-    roles = list(dict.fromkeys(name.role for name in names))
-    other_roles = list(dict.fromkeys(name.role for name in others))
-    rows = [roles.index(name.role) for name in names]
-    columns = [other_roles.index(name.role) for name in others]
-    return by_role(roles, other_roles)[np.ix_(rows, columns)]
+    distinct = {name.role: name for name in names}
+    other_distinct = {name.role: name for name in others}
+    rows = [list(distinct).index(name.role) for name in names]
+    columns = [list(other_distinct).index(name.role) for name in others]
+    table = by_role(list(distinct.values()), list(other_distinct.values()))
+    return table[np.ix_(rows, columns)]
 
 
 def _leaf_score(name: Name, other: Name) -> float:

@@ -47,6 +47,7 @@ class Rearrangement:
     def inverse(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """Bring an array back to the `shape` that it was changed from."""
         permuted = array.reshape(tuple(self.merged[axis] for axis in self.axes))
+        # the axes' positions in order are the permutation that undoes them
         return np.asarray(permuted.transpose(np.argsort(self.axes)).reshape(shape), order="C")
 
     def reversed(self, shape: tuple[int, ...]) -> Rearrangement:
@@ -87,7 +88,7 @@ class Part:
 
     def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
         """Write the slice into a whole, contiguous array in place; adds to what is there."""
-        view = whole.reshape(self.view)
+        view = whole.reshape(self.view)  # of a contiguous array no copy, so that the slot is the array's own
         slot = view[(slice(None),) * self.axis + (self.index,)]
         slot += piece.reshape(slot.shape)
 
@@ -307,7 +308,10 @@ def _left_over(model: str, shapes: Shapes, accounted: Container[str]) -> Iterato
 
 
 def _is_sound(link: Link) -> bool:
-    """Whether the pieces of a link have as many elements on either side, cut from the shapes that it names."""
+    """Whether the pieces of a link have as many elements on either side, cut from the shapes that it names.
+
+    What comes from a file may be anything, and is asked before an array is cut by it.
+    """
     change = link.rearrangement
     size = math.prod(change.merged)
     sizes = {math.prod(link.reference_piece), math.prod(change.shape)}

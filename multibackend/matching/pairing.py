@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multibackend.core.names import normalised
-from multibackend.matching.assignment import assign, exchange_costs, tied_rows
+from multibackend.matching.assignment import assign, exchange_costs, tied_sets
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.likeness import Likeness
 from multibackend.matching.links import Rearrangement
@@ -112,8 +111,7 @@ def pair_by_likeness(
     partners = dict(pairs.tolist())
     uncertain: list[tuple[str, ...]] = []
     for block in blocks:
-        sets = _uncertain(-likeness.score, block, partners)
-        uncertain += [tuple(likeness.names[row] for row in members) for members in sets]
+        uncertain += _uncertain(likeness, block, partners)
     return {likeness.others[column]: likeness.names[row] for row, column in partners.items()}, uncertain
 
 
@@ -143,7 +141,7 @@ def _by_size(side: Side, names: Iterable[str], fixed: Iterable[str]) -> dict[int
     sizes: dict[int, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
         if name not in taken:
-            sizes[math.prod(side.shapes[name])].append(index)
+            sizes[side.size(name)].append(index)
     return sizes
 
 
@@ -160,11 +158,11 @@ def _assigned(cost: np.ndarray, block: _Block) -> np.ndarray:
     return np.stack([block.rows[possible], block.columns[taken[possible]]], axis=1)
 
 
-def _uncertain(cost: np.ndarray, block: _Block, partners: Mapping[int, int]) -> list[list[int]]:
-    """Return the sets of rows whose partners can be exchanged at little cost."""
+def _uncertain(likeness: Likeness, block: _Block, partners: Mapping[int, int]) -> list[tuple[str, ...]]:
+    """Return the sets of names whose partners can be exchanged at little cost."""
     rows = [int(row) for row in block.rows if int(row) in partners]
     columns = [partners[row] for row in rows]
-    total = np.full(cost.shape, _IMPOSSIBLE)
-    total[np.ix_(block.rows, block.columns)] = block.cost(cost)
-    sets = tied_rows(exchange_costs(total[np.ix_(rows, columns)]) < _CLOSE)
-    return [[rows[index] for index in members] for members in sets]
+    total = np.full(likeness.score.shape, _IMPOSSIBLE)
+    total[np.ix_(block.rows, block.columns)] = block.cost(-likeness.score)
+    close = exchange_costs(total[np.ix_(rows, columns)]) < _CLOSE
+    return tied_sets(close, [likeness.names[row] for row in rows])

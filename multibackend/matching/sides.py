@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -40,6 +41,10 @@ class Side:
         """The kind of an array."""
         return self.kinds.get(name, CANONICAL)
 
+    def size(self, name: str) -> int:
+        """The number of elements of an array, which no change of layout alters."""
+        return math.prod(self.shapes[name])
+
     def sliced(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays with the slices by their names in place of the whole."""
         wholes = {whole for whole, _ in self.slices.values()}
@@ -70,7 +75,8 @@ class Pair:
     open: bool = False
 
     def link(self, reference: Side, other: Side) -> Link:
-        """The link that the first change makes, between whole arrays even where the pair is of slices."""
+        """The link that the first change makes, between whole arrays or parts of them."""
+        # slices were only to be paired: a link is between the arrays that they are slices of
         name, part = reference.slices.get(self.reference, (self.reference, None))
         partner, other_part = other.slices.get(self.other, (self.other, None))
         shape = tuple(reference.shapes[self.reference]) if part is None else part.shape

@@ -26,6 +26,7 @@ def unstack(side: Side, other: Side) -> Side:
     >>> unstack(Side({"b.w": (2, 3)}), Side({"h.0.w": (3,), "h.1.w": (3,)})).shapes
     {'b.0.w': (3,), 'b.1.w': (3,)}
     """
+    # what is as large as an array of the other model is taken for its partner, and not for a stack
     sizes = {math.prod(shape) for shape in other.shapes.values()}
     candidates = [name for name, shape in side.shapes.items() if math.prod(shape) not in sizes]
     if not candidates:

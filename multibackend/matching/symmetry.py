@@ -57,6 +57,7 @@ def _like(array: Array, rng: np.random.Generator) -> Array:
 def _symmetric(members: Sequence[Pair], other: Side, values: Arrays, initial: Arrays) -> Arrays:
     """Return equal values for arrays that may be exchanged, unchanged by any layout that is open."""
     names = [pair.reference for pair in members]
+    # the first one's values about the mean of all, so that none is far from where it started
     base = values[names[0]]
     mean = float(np.mean([initial[name].mean() for name in names]))
     labels = _orbits(base.size, _open_permutations(members, other, values))

@@ -160,23 +160,25 @@ def pairwise(score: Callable[[T, T], float], rows: Sequence[T], columns: Sequenc
 
 def by_place(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
     """[len(names), len(others)] in [0, 1]: how well their places in the structure agree."""
-    return pairwise(_place_similarity, [name.places for name in names], [name.places for name in others])
+    return pairwise(lambda name, other: _place_similarity(name.places, other.places), names, others)
 
 
-def by_role(roles: Sequence[Role], others: Sequence[Role]) -> np.ndarray:
-    """[len(roles), len(others)] in [0, 1]: the words that two roles share, rare words counting more.
+def by_role(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
+    """[len(names), len(others)] in [0, 1]: the words that two roles share, rare words counting more.
 
     A word that every role of a model has, such as a common prefix, says nothing and costs nothing.
     """
-    vocabulary = sorted({word for role in (*roles, *others) for word in role} - {_NUMBER})
+    roles = [name.role for name in names]
+    other_roles = [name.role for name in others]
+    vocabulary = sorted(set().union(*roles, *other_roles) - {_NUMBER})
     # The cosine of two bags of words, where a word also counts in part as those that it resembles. Words enter by the
     # root of their weight, so that the weight of a shared word counts once and not squared.
     alike = pairwise(_word_similarity, vocabulary, vocabulary)
     bags = np.sqrt(_bags(roles, vocabulary))
-    other_bags = np.sqrt(_bags(others, vocabulary))
+    other_bags = np.sqrt(_bags(other_roles, vocabulary))
     shared = bags @ alike @ other_bags.T
     norms = _squared_norms(bags, alike)[:, None] * _squared_norms(other_bags, alike)[None, :]
-    equal = pairwise(operator.eq, roles, others)  # which also asks for the order of words
+    equal = pairwise(operator.eq, roles, other_roles)  # which also asks for the order of words
     return 0.9 * np.clip(shared / np.sqrt(norms), 0, 1) + 0.1 * equal
 
 
@@ -215,7 +217,8 @@ def _place_similarity(places: Places, others: Places) -> float:
     """In [0, 1]: how well places agree, numbers that take many values counting more."""
     if not places and not others:
         return 1.0
-    total = sum(math.log(count) for count, _ in places) + sum(math.log(count) for count, _ in others)
+    total = sum(math.log(count) for count, _ in places)
+    total += sum(math.log(count) for count, _ in others)
     return 2 * _aligned(places, others) / total
 
 
