@@ -1,4 +1,4 @@
-"""A golden trace, and the file that holds it: JSON with one line per update and per tensor, to be read and diffed."""
+"""A golden trace, and its file: JSON with one line per update and per tensor, to be read and diffed."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ def save(golden: Golden, path: str | Path) -> None:
     """Write a golden file; it appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # beside the file, because only within a file system does a file replace another at once; by the process's number,
-    # because tests that run in parallel may write one file
+    # beside the file, because only within a file system does one replace another at once; by the
+    # process's number, because tests that run in parallel may write one file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(_text(golden), encoding="utf-8")
     temporary.replace(path)
@@ -101,7 +101,7 @@ def load(path: str | Path) -> Golden:
 
 
 def _text(golden: Golden) -> str:
-    """Write one line per update, per parameter's gradients and per tensor, so that a diff shows what moved."""
+    """Write one line per update, parameter and tensor, so that a diff shows what moved."""
     content = {"format": FORMAT, **asdict(golden)}
     head = ("format", *_WORDS, *_COUNTS, "dropout_layers", "skipped")
     lines = [f'"{name}": {_dumps(content[name])}' for name in head]
@@ -134,7 +134,7 @@ def _strict(value: Any) -> Any:
 
 
 class _Reader:
-    """Builds a `Golden` from what JSON gave, every part checked; remembers where it is for the messages."""
+    """Builder of a `Golden` from what JSON gave, every part checked, its place told in errors."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -226,7 +226,7 @@ class _Reader:
         return kind(**values)
 
     def same_names(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Check that every table of parameters has the same names, and a law the shape of its tensor."""
+        """Check that all tables of parameters have the same names, and laws their tensors' shapes."""
         for table in ("gradients", "shares", "laws", "end"):
             differing = sorted(set(tables[table]) ^ set(tables["start"]))
             if differing:

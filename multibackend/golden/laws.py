@@ -56,7 +56,8 @@ def law_of(array: np.ndarray) -> Law:
     least = short(float(values.min()))
     largest = short(float(values.max()))
     if least == largest:
-        return Law(tuple(array.shape), least, 0.0, least, largest)  # the mean of equal numbers may round to another
+        # the mean of equal numbers may round to another
+        return Law(tuple(array.shape), least, 0.0, least, largest)
     return Law(tuple(array.shape), short(float(values.mean())), short(float(values.std())), least, largest)
 
 

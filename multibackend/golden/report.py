@@ -1,4 +1,4 @@
-"""What comes of holding a run against a golden trace: the first divergence, and how far everything moved."""
+"""What comes of holding a run against a golden trace: where they part, and how far all moved."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class GoldenReport:
         return f"{run} matches {recorded}, {how}"
 
     def details(self) -> list[str]:
-        """What differs: the settings, the first divergence, how many losses and parameters moved and how far."""
+        """What differs: settings, the first divergence, how many losses and parameters moved how far."""
         divergence = self.first_divergence
         if divergence is None:
             return [*self.settings, *self.notes]

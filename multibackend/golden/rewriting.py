@@ -1,4 +1,4 @@
-"""Rewrite a golden file where its run has moved, and say what moved; leave it alone where it has not."""
+"""Rewrite a golden file where its run has moved, and say what; leave it alone where it has not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def update(
             if report.matches:
                 return Change(path, written=False, reasons=(), golden=report.golden)
             reasons = tuple(report.details())
-        except (GoldenFileError, ParameterMatchError) as error:  # a file that nothing can be held against
+        except (GoldenFileError, ParameterMatchError) as error:  # no file to hold against
             reasons = tuple(line.strip() for line in str(error).splitlines())
     golden = record(experiment, backend, updates=updates, device=device, execution=execution)
     save(golden, path)

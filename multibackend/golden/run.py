@@ -83,7 +83,7 @@ def repeat(
 
 
 def _matching(golden: Golden, trainer: Trainer) -> Matching:
-    """Return which of the model's arrays, parameters and model state, is which of the recorded ones.
+    """Return which of the model's parameters and state is which of the recorded.
 
     `Model(matching=...)` tells, else names, shapes and kinds; what these leave open, both models do where the
     framework that recorded is installed.
@@ -92,7 +92,7 @@ def _matching(golden: Golden, trainer: Trainer) -> Matching:
     side = side_of(trainer.snapshot(), trainer.program)
     recorded = {name: summary.shape for name, summary in (*golden.state_start.items(), *golden.start.items())}
     matching = given_matching(model)
-    # one that was saved with the other framework as its reference has other names, and is of no use here
+    # one that was saved with another framework as its reference has other names
     if matching is not None and {link.reference for link in matching.links} >= golden.start.keys():
         matching.check(recorded, side.shapes)
         return matching
@@ -107,10 +107,10 @@ def _matching(golden: Golden, trainer: Trainer) -> Matching:
 
 
 def _build(experiment: Experiment, backend: str, golden: Golden | None, **options: Any) -> Trainer:
-    """Build a trainer whose dropout layers, if there are any, draw portable masks, by the recorded names."""
+    """Build a trainer whose dropout layers, if any, draw portable masks by the recorded names."""
     trainer = Trainer(experiment, backend, **options)
     model = experiment.model
-    layers = dropout_layers(trainer)  # known once the model is built, so that it may have to be built again
+    layers = dropout_layers(trainer)  # known once the model is built: hence twice
     new_names: dict[str, str] = {}
     if golden is not None and (layers or golden.dropout_layers):
         pairs = pair_layers(golden.dropout_layers, layers, model.rename)
@@ -199,7 +199,7 @@ def _start_from(trainer: Trainer, arrays: Arrays) -> None:
 
 
 def _single_links(matching: Matching, trained: Container[str]) -> dict[str, str]:
-    """{recorded parameter: the model's own}, where each is the whole of the other, so that norms are comparable."""
+    """{recorded parameter: the model's own} where each is the whole of the other: norms compare."""
     uses = Counter(link.reference for link in matching.links)
     other_uses = Counter(link.other for link in matching.links)
     single = [link for link in matching.links if uses[link.reference] == other_uses[link.other] == 1]
@@ -207,7 +207,7 @@ def _single_links(matching: Matching, trained: Container[str]) -> dict[str, str]
 
 
 def _column(name: str, values: list[float]) -> tuple[float, ...]:
-    """Return a column of the history: what was measured to twelve digits, what the host decided as it is."""
+    """Return a column: what was measured to twelve digits, what the host decided as it is."""
     if name in ("loss", "grad_norm"):
         return tuple(short(value) for value in values)
     return tuple(values)
@@ -224,10 +224,11 @@ def _summaries(arrays: Arrays) -> dict[str, Summary]:
 
 
 def _first_window(experiment: Experiment) -> dict[str, Summary]:
-    """The fields of the first window in the order of the run; a stream, which may be read once only, is left alone."""
+    """The first window's fields in the order of the run; none of a stream, which is read only once."""
     if is_stream(experiment.train_data):
         return {}
     order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
     count = int(experiment.micro_batch_size) * experiment.accumulation.steps(0)
     rows = order.take(0, 0, order.available(0, 0, count))
-    return _summaries({name: array for name, array in rows.items() if array.dtype.kind in "biuf"})  # texts have no norm
+    numbers = {name: array for name, array in rows.items() if array.dtype.kind in "biuf"}
+    return _summaries(numbers)

@@ -1,4 +1,4 @@
-"""A tensor in one line of a file: enough to tell whether another is the same, and where it is not."""
+"""A tensor in one line of a file: enough to tell whether another is the same, and where not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xxhash
 
 __all__ = ["Summary", "difference", "places", "short", "summarise"]
 
-_ELEMENTS = 4  # of each tensor: the norm tells that one moved, these where, and a file stays readable
+_ELEMENTS = 4  # the norm tells that a tensor moved, these where, and a file stays readable
 
 
 def short(value: float) -> float:
@@ -51,7 +51,7 @@ def summarise(array: np.ndarray) -> Summary:
     """
     array = np.asarray(array, order="C")
     values = array.astype(np.float64).reshape(-1)
-    little = array.astype(array.dtype.newbyteorder("<"), copy=False)  # the same digest on every machine
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)  # on every machine
     return Summary(
         shape=tuple(array.shape),
         norm=short(math.sqrt(float((values * values).sum()))),

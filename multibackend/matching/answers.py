@@ -68,7 +68,7 @@ class Answers:
         return gaps / (sizes + self.floor)
 
     def shared_directions(self, pair: Pair) -> list[float]:
-        """In [0, 1], for each change of layout: how far the axes of both answers hold the same directions."""
+        """In [0, 1] for each change of layout: how far the axes of both hold the same directions."""
         array = self.reference[pair.reference]
         return [_shared_directions(change(array), self.other[pair.other]) for change in pair.changes]
 

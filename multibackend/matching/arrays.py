@@ -88,7 +88,7 @@ def with_arrays(
         state = own.model_state.keys()
         if trained is None:
             trained = arrays.keys() - state
-            state = state & arrays.keys()  # the arrays may be parameters alone, and then lack no state
+            state = state & arrays.keys()  # which need not be among the arrays
         reference = Side(shapes_of(arrays), {}, frozenset(trained))
         needed = own.parameters.keys() | state
         side = replace(side, shapes={name: shape for name, shape in side.shapes.items() if name in needed})
@@ -101,9 +101,9 @@ def with_arrays(
 
 
 def _translated(side: Side, arrays: Arrays, model: Model) -> Arrays:
-    """Bring arrays over through the matching that the model was given, whichever side of it they are; else nothing."""
+    """Bring arrays over by the matching that the model was given, from either side; else nothing."""
     matching = given_matching(model)
-    # arrays that have this model's names already need no translation, though the other's may be among them
+    # arrays that have this model's names already need no translation
     if matching is None or side.parameters <= arrays.keys():
         return {}
     references = {link.reference for link in matching.links}

@@ -1,4 +1,4 @@
-"""Assign rows to columns at the least cost, and tell which rows might as well exchange their columns.
+"""Assign rows to columns at the least cost, and tell which might as well exchange them.
 
 `scipy.optimize.linear_sum_assignment` solves the same problem, but scipy is no dependency of the core, and one function
 is no reason to make it one.
@@ -38,7 +38,7 @@ def assign(cost: np.ndarray) -> np.ndarray:
         row = start
         column = -1
         shortest = 0.0
-        while True:  # Dijkstra's algorithm over reduced costs, which the prices keep from being negative
+        while True:  # Dijkstra's algorithm: the prices keep reduced costs from being negative
             reduced = shortest + cost[row] - row_price[row] - column_price
             better = ~done & (reduced < distance)
             distance[better] = reduced[better]
@@ -64,7 +64,7 @@ def assign(cost: np.ndarray) -> np.ndarray:
 
 
 def exchange_costs(cost: np.ndarray) -> np.ndarray:
-    """What it costs more if rows i and j of [n, n] exchange their columns, which are those of the diagonal.
+    """What it costs more if rows i and j of [n, n] exchange columns, each having that of the diagonal.
 
     >>> exchange_costs(np.array([[1.0, 2.0], [1.0, 5.0]])).tolist()
     [[0.0, -3.0], [-3.0, 0.0]]
@@ -74,7 +74,7 @@ def exchange_costs(cost: np.ndarray) -> np.ndarray:
 
 
 def tied_sets(tied: np.ndarray, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The sets of names that a relation [n, n] ties, directly or through others; a name by itself is none.
+    """The sets of two or more names that a relation [n, n] ties, directly or through others.
 
     >>> tied_sets(np.array([[0, 0, 1], [0, 0, 0], [1, 0, 0]], bool), ["a", "b", "c"])
     [('a', 'c')]
@@ -83,7 +83,7 @@ def tied_sets(tied: np.ndarray, names: Sequence[str]) -> list[tuple[str, ...]]:
     left = list(range(len(tied)))
     while left:
         members = [left.pop(0)]
-        for member in members:  # which grows on the way, until nothing that is left is tied to any of them
+        for member in members:  # which grows until nothing left is tied to any of them
             members += [row for row in left if tied[member, row]]
             left = [row for row in left if not tied[member, row]]
         if len(members) > 1:

@@ -30,7 +30,7 @@ Run = Callable[[Arrays, Matching], tuple[Arrays, Arrays]]
 
 _ROUNDS = 4  # each with the symmetries that the one before has left
 _TIED = 1e-8  # costs as close as this are equal: differences of 1e-4, far above float64's rounding
-_HOPELESS = 0.5  # where even the best choice costs this much, the models differ, and gradients tell nothing
+_HOPELESS = 0.5  # where the best choice costs this much, the models differ and gradients tell nothing
 
 
 def settle(proposal: Proposal, reference: Side, other: Side, initial: Arrays, run: Run) -> Proposal:
@@ -56,7 +56,7 @@ def settle(proposal: Proposal, reference: Side, other: Side, initial: Arrays, ru
 
 
 def agreement(links: Sequence[Link], answer: Arrays, other_answer: Arrays) -> dict[Link, float]:
-    """The relative difference of two models' answers for each link; links without an answer are left out."""
+    """The relative difference of two models' answers for each link that both answered for."""
     answers = Answers(answer, other_answer)
     known = [link for link in links if answers.know(link)]
     # the gradient of an array that the other holds several times is the sum over its copies
@@ -111,7 +111,7 @@ def _pairs_of_set(
         pair = make_pair(reference, other, members[i].reference, members[j].other, members[i].evidence)
         candidates[i, j] = pair
         costs[i, j] = answers.least_cost(pair)
-    taken = assign(costs + 1e-9 * (1 - np.eye(len(members))))  # among equals the pairs stay as they are
+    taken = assign(costs + 1e-9 * (1 - np.eye(len(members))))  # among equals nothing moves
     assigned_costs = costs[:, taken]
     own = np.diag(assigned_costs)
     if own.mean() > _HOPELESS:  # names and order are what is left, and layouts by directions
@@ -126,7 +126,7 @@ def _pairs_of_set(
         if pair.open and answers.know(pair):
             pair = _with_layouts(pair, answers.costs(pair))
         pairs.append(pair)
-    # an exchange adds to what the two cost now; together that is compared as `_bound` compares single costs
+    # an exchange adds to what the two cost now: up to four times that in all, as in `_bound`
     tied = exchange_costs(assigned_costs) <= 3 * (own[:, None] + own[None, :]) + _TIED
     return pairs, tied_sets(tied, [pair.reference for pair in members])
 
@@ -204,7 +204,7 @@ def _ways_of_groups(groups: Sequence[Group], answers: Answers) -> tuple[Group, .
 
 
 def _with_ways(group: Group, costs: Mapping[str, float], costs_of_cuts: Mapping[str, float]) -> Group:
-    """Return a group with the ways that no other beats: first the cut, which its role shares, then the layout."""
+    """Return a group with the ways that no other beats: the cut that suits its role, then the layout."""
     least = min(costs_of_cuts[_cut(way)] for way in costs)
     bound = _bound(least)
     ways = [way for way in costs if costs_of_cuts[_cut(way)] <= bound]
@@ -218,12 +218,12 @@ def _with_ways(group: Group, costs: Mapping[str, float], costs_of_cuts: Mapping[
 
 
 def _cut(way: str) -> str:
-    """What the ways of weight and bias have in common: the view and the order, not whether parts are transposed."""
+    """What the ways of weight and bias share: view and order, not whether parts are transposed."""
     return way.rpartition(" ")[0]
 
 
 def _bound(best: float) -> float:
-    """The cost up to which a choice is as good as the best one: twice its difference, and costs are squares."""
+    """The cost up to which a choice is as good as the best: twice its difference, squared."""
     return 4 * best + _TIED
 
 

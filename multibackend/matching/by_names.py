@@ -46,8 +46,8 @@ def propose(
     forced = _forced(reference, texts)
     _check_forced(reference, other, forced, transform)
     fixed = _fixed(equal_names(reference, other, texts), forced)
-    # wholes and parts first, where sizes alone tell that an array cannot be the partner of one: else likeness would
-    # pair a projection with whatever has its size
+    # wholes and parts first where sizes alone tell that some find no partner, lest a projection be
+    # paired with whatever has its size
     free = _without(reference.shapes, fixed.values(), reference.integers)
     other_free = _without(other.shapes, fixed, other.integers)
     crowded = _crowded(reference, free, other, other_free)
@@ -100,14 +100,14 @@ def _check_forced(reference: Side, other: Side, forced: Mapping[str, str], trans
 
 
 def _fixed(equal: Mapping[str, str], forced: Mapping[str, str]) -> dict[str, str]:
-    """Return the pairs that are not questioned; a renamed array takes the partner of one that has the same name."""
+    """Return the pairs that are not questioned; a renamed array takes the partner of its namesake."""
     fixed = {**equal, **forced}
     taken = set(forced.values())
     return {name: partner for name, partner in fixed.items() if name in forced or partner not in taken}
 
 
 def _crowded(side: Side, names: Sequence[str], other: Side, others: Sequence[str]) -> list[str]:
-    """Return the names that cannot all find a partner of their size: fewer on the other side have it, or none."""
+    """Return the names that cannot all find a partner of their size: fewer of the others have it."""
     sizes = [side.size(name) for name in names]
     other_sizes = [other.size(name) for name in others]
     surplus = Counter(sizes) - Counter(other_sizes)  # which drops what is not positive
@@ -117,7 +117,7 @@ def _crowded(side: Side, names: Sequence[str], other: Side, others: Sequence[str
 def _paired(
     reference: Side, other: Side, texts: Mapping[str, str], fixed: Mapping[str, str], groups: Sequence[Group]
 ) -> tuple[dict[str, str], list[tuple[str, ...]]]:
-    """Pair what is neither in a group nor of integers: {name of other: name of reference}, and the uncertain sets."""
+    """Pair what is not in a group: {name of other: name of reference}, and the uncertain sets."""
     references, others = _grouped(groups)
     left_out = references | reference.integers - set(fixed.values())
     others_left_out = others | other.integers - fixed.keys()
@@ -163,7 +163,7 @@ def _transformed(pair: Pair, reference: Side, other: Side, transform: Transform 
 def _as_rearrangement(
     transform: Transform, shape: tuple[int, ...], other_shape: tuple[int, ...], name: str
 ) -> Rearrangement:
-    """Read a transform as a change of layout; raises `ParameterMatchError` where it is none, or fits no shape."""
+    """Read a transform as a change of layout; raises `ParameterMatchError` where it is none."""
     # an array whose elements all differ shows where each of them goes
     marks = np.arange(math.prod(shape)).reshape(shape)
     try:

@@ -75,7 +75,7 @@ def _reasons(names: Sequence[str], side: Side, idle: Collection[str]) -> dict[st
 
 def _nearest(name: str, partners: Side, left: Sequence[str]) -> str:
     """Return the likeliest partners of a name in words, those without a partner first."""
-    # closer than 0.4, where difflib's own bound is 0.6: names of one meaning share few letters across frameworks
+    # below difflib's own 0.6, because frameworks write few letters of one meaning alike
     free = [candidate for candidate in left if candidate in partners.parameters]
     nearest = difflib.get_close_matches(name, free, n=2, cutoff=0.4)
     if len(nearest) < 2:
@@ -98,14 +98,15 @@ def match_parameters(
     Raises:
         ParameterMatchError: something has no partner, or is open: only the models themselves could tell.
 
-    >>> match_parameters(Side({"layers_0.kernel": (2, 3)}), Side({"h.0.weight": (3, 2)})).links[0].change
+    >>> reference = Side({"layers_0.kernel": (2, 3)}, kinds={"layers_0.kernel": ""})
+    >>> match_parameters(reference, Side({"h.0.weight": (3, 2)})).links[0].change
     'transposed'
     """
     whole_reference = reference
     reference = unstack(reference, other)
     other = unstack(other, whole_reference)
     proposal = propose(reference, other, rename=rename, transform=transform)
-    # what has no partner is told first: it is the graver of the two, and often the reason for what is open
+    # what has no partner is told first: often it is the reason for what is open
     matching = finish(proposal, reference, other)
     choices = _open_choices(proposal, other)
     if choices:

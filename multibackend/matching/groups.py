@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 class _Family:
     """Arrays of one shape that may be one array of the other model."""
 
-    text: str  # a name for them together, of what their names share, to be compared with that array's
+    text: str  # a name for them together, of what their names share
     parts: tuple[str, ...]
     size: int  # the number of their elements together
 
@@ -52,7 +52,7 @@ def find_groups(
 def _groups(
     whole_side: Side, part_side: Side, wholes: Mapping[str, str], parts: Mapping[str, str], *, of_reference: bool
 ) -> list[Group]:
-    """Find the wholes of one side whose parts are on the other: the likeliest by name first, each array once."""
+    """Find the wholes of one side whose parts are on the other, the likeliest first, each array once."""
     sizes = {whole_side.size(name) for name in wholes}
     families = [family for family in _families(part_side, parts) if family.size in sizes]
     family_sizes = {family.size for family in families}
@@ -96,8 +96,8 @@ def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:
             continue  # already a part of an array
         leaf = leaf_of(text) if leaf_of(text) in LEAVES else ""
         module = module_of(text)
-        # `attn.query.weight` beside `attn.key.weight`, `query.dense.weight` beside `key.dense.weight`, and `cell.w_i`
-        # beside `cell.w_f`
+        # `attn.query.weight` beside `attn.key.weight`, `query.dense.weight` beside `key.dense.weight`,
+        # and `cell.w_i` beside `cell.w_f`
         for ancestor in dict.fromkeys((module_of(module), module_of(module_of(module)), module)):
             siblings[ancestor, leaf, tuple(side.shapes[name])].append(name)
     families = {}
@@ -111,7 +111,7 @@ def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:
 
 
 def _choices(members: Sequence[str], names: Mapping[str, Name], count: int) -> list[tuple[str, ...]]:
-    """Return the subsets that may belong together: all; an attention's projections by name; or those named alike."""
+    """Return the subsets that may belong together: all, an attention's projections, or those named alike."""
     if len(members) == count:
         return [_in_order(members, names)]
     # of two, key and value: cross-attention makes both from one input
@@ -124,7 +124,7 @@ def _choices(members: Sequence[str], names: Mapping[str, Name], count: int) -> l
 
 
 def _in_order(members: Sequence[str], names: Mapping[str, Name]) -> tuple[str, ...]:
-    """Sort projections and gates into the usual order; the rest stays in the order of definition."""
+    """Sort projections and gates into the usual order; the rest stays as it was defined."""
 
     def place(name: str) -> int:
         words = names[name].words
@@ -138,7 +138,7 @@ def _in_order(members: Sequence[str], names: Mapping[str, Name]) -> tuple[str, .
 def _ways(
     whole_side: Side, part_side: Side, whole: str, family: _Family, of_reference: bool
 ) -> tuple[tuple[str, tuple[Link, ...]], ...]:
-    """Each way to cut the whole: which axis, in blocks or alternating, in which order, parts transposed or not."""
+    """Each way to cut the whole: axis, blocks or alternating, order, parts transposed or not."""
     piece = tuple(part_side.shapes[family.parts[0]])
     count = len(family.parts)
     known = whole_side.kind(whole) != "" and all(part_side.kind(part) != "" for part in family.parts)
@@ -164,7 +164,7 @@ def _link(whole: str, name: str, part: Part, change: Rearrangement, shape: Shape
 
 
 def _views(shape: Shape, count: int) -> Iterator[tuple[str, Part]]:
-    """(its name, the first slice) for each way to see `count` slices in an array, the plainest first."""
+    """(name, first slice) of each way to see `count` slices in an array, the plainest first."""
     for axis, length in enumerate(shape):
         if length == count:
             yield "stack", Part(shape, shape, axis, 0, shape[:axis] + shape[axis + 1 :])

@@ -13,7 +13,7 @@ __all__ = ["rearrangements"]
 _MOST_AXES = 5  # 120 permutations; of more axes only the given order is tried
 
 
-@functools.lru_cache(maxsize=4096)  # a model has few shapes, and each is asked about for every pair of arrays
+@functools.lru_cache(maxsize=4096)  # few shapes, asked about for every pair of arrays
 def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[Rearrangement, ...]:
     """All ways in which an array of one shape can become the other by permuting axes, split or joined ones included.
 
@@ -23,7 +23,7 @@ def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[
     >>> [change.axes for change in rearrangements((4, 4), (4, 4))]
     [(0, 1), (1, 0)]
     >>> rearrangements((6, 5), (5, 2, 3))[0]
-    Rearrangement(merged=(2, 3, 5), axes=(2, 0, 1), shape=(5, 2, 3))
+    Rearrangement(merged=(3, 2, 5), axes=(2, 1, 0), shape=(5, 2, 3))
     """
     if math.prod(reference) != math.prod(other):
         return ()
@@ -57,16 +57,16 @@ def _joins(order: tuple[int, ...], axes: list[int], target: list[int]) -> bool:
 
 
 def _split(order: tuple[int, ...], other_axes: list[int], other: tuple[int, ...]) -> Rearrangement:
-    """See the reference as the other's axes in `order`, and bring them back to the other's own order."""
+    """See the reference as the other's axes in `order`, and bring them back to the other's order."""
     merged = tuple(other_axes[axis] for axis in order)
     back = tuple(order.index(axis) for axis in range(len(order)))
     return Rearrangement(merged, back, other)
 
 
 def _plainness(change: Rearrangement) -> tuple[int, int, tuple[int, ...]]:
-    """Sort key: what moves nothing first, then the reversed axes, then the rest in the order of `axes`."""
+    """Sort key: what moves nothing first, then the reversed axes, then the rest by `axes`."""
     if not change.moves:
         return 0, 0, change.axes
     is_reverse = change.axes == tuple(reversed(range(len(change.axes))))
-    # a convolution's [*spatial, in, out] has its last two axes first when it becomes [out, in, *spatial]
+    # a convolution's [*spatial, in, out] becomes [out, in, *spatial]: its last two axes come first
     return 1, int(not is_reverse), change.axes

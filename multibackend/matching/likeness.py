@@ -1,4 +1,4 @@
-"""How alike any two arrays of two models are, from their names, their places and the kinds of their layers."""
+"""How alike any two arrays of two models are, by names, places and kinds of layers."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Likeness:
         other_kinds = [other.kind(name) for name in others]
         is_trained = np.array([name in reference.parameters for name in names])
         other_is_trained = np.array([name in other.parameters for name in others])
-        # role and place count up to 1 each; the rest counts less, for a user's own module may call its arrays what it
-        # likes, and keep as state what the other model trains
+        # role and place count up to 1 each; the rest counts less, for a user's own module may call
+        # its arrays what it likes, and keep as state what the other model trains
         self.score = _by_distinct_role(readings, other_readings) + by_place(readings, other_readings)
         self.score += pairwise(_leaf_score, readings, other_readings)
         self.score += pairwise(_kind_score, kinds, other_kinds)
         self.score -= 0.3 * (is_trained[:, None] != other_is_trained[None, :])
 
     def votes(self, pairs: np.ndarray) -> np.ndarray:
-        """Return a bonus [rows, columns] for arrays whose modules hold other arrays of `pairs` [n, 2]."""
+        """Return a bonus [rows, columns] for arrays whose modules hold others of `pairs` [n, 2]."""
         bonus = np.zeros_like(self.score)
         row_modules = self._row_modules
         column_modules = self._column_modules
@@ -50,7 +50,7 @@ class Likeness:
             _, column_codes, column_sizes = np.unique(column_modules, return_inverse=True, return_counts=True)
             counts = np.zeros((len(row_sizes), len(column_sizes)))
             np.add.at(counts, (row_codes[pairs[:, 0]], column_codes[pairs[:, 1]]), 1.0)
-            # relative to the larger module, lest a module of everything be the partner of every small one
+            # relative to the larger module, lest a module of everything be every small one's partner
             shares = counts / np.maximum(row_sizes[:, None], column_sizes[None, :])
             bonus += weight * shares[np.ix_(row_codes, column_codes)]
             row_modules = [module_of(module) for module in row_modules]
@@ -59,10 +59,11 @@ class Likeness:
 
 
 def _by_distinct_role(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
-    """Compare roles, each listed once: a word counts by how few roles have it, however many layers repeat them."""
+    """Compare roles, each listed once: a word counts by how few roles, not layers, have it."""
     distinct = {name.role: name for name in names}
     other_distinct = {name.role: name for name in others}
-    rows = [list(distinct).index(name.role) for name in names]
+    order = list(distinct)
+    rows = [order.index(name.role) for name in names]
     columns = [list(other_distinct).index(name.role) for name in others]
     table = by_role(list(distinct.values()), list(other_distinct.values()))
     return table[np.ix_(rows, columns)]

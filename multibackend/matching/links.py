@@ -88,13 +88,13 @@ class Part:
 
     def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
         """Write the slice into a whole, contiguous array in place; adds to what is there."""
-        view = whole.reshape(self.view)  # of a contiguous array no copy, so that the slot is the array's own
+        view = whole.reshape(self.view)  # of a contiguous array no copy
         slot = view[(slice(None),) * self.axis + (self.index,)]
         slot += piece.reshape(slot.shape)
 
     def __str__(self) -> str:
         words = f"part {self.index + 1} of {self.view[self.axis]} along axis {self.axis}"
-        # a plain view, an axis or blocks along it, is clear from the shape; alternating parts are not
+        # an axis, or blocks along it, are clear from the shape; alternating parts are not
         return words if len(self.view) <= len(self.shape) + 1 else f"{words} of {list(self.view)}"
 
 
@@ -260,7 +260,7 @@ class Matching:
             return cls(links, dict(content["reference_only"]), dict(content["other_only"]))
         except ParameterMatchError:
             raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:  # whatever else the file may hold
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # any other file
             raise ParameterMatchError(f"this is no matching: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -276,7 +276,7 @@ class Matching:
             raise ParameterMatchError(f"there is no matching at {str(path)!r}: {error}") from error
 
     def check(self, reference: Shapes, other: Shapes) -> None:
-        """Raise `ParameterMatchError` unless it fits two models' shapes and leaves none of their arrays over."""
+        """Raise `ParameterMatchError` unless it fits two models' shapes and leaves no array over."""
         links = [(link.reference, link.reference_shape) for link in self.links]
         other_links = [(link.other, link.other_shape) for link in self.links]
         problems = [
@@ -308,10 +308,8 @@ def _left_over(model: str, shapes: Shapes, accounted: Container[str]) -> Iterato
 
 
 def _is_sound(link: Link) -> bool:
-    """Whether the pieces of a link have as many elements on either side, cut from the shapes that it names.
-
-    What comes from a file may be anything, and is asked before an array is cut by it.
-    """
+    """Whether a link's pieces have as many elements on either side, cut from the shapes it names."""
+    # what comes from a file may be anything, and is asked before an array is cut by it
     change = link.rearrangement
     size = math.prod(change.merged)
     sizes = {math.prod(link.reference_piece), math.prod(change.shape)}

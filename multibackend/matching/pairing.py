@@ -1,4 +1,4 @@
-"""Pairs of arrays from names, shapes, kinds and order: an assignment problem for each number of elements."""
+"""Pairs of arrays from names, shapes, kinds and order: one assignment for each number of elements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from multibackend.matching.words import pairwise, read_names
 
 __all__ = ["changes_between", "equal_names", "make_pair", "pair_by_likeness"]
 
-_ROUNDS = 3  # of assignments, each with the votes of the one before; fewer where these change nothing
+_ROUNDS = 3  # of assignments, each with the votes of the one before
 _IMPOSSIBLE = 1e3  # far beyond any likeness, but finite, so that every assignment has a cost
 _CLOSE = 0.12  # an exchange that costs less than this is not decided by names
 
@@ -30,7 +30,7 @@ class _Block:
     rows: np.ndarray
     columns: np.ndarray
     allowed: np.ndarray  # [rows, columns], whether shapes and layers let the one become the other
-    disorder: np.ndarray  # [rows, columns], what it costs to stand elsewhere in the order of definition
+    disorder: np.ndarray  # [rows, columns], the cost of standing elsewhere in the definition
 
     def cost(self, total: np.ndarray) -> np.ndarray:
         """Return this block's part of a cost that is known for all arrays."""
@@ -61,7 +61,7 @@ def equal_names(reference: Side, other: Side, texts: Mapping[str, str]) -> dict[
 
 
 def _by_role(names: Iterable[str]) -> dict[tuple[str, ...], dict[str, None]]:
-    """Return the names of each role, in order: sets would order the links differently in every process."""
+    """Return the names of each role in order, which sets would lose: links have one order in every run."""
     roles: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
     for name in read_names(list(names)):
         roles[name.role][name.text] = None
@@ -116,7 +116,7 @@ def pair_by_likeness(
 
 
 def _blocks(reference: Side, other: Side, likeness: Likeness, fixed: Mapping[str, str]) -> list[_Block]:
-    """Group the arrays that are not fixed by number of elements, which no change of layout alters."""
+    """Group the arrays that are not fixed by size, which no change of layout alters."""
     rows = _by_size(reference, likeness.names, fixed.values())
     columns = _by_size(other, likeness.others, fixed)
 
@@ -126,8 +126,8 @@ def _blocks(reference: Side, other: Side, likeness: Likeness, fixed: Mapping[str
     blocks = []
     for size in sorted(rows.keys() & columns.keys()):
         allowed = pairwise(is_possible, rows[size], columns[size]) > 0
-        # among equals the order of definition decides, too little to outvote names; that it did is told by the set of
-        # equals being reported as uncertain
+        # among equals the order of definition decides, too little to outvote names; that it did is told
+        # by the set of equals being reported as uncertain
         disorder = np.zeros(allowed.shape)
         if reference.ordered and other.ordered:
             disorder = 0.05 * np.abs(_relative_ranks(rows[size])[:, None] - _relative_ranks(columns[size])[None, :])

@@ -43,7 +43,7 @@ def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, s
 
 
 def _like(array: Array, rng: np.random.Generator) -> Array:
-    """Draw an array about the mean of another and as spread, or spread a little where that one is constant."""
+    """Draw an array as spread as another and about its mean, spread a little if that is constant."""
     array = np.asarray(array, np.float64)
     if not array.size:
         return rng.standard_normal(array.shape)
@@ -55,7 +55,7 @@ def _like(array: Array, rng: np.random.Generator) -> Array:
 
 
 def _symmetric(members: Sequence[Pair], other: Side, values: Arrays, initial: Arrays) -> Arrays:
-    """Return equal values for arrays that may be exchanged, unchanged by any layout that is open."""
+    """Return equal values for arrays that may be exchanged, unchanged by every open layout."""
     names = [pair.reference for pair in members]
     # the first one's values about the mean of all, so that none is far from where it started
     base = values[names[0]]
@@ -66,14 +66,14 @@ def _symmetric(members: Sequence[Pair], other: Side, values: Arrays, initial: Ar
 
 
 def _open_permutations(members: Sequence[Pair], other: Side, values: Arrays) -> list[Array]:
-    """Return the permutations of the first member's elements under which its values must not change."""
+    """Return the permutations of the first member's elements that must not change its values."""
     shapes = [values[pair.reference].shape for pair in members]
     marks = np.arange(math.prod(shapes[0])).reshape(shapes[0])
     permutations = []
     for other_shape in dict.fromkeys(tuple(other.shapes[pair.other]) for pair in members):
         arrangements = []
         for shape in dict.fromkeys(shapes):
-            # alone, a pair may have lost some of the changes that shapes allow; exchanged, any of them may be right
+            # a pair alone may have lost some of the changes that shapes allow
             changes = members[0].changes if len(members) == 1 else rearrangements(shape, other_shape)
             placed = rearrangements(shapes[0], shape)[0](marks)
             arrangements += [change(placed).reshape(-1) for change in changes]
@@ -113,7 +113,7 @@ def _symmetric_parts(group: Group, values: Mapping[str, Array]) -> dict[str, Arr
 
 
 def _permutations(arrangements: Sequence[Array]) -> list[Array]:
-    """Return, for each arrangement of marks but the first, the mark that stands where the first has mark i."""
+    """Return, for each arrangement but the first, the mark that stands where the first has mark i."""
     if not arrangements:
         return []
     home = np.argsort(arrangements[0])

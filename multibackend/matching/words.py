@@ -51,7 +51,7 @@ _SPELLINGS = {
 _SYNONYMS = {word: meaning for meaning, words in _SPELLINGS.items() for word in words.split()}
 LEAVES = frozenset({"weight", "bias", "mean", "var"})
 _NUMBER = "#"  # stands in a role for each number
-# words that wrappers and habits add: GPT-2's `c_attn`, BatchNorm's `running_mean`, a library's `base_model`
+# words that say nothing: GPT-2's `c_attn`, BatchNorm's `running_mean`, a library's `base_model`
 _UNTELLING = {"running", "c", "base", "model", "module"}
 
 Role = tuple[str, ...]
@@ -128,7 +128,7 @@ def read_names(texts: Sequence[str]) -> list[Name]:
 def _places(name: Name, ordered: Mapping[Role, list[int]]) -> Places:
     places = []
     for prefix, number in name.numbers:
-        # Ranks, so that layers 1, 2, 3 or 0, 2, 4 stand where 0, 1, 2 stand. A number that never varies says nothing.
+        # Ranks: layers 1, 2, 3 or 0, 2, 4 stand where 0, 1, 2 do. A number that never varies says nothing.
         if len(ordered[prefix]) > 1:
             places.append((len(ordered[prefix]), ordered[prefix].index(number)))
     return tuple(places)
@@ -171,8 +171,8 @@ def by_role(names: Sequence[Name], others: Sequence[Name]) -> np.ndarray:
     roles = [name.role for name in names]
     other_roles = [name.role for name in others]
     vocabulary = sorted(set().union(*roles, *other_roles) - {_NUMBER})
-    # The cosine of two bags of words, where a word also counts in part as those that it resembles. Words enter by the
-    # root of their weight, so that the weight of a shared word counts once and not squared.
+    # The cosine of two bags of words, where a word also counts in part as those that it resembles.
+    # Roots, so that the weight of a shared word counts once and not squared.
     alike = pairwise(_word_similarity, vocabulary, vocabulary)
     bags = np.sqrt(_bags(roles, vocabulary))
     other_bags = np.sqrt(_bags(other_roles, vocabulary))
@@ -223,12 +223,12 @@ def _place_similarity(places: Places, others: Places) -> float:
 
 
 def _aligned(places: Places, others: Places) -> float:
-    """The best alignment of two lists of places, either of which may leave some out, as two texts are aligned."""
+    """Score the best alignment of two lists of places, either of which may leave some out."""
     if not places or not others:
         return 0.0
     (count, index), (other_count, other_index) = places[0], others[0]
     gap = abs(index / (count - 1) - other_index / (other_count - 1))
-    agreement = 0.5 * max(0.0, 1 - 4 * gap)  # as many layers are no condition: the middle one is the middle one
+    agreement = 0.5 * max(0.0, 1 - 4 * gap)  # the middle layer of 6 is that of 12
     if places[0] == others[0]:
         agreement = 1.0
     both = math.sqrt(math.log(count) * math.log(other_count)) * agreement + _aligned(places[1:], others[1:])
