@@ -6,15 +6,15 @@
     report = golden.check(golden.load("digits.json"), experiment, "jax")
     report.matches, report.first_divergence
 
-Both runs start from the same initial parameters without any being stored: see `multibackend.golden.draw`.
+Both runs start from the same initial parameters without any being stored: see `multibackend.golden.laws`.
 """
 
-from multibackend.golden.draw import Law, draw, law_of
 from multibackend.golden.file import FORMAT, Golden, load, save
-from multibackend.golden.hold import GoldenReport, check, hold
+from multibackend.golden.laws import Law, draw, law_of
+from multibackend.golden.report import GoldenReport, check, hold
+from multibackend.golden.rewriting import Change, update
 from multibackend.golden.run import record, repeat
 from multibackend.golden.summary import Summary, summarise
-from multibackend.golden.update import Change, update
 
 __all__ = [
     "FORMAT",

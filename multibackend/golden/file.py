@@ -1,4 +1,4 @@
-"""A golden trace, and the file that holds it: JSON with one line per update and per tensor, to be read and diffed."""
+"""A golden trace, and its file: JSON with one line per update and per tensor, to be read and diffed."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from multibackend.core.precision import PRECISIONS
 from multibackend.errors import GoldenFileError
-from multibackend.golden.draw import Law
+from multibackend.golden.laws import Law
 from multibackend.golden.summary import Summary, places
 
-__all__ = ["FORMAT", "Golden", "load", "save"]
+__all__ = ["COLUMNS", "FORMAT", "Golden", "load", "save"]
 
 FORMAT = "multibackend-golden-1"
-_COLUMNS = ("loss", "grad_norm", "learning_rate", "weight", "examples", "epoch")
+COLUMNS = ("loss", "grad_norm", "learning_rate", "weight", "examples", "epoch")
 _WORDS = ("experiment", "backend", "versions", "device", "precision", "dropout")
 _COUNTS = ("seed", "updates")
+_SUMMARIES = ("data", "start", "end", "state_start", "state_end")
+_TYPES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # which JSON does not know
 
 
@@ -38,7 +40,7 @@ class Golden:
         gradients: for each parameter the norm of its gradient at those updates, before clipping.
         shares: for each parameter the largest share of its gradient's norm in the global one, over all updates.
         data: the fields of the first window, in the order in which the run sees its examples.
-        laws: how the initial parameters were drawn, see `multibackend.golden.draw`.
+        laws: how the initial parameters were drawn, see `multibackend.golden.laws`.
         start, end: the parameters before the first and after the last update.
         state_start, state_end: the model state, such as BatchNorm statistics.
     """
@@ -69,6 +71,8 @@ def save(golden: Golden, path: str | Path) -> None:
     """Write a golden file; it appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # beside the file, because only within a file system does one replace another at once; by the
+    # process's number, because tests that run in parallel may write one file
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(_text(golden), encoding="utf-8")
     temporary.replace(path)
@@ -90,90 +94,92 @@ def load(path: str | Path) -> Golden:
         ) from error
     except (OSError, ValueError) as error:
         raise GoldenFileError(f"{str(path)!r} is no golden file: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise GoldenFileError(
-            f"{str(path)!r} is no golden file: its format is {found!r}, this version reads {FORMAT!r}"
-        )
+    name = content.get("format") if isinstance(content, dict) else type(content).__name__
+    if name != FORMAT:
+        raise GoldenFileError(f"{str(path)!r} is no golden file: its format is {name!r}, this version reads {FORMAT!r}")
     return _Reader(str(path)).golden(content)
 
 
 def _text(golden: Golden) -> str:
-    """The file: one line per update, per parameter's gradients and per tensor."""
-    head = {"format": FORMAT}
-    head |= {name: getattr(golden, name) for name in (*_WORDS, *_COUNTS, "dropout_layers", "skipped")}
-    lines = [f"{json.dumps(name)}: {_dumps(value)}" for name, value in head.items()]
-    rows = (
-        {"update": index + 1, **{name: golden.history[name][index] for name in _COLUMNS}}
-        for index in range(len(golden.history["loss"]))
-    )
-    lines.append('"history": [\n' + ",\n".join(f"    {_dumps(row)}" for row in rows) + "\n  ]")
+    """Write one line per update, parameter and tensor, so that a diff shows what moved."""
+    content = {"format": FORMAT, **asdict(golden)}
+    head = ("format", *_WORDS, *_COUNTS, "dropout_layers", "skipped")
+    lines = [f'"{name}": {_dumps(content[name])}' for name in head]
+    rows = []
+    for index in range(len(golden.history["loss"])):
+        row = {name: golden.history[name][index] for name in COLUMNS}
+        rows.append(_dumps({"update": index + 1, **row}))
+    lines.append('"history": [\n' + ",\n".join(f"    {row}" for row in rows) + "\n  ]")
     lines.append(f'"gradient_updates": {_dumps(golden.gradient_updates)}')
     for name in ("gradients", "shares", "data", "laws", "start", "end", "state_start", "state_end"):
-        table = getattr(golden, name)
-        rows = (f"    {json.dumps(key)}: {_dumps(_plain(value))}" for key, value in table.items())
-        lines.append(f'"{name}": ' + ("{\n" + ",\n".join(rows) + "\n  }" if table else "{}"))
+        entries = [f"    {json.dumps(key)}: {_dumps(entry)}" for key, entry in content[name].items()]
+        table = "{\n" + ",\n".join(entries) + "\n  }"
+        lines.append(f'"{name}": {table if entries else "{}"}')
     return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
 
-def _plain(value: Any) -> Any:
-    return asdict(value) if isinstance(value, Summary | Law) else value
-
-
 def _dumps(value: Any) -> str:
-    return json.dumps(_strict(value), allow_nan=False)
+    return json.dumps(_strict(value), allow_nan=False)  # Python's own NaN would be no JSON
 
 
 def _strict(value: Any) -> Any:
-    """Numbers that JSON does not know, by name."""
+    """Replace the numbers that JSON does not know by their names."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
-    return [_strict(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    return value
 
 
 class _Reader:
-    """Builds a `Golden` from what JSON gave, every part checked; remembers where it is for the messages."""
+    """Builder of a `Golden` from what JSON gave, every part checked, its place told in errors."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
     def golden(self, content: Mapping[str, Any]) -> Golden:
-        """The whole file."""
+        """Read the whole file."""
         words = {name: self.value(content, name, str) for name in _WORDS}
         counts = {name: self.value(content, name, int) for name in _COUNTS}
+        updates = counts["updates"]
         if words["precision"] not in PRECISIONS:
             self.fail("precision", f"one of {', '.join(PRECISIONS)}", words["precision"])
-        if counts["updates"] < 1:
-            self.fail("updates", "at least 1", counts["updates"])
-        history = self.history(content, counts["updates"])
-        kept_at = tuple(self.numbers(self.value(content, "gradient_updates", list), "gradient_updates"))
-        if any(not isinstance(place, int) or not 1 <= place <= counts["updates"] for place in kept_at):
-            self.fail("gradient_updates", f"numbers of updates, 1 to {counts['updates']}", list(kept_at))
-        tables: dict[str, Any] = {"gradients": {}, "shares": {}, "laws": {}}
-        for name, norms in self.value(content, "gradients", dict).items():
-            tables["gradients"][name] = tuple(self.numbers(norms, f"gradients.{name}", length=len(kept_at)))
-        for name, share in self.value(content, "shares", dict).items():
-            tables["shares"][name] = self.numbers([share], f"shares.{name}")[0]
-        for name, law in self.value(content, "laws", dict).items():
-            tables["laws"][name] = self.record(law, f"laws.{name}", Law)
-        for table in ("data", "start", "end", "state_start", "state_end"):
-            entries = self.value(content, table, dict).items()
-            tables[table] = {name: self.record(entry, f"{table}.{name}", Summary) for name, entry in entries}
+        if updates < 1:
+            self.fail("updates", "at least 1", updates)
+        history = self.history(content, updates)
+        gradient_updates = self.numbers(self.value(content, "gradient_updates", list), "gradient_updates")
+        if any(not isinstance(update, int) or not 1 <= update <= updates for update in gradient_updates):
+            self.fail("gradient_updates", f"numbers of updates, 1 to {updates}", gradient_updates)
+        tables = self.tables(content, len(gradient_updates))
         self.same_names(tables)
         return Golden(
             **words,
             **counts,
             **tables,
             history=history,
-            dropout_layers=tuple(map(str, self.value(content, "dropout_layers", list))),
+            dropout_layers=tuple(str(name) for name in self.value(content, "dropout_layers", list)),
             skipped=self.skipped(content),
-            gradient_updates=kept_at,
+            gradient_updates=tuple(gradient_updates),
         )
 
+    def tables(self, content: Mapping[str, Any], gradient_updates: int) -> dict[str, Any]:
+        """Read what has an entry for each parameter, array of model state or field of the data."""
+        tables: dict[str, Any] = {"gradients": {}, "shares": {}, "laws": {}}
+        for name, norms in self.value(content, "gradients", dict).items():
+            tables["gradients"][name] = tuple(self.numbers(norms, f"gradients.{name}", length=gradient_updates))
+        for name, share in self.value(content, "shares", dict).items():
+            tables["shares"][name] = self.number(share, f"shares.{name}")
+        for name, law in self.value(content, "laws", dict).items():
+            tables["laws"][name] = self.record(law, f"laws.{name}", Law)
+        for table in _SUMMARIES:
+            entries = self.value(content, table, dict).items()
+            tables[table] = {name: self.record(entry, f"{table}.{name}", Summary) for name, entry in entries}
+        return tables
+
     def history(self, content: Mapping[str, Any], updates: int) -> dict[str, tuple[float, ...]]:
-        """The columns of the history, as many rows as updates."""
+        """Read the columns of the history, as many rows as updates."""
         rows = self.value(content, "history", list)
         if len(rows) != updates:
             self.fail("history", f"{updates} updates", f"{len(rows)} of them")
@@ -181,43 +187,46 @@ class _Reader:
             where = f"history[{index}]"
             if not isinstance(row, Mapping):
                 self.fail(where, "an object", row)
-            missing = [name for name in _COLUMNS if name not in row]
+            missing = [name for name in COLUMNS if name not in row]
             if missing:
-                self.fail(where, f"the entries {', '.join(_COLUMNS)}", f"none called {missing[0]!r}")
-        return {
-            name: tuple(self.numbers([row[name] for row in rows], f"history, the column {name}")) for name in _COLUMNS
-        }
+                self.fail(where, f"the entries {', '.join(COLUMNS)}", f"none called {missing[0]!r}")
+        history = {}
+        for name in COLUMNS:
+            column = [row[name] for row in rows]
+            history[name] = tuple(self.numbers(column, f"history, the column {name}"))
+        return history
 
     def skipped(self, content: Mapping[str, Any]) -> tuple[tuple[int, str], ...]:
-        """The windows that made no update."""
+        """Read the windows that made no update."""
         entries = self.value(content, "skipped", list)
         for entry in entries:
-            if not (isinstance(entry, list) and [type(part) for part in entry] == [int, str]):
+            # by the exact types: True is an int too
+            if not isinstance(entry, list) or [type(part) for part in entry] != [int, str]:
                 self.fail("skipped", "pairs of an update and a reason", entry)
-        return tuple((entry[0], entry[1]) for entry in entries)
+        return tuple((update, reason) for update, reason in entries)
 
     def record(self, entry: Any, where: str, kind: type) -> Any:
-        """A `Summary` or a `Law`."""
-        wanted = [column.name for column in fields(kind)]
-        if not isinstance(entry, Mapping) or set(entry) != set(wanted):
-            self.fail(where, f"an object with {', '.join(wanted)}", entry)
-        shape = self.numbers(entry["shape"], f"{where}.shape")
-        if not all(isinstance(length, int) and length >= 0 for length in shape):
-            self.fail(f"{where}.shape", "whole numbers", shape)
-        values: dict[str, Any] = {"shape": tuple(shape)}
-        for name in wanted[1:]:
+        """Read a `Summary` or a `Law`."""
+        columns = [column.name for column in fields(kind)]
+        if not isinstance(entry, Mapping) or set(entry) != set(columns):
+            self.fail(where, f"an object with {', '.join(columns)}", entry)
+        values: dict[str, Any] = {}
+        for name in columns:
             if name == "digest":
                 values[name] = self.value(entry, name, str)
-            elif name == "elements":
+            elif name in ("shape", "elements"):
                 values[name] = tuple(self.numbers(entry[name], f"{where}.{name}"))
             else:
-                values[name] = self.numbers([entry[name]], f"{where}.{name}")[0]
-        if "elements" in values and len(values["elements"]) != len(places(math.prod(shape))):
+                values[name] = self.number(entry[name], f"{where}.{name}")
+            # before anything counts the elements
+            if name == "shape" and not all(isinstance(length, int) and length >= 0 for length in values[name]):
+                self.fail(f"{where}.shape", "whole numbers", list(values[name]))
+        if "elements" in values and len(values["elements"]) != len(places(math.prod(values["shape"]))):
             self.fail(where, "as many elements as are kept of its shape", entry)
         return kind(**values)
 
     def same_names(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Every table of parameters has the same names, and a law the shape of its tensor."""
+        """Check that all tables of parameters have the same names, and laws their tensors' shapes."""
         for table in ("gradients", "shares", "laws", "end"):
             differing = sorted(set(tables[table]) ^ set(tables["start"]))
             if differing:
@@ -227,23 +236,29 @@ class _Reader:
                 self.fail(f"laws.{name}", f"the shape {list(tables['start'][name].shape)}", list(law.shape))
 
     def value(self, content: Mapping[str, Any], name: str, kind: type) -> Any:
-        """An entry of a type."""
-        found = content.get(name)
-        if not isinstance(found, kind) or isinstance(found, bool):
-            self.fail(name, {str: "a string", int: "a whole number", list: "a list", dict: "an object"}[kind], found)
-        return found
+        """Return an entry of a type."""
+        value = content.get(name)
+        # True is an int to Python, but no number in a file
+        if not isinstance(value, kind) or isinstance(value, bool):
+            self.fail(name, _TYPES[kind], value)
+        return value
 
-    def numbers(self, found: Any, where: str, *, length: int | None = None) -> list[Any]:
-        """A list of numbers; those that JSON does not know are given by name."""
-        if not isinstance(found, list) or (length is not None and len(found) != length):
-            self.fail(where, "a list of numbers" if length is None else f"a list of {length} numbers", found)
-        values = [_NUMBERS.get(value, value) if isinstance(value, str) else value for value in found]
-        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
-            self.fail(where, "numbers", found)
-        return values
+    def number(self, value: Any, where: str) -> Any:
+        """Return one number."""
+        return self.numbers([value], where)[0]
 
-    def fail(self, where: str, wanted: str, found: Any) -> None:
+    def numbers(self, values: Any, where: str, *, length: int | None = None) -> list[Any]:
+        """Return a list of numbers; those that JSON does not know are given by name."""
+        if not isinstance(values, list) or (length is not None and len(values) != length):
+            self.fail(where, "a list of numbers" if length is None else f"a list of {length} numbers", values)
+        numbers = [_NUMBERS.get(value, value) if isinstance(value, str) else value for value in values]
+        if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
+            self.fail(where, "numbers", values)
+        return numbers
+
+    def fail(self, where: str, expected: str, value: Any) -> NoReturn:
         """Raise the error for an entry that is not what it must be."""
-        shown = repr(found)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise GoldenFileError(f"{self.path!r} is no golden file: {where} must be {wanted}, found {shown}")
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        raise GoldenFileError(f"{self.path!r} is no golden file: {where} must be {expected}, found {shown}")

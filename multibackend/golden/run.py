@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Arrays, Fields
 from multibackend.core.names import shapes_of
 from multibackend.core.validation import Problems
 from multibackend.data.streams import is_stream
 from multibackend.errors import ParameterMatchError
 from multibackend.experiment import Experiment
-from multibackend.golden.draw import draw_all, law_of
-from multibackend.golden.file import Golden
+from multibackend.golden.file import COLUMNS, Golden
+from multibackend.golden.laws import draw_all, law_of
 from multibackend.golden.summary import Summary, short, summarise
 from multibackend.matching import Matching, Side, match_parameters
 from multibackend.matching.arrays import given_matching, side_of
@@ -28,8 +28,6 @@ from multibackend.training.input.order import order_of
 from multibackend.training.trainer import Trainer
 
 __all__ = ["record", "repeat"]
-
-_COLUMNS = ("loss", "grad_norm", "learning_rate", "weight", "examples", "epoch")
 
 
 def record(
@@ -53,9 +51,10 @@ def record(
     >>> golden.save(golden.record(experiment, "torch", updates=20), "digits.json")  # doctest: +SKIP
     """
     trainer = _build(experiment, backend, None, device=device, execution=execution)
-    own = trainer.snapshot()
-    arrays = {**own.model_state, **own.parameters}
-    return _run(trainer, updates, Matching.of_pairs({name: name for name in arrays}, shapes_of(arrays)), None)
+    snapshot = trainer.snapshot()
+    shapes = shapes_of({**snapshot.model_state, **snapshot.parameters})
+    matching = Matching.of_pairs({name: name for name in shapes}, shapes)
+    return _run(trainer, updates, matching, None)
 
 
 def repeat(
@@ -78,42 +77,48 @@ def repeat(
         ParameterMatchError: the model's parameters and the recorded ones do not pair up.
     """
     trainer = _build(experiment, backend, golden, device=device, execution=execution)
-    return _run(trainer, golden.updates if updates is None else updates, _matching(golden, trainer), golden)
+    if updates is None:
+        updates = golden.updates
+    return _run(trainer, updates, _matching(golden, trainer), golden)
 
 
 def _matching(golden: Golden, trainer: Trainer) -> Matching:
-    """Which of the model's arrays, parameters and model state, is which of the recorded ones.
+    """Return which of the model's parameters and state is which of the recorded.
 
     `Model(matching=...)` tells, else names, shapes and kinds; what these leave open, both models do where the
     framework that recorded is installed.
     """
-    model, own = trainer.experiment.model, side_of(trainer.snapshot(), trainer.program)
+    model = trainer.experiment.model
+    side = side_of(trainer.snapshot(), trainer.program)
     recorded = {name: summary.shape for name, summary in (*golden.state_start.items(), *golden.start.items())}
-    given = given_matching(model)
-    if given is not None and {link.reference for link in given.links} >= golden.start.keys():
-        given.check(recorded, own.shapes)
-        return given
+    matching = given_matching(model)
+    # one that was saved with another framework as its reference has other names
+    if matching is not None and {link.reference for link in matching.links} >= golden.start.keys():
+        matching.check(recorded, side.shapes)
+        return matching
     try:
-        there = Side(recorded, {}, frozenset(golden.start))
-        return match_parameters(there, own, rename=model.rename, transform=model.transform)
+        reference = Side(recorded, {}, frozenset(golden.start))
+        return match_parameters(reference, side, rename=model.rename, transform=model.transform)
     except ParameterMatchError:
-        known = {info.name for info in list_backends() if info.installed} & model.builders.keys()
-        if golden.backend == trainer.backend or golden.backend not in known:
+        installed = {info.name for info in list_backends() if info.installed}
+        if golden.backend == trainer.backend or golden.backend not in installed & model.builders.keys():
             raise
         return match_models(Trainer(trainer.experiment, golden.backend), trainer)
 
 
-def _build(experiment: Experiment, backend: str, golden: Golden | None, **how: Any) -> Trainer:
-    """A trainer whose dropout layers, if there are any, draw portable masks, by the recorded names."""
-    trainer = Trainer(experiment, backend, **how)
-    layers, model = dropout_layers(trainer), experiment.model
-    new: dict[str, str] = {}
+def _build(experiment: Experiment, backend: str, golden: Golden | None, **options: Any) -> Trainer:
+    """Build a trainer whose dropout layers, if any, draw portable masks by the recorded names."""
+    options["record_gradient_norms"] = True
+    trainer = Trainer(experiment, backend, **options)
+    model = experiment.model
+    layers = dropout_layers(trainer)  # known once the model is built: hence twice
+    new_names: dict[str, str] = {}
     if golden is not None and (layers or golden.dropout_layers):
         pairs = pair_layers(golden.dropout_layers, layers, model.rename)
-        new = {name: partner for name, partner in pairs.items() if layer_name(name, model.rename) != partner}
-    if not layers or (experiment.dropout == "portable" and not new):
+        new_names = {name: partner for name, partner in pairs.items() if layer_name(name, model.rename) != partner}
+    if not layers or (experiment.dropout == "portable" and not new_names):
         return trainer
-    return Trainer(experiment.replace(dropout="portable", model=model.renamed(new)), backend, **how)
+    return Trainer(experiment.replace(dropout="portable", model=model.renamed(new_names)), backend, **options)
 
 
 def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | None) -> Golden:
@@ -128,31 +133,28 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
     problems = Problems("golden")
     problems.integer("updates", updates, minimum=1)
     problems.raise_if_any()
-    own, experiment = trainer.snapshot(), trainer.experiment
-    trained = own.parameters if golden is None else golden.start
-    shapes = {link.reference: link.reference_shape for link in matching.links}
-
-    def by_recorded_name(snapshot: Snapshot) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """(parameters, model state)."""
-        found = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
-        found = {name: array.reshape(shapes[name]) for name, array in found.items()}  # a counter stays a number
-        state = {name: array for name, array in found.items() if name not in trained}
-        return {name: array for name, array in found.items() if name in trained}, state
-
-    parameters, state = by_recorded_name(own)
+    experiment = trainer.experiment
+    initial = trainer.snapshot()
+    trained = initial.parameters if golden is None else golden.start
+    parameters, state = _by_recorded_name(initial, matching, trained)
     laws = {name: law_of(array) for name, array in parameters.items()}
-    seed = int(experiment.seed) if golden is None else golden.seed
-    drawn = matching.to_other({**parameters, **state, **draw_all(laws if golden is None else golden.laws, seed)})
-    begin = {name: drawn[name].astype(array.dtype) for name, array in own.parameters.items()}
-    trainer.restore(Snapshot(parameters=begin, model_state=own.model_state, update=own.update))
+    # drawn from the laws also when recording, so that the recorded run is the one that is repeated
+    drawn = draw_all(laws, int(experiment.seed)) if golden is None else draw_all(golden.laws, golden.seed)
+    _start_from(trainer, matching.to_other({**parameters, **state, **drawn}))
 
-    start, state_start = map(_summaries, by_recorded_name(trainer.snapshot()))
-    single = _single_links(matching, trained)
+    start, state_start = _by_recorded_name(trainer.snapshot(), matching, trained)
     result = trainer.fit(updates=updates)
     norms = dict(zip(trainer.program.info.parameter_names, trainer.gradient_norms().T, strict=True))
-    places = _gradient_updates(int(updates))
-    end, state_end = map(_summaries, by_recorded_name(trainer.snapshot()))
-    shares = trainer.gradient_shares()
+    end, state_end = _by_recorded_name(trainer.snapshot(), matching, trained)
+    partners = _single_links(matching, trained)
+    gradient_updates = _gradient_updates(int(updates))
+    gradients = {}
+    for name, partner in partners.items():
+        gradients[name] = tuple(short(norms[partner][update - 1]) for update in gradient_updates)
+    history = {name: _column(name, result.history[name].tolist()) for name in COLUMNS}
+    skipped = tuple((window.update, window.reason) for window in result.skipped)
+    all_shares = trainer.gradient_shares()
+    shares = {name: short(all_shares[partner]) for name, partner in partners.items()}
     return Golden(
         experiment=experiment.name,
         backend=trainer.backend,
@@ -163,35 +165,58 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
         updates=int(updates),
         dropout=experiment.dropout,
         dropout_layers=dropout_layers(trainer),
-        history={name: _column(name, result.history[name].tolist()) for name in _COLUMNS},
-        skipped=tuple((window.update, window.reason) for window in result.skipped),
-        gradient_updates=places,
-        gradients={name: tuple(short(norms[p][place - 1]) for place in places) for name, p in single.items()},
-        shares={name: short(shares[partner]) for name, partner in single.items()},
+        history=history,
+        skipped=skipped,
+        gradient_updates=gradient_updates,
+        gradients=gradients,
+        shares=shares,
         data=_first_window(experiment),
         laws=laws,
-        start=start,
-        end=end,
-        state_start=state_start,
-        state_end=state_end,
+        start=_summaries(start),
+        end=_summaries(end),
+        state_start=_summaries(state_start),
+        state_end=_summaries(state_end),
     )
 
 
+def _by_recorded_name(snapshot: Snapshot, matching: Matching, trained: Container[str]) -> tuple[Fields, Fields]:
+    """Return a snapshot's parameters and its model state by the recorded names."""
+    arrays = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
+    for link in matching.links:
+        if link.reference in arrays:  # a counter stays a number, of shape ()
+            arrays[link.reference] = arrays[link.reference].reshape(link.reference_shape)
+    parameters = {name: array for name, array in arrays.items() if name in trained}
+    state = {name: array for name, array in arrays.items() if name not in trained}
+    return parameters, state
+
+
+def _start_from(trainer: Trainer, arrays: Arrays) -> None:
+    """Give a trainer new parameters; model state stays what the model starts with."""
+    snapshot = trainer.snapshot()
+    # draws are float64, whatever the precision
+    parameters = {name: arrays[name].astype(array.dtype) for name, array in snapshot.parameters.items()}
+    trainer.restore(Snapshot(parameters=parameters, model_state=snapshot.model_state, update=snapshot.update))
+
+
 def _single_links(matching: Matching, trained: Container[str]) -> dict[str, str]:
-    """{recorded parameter: the model's own}, where each is the whole of the other, so that norms are comparable."""
-    here, there = Counter(link.reference for link in matching.links), Counter(link.other for link in matching.links)
-    links = [link for link in matching.links if here[link.reference] == there[link.other] == 1]
-    return {link.reference: link.other for link in links if link.reference in trained}
+    """{recorded parameter: the model's own} where each is the whole of the other: norms compare."""
+    uses = Counter(link.reference for link in matching.links)
+    other_uses = Counter(link.other for link in matching.links)
+    single = [link for link in matching.links if uses[link.reference] == other_uses[link.other] == 1]
+    return {link.reference: link.other for link in single if link.reference in trained}
 
 
 def _column(name: str, values: list[float]) -> tuple[float, ...]:
-    """A column of the history: what was measured to twelve digits, what the host decided as it is."""
-    return tuple(map(short, values)) if name in ("loss", "grad_norm") else tuple(values)
+    """Return a column: what was measured to twelve digits, what the host decided as it is."""
+    if name in ("loss", "grad_norm"):
+        return tuple(short(value) for value in values)
+    return tuple(values)
 
 
 def _gradient_updates(updates: int) -> tuple[int, ...]:
     """1, 2, 4, 8, ... and the last: errors grow, so the first ones say most."""
-    return tuple(sorted({*(2**power for power in range(updates.bit_length())), updates}))
+    powers = {2**power for power in range(updates.bit_length())}
+    return tuple(sorted({*powers, updates}))
 
 
 def _summaries(arrays: Arrays) -> dict[str, Summary]:
@@ -199,10 +224,11 @@ def _summaries(arrays: Arrays) -> dict[str, Summary]:
 
 
 def _first_window(experiment: Experiment) -> dict[str, Summary]:
-    """The fields of the first window in the order of the run; a stream, which may be read once only, is left alone."""
+    """The first window's fields in the order of the run; none of a stream, which is read only once."""
     if is_stream(experiment.train_data):
         return {}
     order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
-    wanted = int(experiment.micro_batch_size) * experiment.accumulation.steps(0)
-    rows = order.take(0, 0, order.available(0, 0, wanted))
-    return _summaries({name: array for name, array in rows.items() if array.dtype.kind in "biuf"})
+    count = int(experiment.micro_batch_size) * experiment.accumulation.steps(0)
+    rows = order.take(0, 0, order.available(0, 0, count))
+    numbers = {name: array for name, array in rows.items() if array.dtype.kind in "biuf"}
+    return _summaries(numbers)

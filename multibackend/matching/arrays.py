@@ -20,10 +20,11 @@ def side_of(snapshot: Snapshot, program: Any) -> Side:
     """What is known of a program's model without running it."""
     kinds = program.info.kinds
     arrays = {**snapshot.parameters, **snapshot.model_state}
-    order = list(dict.fromkeys([*(name for name in kinds if name in arrays), *arrays]))
-    shapes = {name: tuple(arrays[name].shape) for name in order}
-    whole = frozenset(name for name, array in arrays.items() if array.dtype.kind in "iub")
-    return Side(shapes, kinds, frozenset(snapshot.parameters), ordered=bool(kinds), integers=whole)
+    # a program lists the kinds in the order of definition, a snapshot need not be in any order
+    defined = [name for name in kinds if name in arrays]
+    shapes = {name: tuple(arrays[name].shape) for name in dict.fromkeys([*defined, *arrays])}
+    integers = frozenset(name for name, array in arrays.items() if array.dtype.kind in "iub")
+    return Side(shapes, kinds, frozenset(snapshot.parameters), ordered=bool(kinds), integers=integers)
 
 
 def given_matching(model: Model) -> Matching | None:
@@ -43,23 +44,25 @@ def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, mode
         ParameterMatchError: the parameters do not pair up, or something is open.
     """
     arrays = {**saved.parameters, **saved.model_state}
-    there, here = Side(shapes_of(arrays), kinds, frozenset(saved.parameters)), side_of(own, program)
-    if dict(there.shapes) == dict(here.shapes):
-        return Matching.of_pairs({name: name for name in there.shapes}, there.shapes)
-    given, changes = given_matching(model), {"rename": model.rename, "transform": model.transform}
-    if given is not None:
+    reference = Side(shapes_of(arrays), kinds, frozenset(saved.parameters))
+    side = side_of(own, program)
+    if dict(reference.shapes) == dict(side.shapes):
+        return Matching.of_pairs({name: name for name in side.shapes}, side.shapes)
+    matching = given_matching(model)
+    if matching is not None:
         try:
-            given.check(there.shapes, here.shapes)
+            matching.check(reference.shapes, side.shapes)
         except ParameterMatchError:
-            given = given.reversed()
-            given.check(there.shapes, here.shapes)
-        return given
+            matching = matching.reversed()
+            matching.check(reference.shapes, side.shapes)
+        return matching
     try:
-        return match_parameters(there, here, **changes)
+        return match_parameters(reference, side, rename=model.rename, transform=model.transform)
     except ParameterMatchError as error:
         try:
-            return match_parameters(here, there, **changes).reversed()
+            return match_parameters(side, reference, rename=model.rename, transform=model.transform).reversed()
         except ParameterMatchError:
+            # of the two errors the one in the direction that the caller asked for
             raise error from None
 
 
@@ -78,30 +81,35 @@ def with_arrays(
     Raises:
         ParameterMatchError: they do not pair up with this model's parameters.
     """
-    here = side_of(own, program)
-    translated = _translated(here, arrays, model)
-    lacking = [name for name in own.parameters if name not in translated]
-    if lacking:  # then the arrays' names are to be understood anew, and the error tells what is missing
-        known = frozenset(arrays) - own.model_state.keys() if trained is None else frozenset(trained)
-        there = Side(shapes_of(arrays), {}, known)
-        kept = own.model_state.keys() & arrays.keys() if trained is None else own.model_state.keys()
-        mine = replace(here, shapes={n: s for n, s in here.shapes.items() if n in own.parameters or n in kept})
-        found = match_parameters(there, mine, rename=model.rename, transform=model.transform)
-        translated = found.to_other(arrays)
+    side = side_of(own, program)
+    translated = _translated(side, arrays, model)
+    if not own.parameters.keys() <= translated.keys():
+        # then the arrays' names are to be understood anew, and the error tells what is missing
+        state = own.model_state.keys()
+        if trained is None:
+            trained = arrays.keys() - state
+            state = state & arrays.keys()  # which need not be among the arrays
+        reference = Side(shapes_of(arrays), {}, frozenset(trained))
+        needed = own.parameters.keys() | state
+        side = replace(side, shapes={name: shape for name, shape in side.shapes.items() if name in needed})
+        matching = match_parameters(reference, side, rename=model.rename, transform=model.transform)
+        translated = matching.to_other(arrays)
     parameters = {name: translated[name] for name in own.parameters}
-    state = {name: translated.get(name, array) for name, array in own.model_state.items()}
-    return replace(own, ema={}, parameters=parameters, model_state=state)
+    model_state = {name: translated.get(name, array) for name, array in own.model_state.items()}
+    # the average of other parameters is of no use to these
+    return replace(own, ema={}, parameters=parameters, model_state=model_state)
 
 
-def _translated(here: Side, arrays: Arrays, model: Model) -> Arrays:
-    """Through the matching that the model was given, whichever side of it the arrays are; else nothing."""
-    given = given_matching(model)
-    if given is None:
+def _translated(side: Side, arrays: Arrays, model: Model) -> Arrays:
+    """Bring arrays over by the matching that the model was given, from either side; else nothing."""
+    matching = given_matching(model)
+    # arrays that have this model's names already need no translation
+    if matching is None or side.parameters <= arrays.keys():
         return {}
-    ours, theirs = {link.reference for link in given.links}, {link.other for link in given.links}
-    mine = here.parameters
-    if theirs >= mine - given.other_only.keys() and ours & arrays.keys() and not arrays.keys() >= mine:
-        return given.to_other(arrays)
-    if ours >= mine - given.reference_only.keys() and theirs & arrays.keys() and not arrays.keys() >= mine:
-        return given.to_reference(arrays)
+    references = {link.reference for link in matching.links}
+    others = {link.other for link in matching.links}
+    if references & arrays.keys() and side.parameters <= others | matching.other_only.keys():
+        return matching.to_other(arrays)
+    if others & arrays.keys() and side.parameters <= references | matching.reference_only.keys():
+        return matching.to_reference(arrays)
     return {}

@@ -10,10 +10,10 @@ from multibackend.matching.links import Rearrangement
 
 __all__ = ["rearrangements"]
 
-_MOST_AXES = 5
+_MOST_AXES = 5  # 120 permutations; of more axes only the given order is tried
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096)  # few shapes, asked about for every pair of arrays
 def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[Rearrangement, ...]:
     """All ways in which an array of one shape can become the other by permuting axes, split or joined ones included.
 
@@ -23,47 +23,50 @@ def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[
     >>> [change.axes for change in rearrangements((4, 4), (4, 4))]
     [(0, 1), (1, 0)]
     >>> rearrangements((6, 5), (5, 2, 3))[0]
-    Rearrangement(merged=(2, 3, 5), axes=(2, 0, 1), shape=(5, 2, 3))
+    Rearrangement(merged=(3, 2, 5), axes=(2, 1, 0), shape=(5, 2, 3))
     """
     if math.prod(reference) != math.prod(other):
         return ()
-    long, short = [n for n in other if n > 1], [n for n in reference if n > 1]
-    if len(long) >= len(short):
-        found = [_of(order, long, other) for order in _orders(long, short)]
-    else:  # the reference has more axes: its permuted axes join into the other's
-        found = [Rearrangement(tuple(short), order, other) for order in _orders(short, long)]
-    return tuple(sorted(dict.fromkeys(found), key=_plainness))
+    axes = [length for length in reference if length > 1]
+    other_axes = [length for length in other if length > 1]
+    if len(other_axes) >= len(axes):  # an axis of the reference splits into several of the other
+        changes = [_split(order, other_axes, other) for order in _orders(other_axes, axes)]
+    else:  # the permuted axes of the reference join into the other's
+        changes = [Rearrangement(tuple(axes), order, other) for order in _orders(axes, other_axes)]
+    return tuple(sorted(dict.fromkeys(changes), key=_plainness))
 
 
 def _orders(axes: list[int], target: list[int]) -> list[tuple[int, ...]]:
-    """The permutations of `axes` whose neighbours join into `target`."""
-    if len(axes) > _MOST_AXES:
-        return [tuple(range(len(axes)))] if _joins(axes, target) else []
-    orders = itertools.permutations(range(len(axes)))
-    return [order for order in orders if _joins([axes[axis] for axis in order], target)]
+    """Return the permutations of `axes` whose neighbours join into `target`."""
+    as_it_is = tuple(range(len(axes)))
+    orders = itertools.permutations(as_it_is) if len(axes) <= _MOST_AXES else [as_it_is]
+    return [order for order in orders if _joins(order, axes, target)]
 
 
-def _joins(axes: list[int], target: list[int]) -> bool:
+def _joins(order: tuple[int, ...], axes: list[int], target: list[int]) -> bool:
+    """Tell whether neighbouring `axes`, taken in `order`, multiply to the lengths of `target`."""
     position = 0
-    for wanted in target:
+    for length in target:
         product = 1
-        while product < wanted and position < len(axes):
-            product *= axes[position]
+        while product < length and position < len(order):
+            product *= axes[order[position]]
             position += 1
-        if product != wanted:
+        if product != length:
             return False
-    return position == len(axes)
+    return position == len(order)
 
 
-def _of(order: tuple[int, ...], axes: list[int], other: tuple[int, ...]) -> Rearrangement:
-    """From the reference, seen as the other's axes in `order`, back to the other's own order."""
-    back = tuple(order.index(axis) for axis in range(len(axes)))
-    return Rearrangement(tuple(axes[axis] for axis in order), back, other)
+def _split(order: tuple[int, ...], other_axes: list[int], other: tuple[int, ...]) -> Rearrangement:
+    """See the reference as the other's axes in `order`, and bring them back to the other's order."""
+    merged = tuple(other_axes[axis] for axis in order)
+    back = tuple(order.index(axis) for axis in range(len(order)))
+    return Rearrangement(merged, back, other)
 
 
 def _plainness(change: Rearrangement) -> tuple[int, int, tuple[int, ...]]:
+    """Sort key: what moves nothing first, then the reversed axes, then the rest by `axes`."""
     if not change.moves:
         return 0, 0, change.axes
-    reverse = change.axes == tuple(reversed(range(len(change.axes))))
-    # a convolution's [*spatial, in, out] has its last two axes first when it becomes [out, in, *spatial]
-    return 1, 0 if reverse else 1, change.axes
+    is_reverse = change.axes == tuple(reversed(range(len(change.axes))))
+    # a convolution's [*spatial, in, out] becomes [out, in, *spatial]: its last two axes come first
+    return 1, int(not is_reverse), change.axes

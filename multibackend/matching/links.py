@@ -7,7 +7,8 @@ parameters, gradients, moments and averages alike, in both directions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import numpy as np
 from multibackend.core.arrays import Arrays
 from multibackend.errors import ParameterMatchError
 
-__all__ = ["Link", "Matching", "Part", "Rearrangement"]
+__all__ = ["Link", "Matching", "Part", "Rearrangement", "Shapes"]
 
 _FORMAT = "multibackend-matching-1"
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -36,27 +38,28 @@ class Rearrangement:
 
     @classmethod
     def identity(cls, shape: tuple[int, ...]) -> Rearrangement:
-        """The arrays are laid out alike."""
+        """The change between arrays that are laid out alike: none."""
         return cls(shape, tuple(range(len(shape))), shape)
 
     def __call__(self, array: np.ndarray) -> np.ndarray:
         return np.asarray(array.reshape(self.merged).transpose(self.axes).reshape(self.shape), order="C")
 
     def inverse(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Back to an array of `shape`."""
+        """Bring an array back to the `shape` that it was changed from."""
         permuted = array.reshape(tuple(self.merged[axis] for axis in self.axes))
+        # the axes' positions in order are the permutation that undoes them
         return np.asarray(permuted.transpose(np.argsort(self.axes)).reshape(shape), order="C")
 
     def reversed(self, shape: tuple[int, ...]) -> Rearrangement:
         """The change back to an array of `shape`, as a change of its own."""
         merged = tuple(self.merged[axis] for axis in self.axes)
-        return Rearrangement(merged, tuple(int(axis) for axis in np.argsort(self.axes)), shape)
+        return Rearrangement(merged, tuple(np.argsort(self.axes).tolist()), shape)
 
     @property
     def moves(self) -> bool:
-        """Whether it does more than reshape."""
-        kept = [axis for axis in self.axes if self.merged[axis] > 1]
-        return kept != sorted(kept)
+        """Whether it does more than reshape; axes of length 1 move no element."""
+        axes = [axis for axis in self.axes if self.merged[axis] > 1]
+        return axes != sorted(axes)
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,14 @@ class Part:
 
     def put(self, whole: np.ndarray, piece: np.ndarray) -> None:
         """Write the slice into a whole, contiguous array in place; adds to what is there."""
-        view = whole.reshape(self.view)
+        view = whole.reshape(self.view)  # of a contiguous array no copy
         slot = view[(slice(None),) * self.axis + (self.index,)]
         slot += piece.reshape(slot.shape)
 
     def __str__(self) -> str:
-        what = f"part {self.index + 1} of {self.view[self.axis]} along axis {self.axis}"
-        return what if len(self.view) <= len(self.shape) + 1 else f"{what} of {list(self.view)}"
+        words = f"part {self.index + 1} of {self.view[self.axis]} along axis {self.axis}"
+        # an axis, or blocks along it, are clear from the shape; alternating parts are not
+        return words if len(self.view) <= len(self.shape) + 1 else f"{words} of {list(self.view)}"
 
 
 @dataclass(frozen=True)
@@ -116,8 +120,13 @@ class Link:
 
     @property
     def other_shape(self) -> tuple[int, ...]:
-        """Of the other's whole array."""
+        """The shape of the other's whole array."""
         return self.rearrangement.shape if self.other_part is None else self.other_part.shape
+
+    @property
+    def reference_piece(self) -> tuple[int, ...]:
+        """The shape of what is meant of the reference's array."""
+        return self.reference_shape if self.reference_part is None else self.reference_part.piece
 
     @property
     def change(self) -> str:
@@ -126,18 +135,23 @@ class Link:
         >>> Link("a", "b", Rearrangement((2, 3), (1, 0), (3, 2)), (2, 3)).change
         'transposed'
         """
-        words = [] if self.reference_part is None else [f"{self.reference_part} of the reference"]
-        words += (
-            _in_words(self.rearrangement, self.reference_shape)
-            if self.reference_part is None
-            else (_in_words(self.rearrangement, self.reference_part.piece))
-        )
-        words += [] if self.other_part is None else [f"becomes {self.other_part}"]
+        words = []
+        if self.reference_part is not None:
+            words.append(f"{self.reference_part} of the reference")
+        layout = _in_words(self.rearrangement, self.reference_piece)
+        if layout:
+            words.append(layout)
+        if self.other_part is not None:
+            words.append(f"becomes {self.other_part}")
         return ", ".join(words) or "as it is"
 
     def to_other(self, array: np.ndarray) -> np.ndarray:
         """The piece of the other that this link makes from the reference's whole array."""
-        return self.rearrangement(array if self.reference_part is None else self.reference_part.take(array))
+        return self.rearrangement(self.of_reference(array))
+
+    def of_reference(self, array: np.ndarray) -> np.ndarray:
+        """The piece of the reference's whole array that this link is about."""
+        return array if self.reference_part is None else self.reference_part.take(array)
 
     def of_other(self, array: np.ndarray) -> np.ndarray:
         """The piece of the other's whole array that this link is about."""
@@ -145,32 +159,25 @@ class Link:
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
         """The piece of the reference that this link makes from the other's whole array."""
-        shape = self.reference_shape if self.reference_part is None else self.reference_part.piece
-        return self.rearrangement.inverse(self.of_other(array), shape)
+        return self.rearrangement.inverse(self.of_other(array), self.reference_piece)
 
     def reversed(self) -> Link:
-        """Seen from the other model."""
-        piece = self.reference_shape if self.reference_part is None else self.reference_part.piece
-        return Link(
-            self.other,
-            self.reference,
-            self.rearrangement.reversed(piece),
-            self.other_shape,
-            self.other_part,
-            self.reference_part,
-            self.evidence,
-        )
+        """The same link seen from the other model."""
+        change = self.rearrangement.reversed(self.reference_piece)
+        parts = (self.other_part, self.reference_part)
+        return Link(self.other, self.reference, change, self.other_shape, *parts, self.evidence)
 
 
-def _in_words(change: Rearrangement, shape: tuple[int, ...]) -> list[str]:
-    if not change.moves:
-        if change.shape == shape:
-            return []
-        longer = len(change.shape) - len(shape)
-        return ["axes split" if longer > 0 else "axes joined" if longer < 0 else "reshaped"]
-    if change.merged == shape and len(change.shape) == len(shape):
-        return ["transposed"] if change.axes == (1, 0) else [f"axes permuted {change.axes}"]
-    return [f"seen as {list(change.merged)}, axes permuted {change.axes}"]
+def _in_words(change: Rearrangement, shape: tuple[int, ...]) -> str:
+    if change.moves:
+        if change.merged != shape or len(change.shape) != len(shape):
+            return f"seen as {list(change.merged)}, axes permuted {change.axes}"
+        return "transposed" if change.axes == (1, 0) else f"axes permuted {change.axes}"
+    if change.shape == shape:
+        return ""
+    if len(change.shape) == len(shape):
+        return "reshaped"
+    return "axes split" if len(change.shape) > len(shape) else "axes joined"
 
 
 @dataclass(frozen=True)
@@ -190,14 +197,11 @@ class Matching:
     other_only: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of_pairs(cls, pairs: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> Matching:
+    def of_pairs(cls, pairs: Mapping[str, str], shapes: Shapes) -> Matching:
         """From {name of other: name of reference}, laid out alike, and the shapes of the reference."""
-        return cls(
-            tuple(
-                Link(name, other, Rearrangement.identity(shapes[name]), shapes[name], evidence="name")
-                for other, name in pairs.items()
-            )
-        )
+        unchanged = {name: Rearrangement.identity(shape) for name, shape in shapes.items()}
+        links = [Link(name, other, unchanged[name], shapes[name], evidence="name") for other, name in pairs.items()]
+        return cls(tuple(links))
 
     def to_other(self, arrays: Arrays) -> dict[str, np.ndarray]:
         """Arrays by the reference's names as arrays by the other's; links whose array is not there are left out."""
@@ -220,42 +224,43 @@ class Matching:
         adds to the gradient of the one.
         """
         result: dict[str, np.ndarray] = {}
-        seen: set[tuple[str, Part | None]] = set()
+        filled: set[tuple[str, Part | None]] = set()
         for link in self.links:
-            key = (link.reference, link.reference_part)
-            if link.other not in arrays or (key in seen and not gradients):
+            place = (link.reference, link.reference_part)
+            if link.other not in arrays or (place in filled and not gradients):
                 continue
             piece = link.to_reference(arrays[link.other])
-            if link.reference_part is None:
-                result[link.reference] = result[link.reference] + piece if key in seen else piece
-            else:
+            if link.reference_part is not None:
                 whole = result.setdefault(link.reference, np.zeros(link.reference_shape, piece.dtype))
                 link.reference_part.put(whole, piece)
-            seen.add(key)
+            elif place in filled:
+                result[link.reference] = result[link.reference] + piece
+            else:
+                result[link.reference] = piece
+            filled.add(place)
         return result
 
     def reversed(self) -> Matching:
-        """With the other model as the reference."""
+        """The same matching with the other model as the reference."""
         return Matching(tuple(link.reversed() for link in self.links), self.other_only, self.reference_only)
 
     def to_json(self) -> str:
-        """As text for `from_json`."""
+        """Return it as text for `from_json`."""
         return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Matching:
-        """From the text of `to_json`; raises `ParameterMatchError` for what is none."""
+        """Read the text of `to_json`; raises `ParameterMatchError` for what is none."""
         try:
-            found = json.loads(text)
-            if found.get("format") != _FORMAT:
-                raise ParameterMatchError(
-                    f"this is no matching: its format is {found.get('format')!r}, not {_FORMAT!r}"
-                )
-            links = tuple(_read_link(entry) for entry in found["links"])
-            return cls(links, dict(found["reference_only"]), dict(found["other_only"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ParameterMatchError):
-                raise
+            content = json.loads(text)
+            name = content.get("format")
+            if name != _FORMAT:
+                raise ParameterMatchError(f"this is no matching: its format is {name!r}, not {_FORMAT!r}")
+            links = tuple(_read_link(entry) for entry in content["links"])
+            return cls(links, dict(content["reference_only"]), dict(content["other_only"]))
+        except ParameterMatchError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # any other file
             raise ParameterMatchError(f"this is no matching: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -270,62 +275,68 @@ class Matching:
         except OSError as error:
             raise ParameterMatchError(f"there is no matching at {str(path)!r}: {error}") from error
 
-    def check(self, reference: Mapping[str, tuple[int, ...]], other: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise `ParameterMatchError` unless it fits two models' shapes and leaves none of their arrays over."""
-        lines = [*_misfits("reference", reference, ((link.reference, link.reference_shape) for link in self.links))]
-        lines += _misfits("other model", other, ((link.other, link.other_shape) for link in self.links))
-        for what, shapes, linked, only in (
-            ("reference", reference, {link.reference for link in self.links}, self.reference_only),
-            ("other model", other, {link.other for link in self.links}, self.other_only),
-        ):
-            left = [name for name in shapes if name not in linked and name not in only]
-            lines += [f"{name} {tuple(shapes[name])} of the {what} has no link" for name in left]
-        lines += [f"{link.other}: the link's shapes do not fit each other" for link in self.links if not _sound(link)]
-        if lines:
-            raise ParameterMatchError("the matching does not fit the models:" + "".join(f"\n  - {x}" for x in lines))
+    def check(self, reference: Shapes, other: Shapes) -> None:
+        """Raise `ParameterMatchError` unless it fits two models' shapes and leaves no array over."""
+        links = [(link.reference, link.reference_shape) for link in self.links]
+        other_links = [(link.other, link.other_shape) for link in self.links]
+        problems = [
+            *_misfits("reference", reference, links),
+            *_misfits("other model", other, other_links),
+            *_left_over("reference", reference, {*dict(links), *self.reference_only}),
+            *_left_over("other model", other, {*dict(other_links), *self.other_only}),
+        ]
+        unsound = [link.other for link in self.links if not _is_sound(link)]
+        problems += [f"{name}: the link's shapes do not fit each other" for name in unsound]
+        if problems:
+            raise ParameterMatchError(
+                "the matching does not fit the models:" + "".join(f"\n  - {problem}" for problem in problems)
+            )
 
 
-def _misfits(
-    what: str, shapes: Mapping[str, tuple[int, ...]], wanted: Iterable[tuple[str, tuple[int, ...]]]
-) -> Iterator[str]:
-    for name, shape in wanted:
+def _misfits(model: str, shapes: Shapes, links: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[str]:
+    for name, shape in links:
         if name not in shapes:
-            yield f"{name} {shape} is no array of the {what}"
+            yield f"{name} {shape} is no array of the {model}"
         elif tuple(shapes[name]) != tuple(shape):
-            yield f"{name} of the {what} has shape {tuple(shapes[name])}, the matching says {tuple(shape)}"
+            yield f"{name} of the {model} has shape {tuple(shapes[name])}, the matching says {tuple(shape)}"
 
 
-def _sound(link: Link) -> bool:
-    """Whether the pieces of a link have as many elements on either side, cut from the shapes that it names."""
-    size, change = np.prod, link.rearrangement
-    piece = link.reference_shape if link.reference_part is None else link.reference_part.piece
+def _left_over(model: str, shapes: Shapes, accounted: Container[str]) -> Iterator[str]:
+    for name, shape in shapes.items():
+        if name not in accounted:
+            yield f"{name} {tuple(shape)} of the {model} has no link"
+
+
+def _is_sound(link: Link) -> bool:
+    """Whether a link's pieces have as many elements on either side, cut from the shapes it names."""
+    # what comes from a file may be anything, and is asked before an array is cut by it
+    change = link.rearrangement
+    size = math.prod(change.merged)
+    sizes = {math.prod(link.reference_piece), math.prod(change.shape)}
+    if sorted(change.axes) != list(range(len(change.merged))) or sizes != {size}:
+        return False
     parts = [part for part in (link.reference_part, link.other_part) if part is not None]
-    return (
-        sorted(change.axes) == list(range(len(change.merged)))
-        and size(piece) == size(change.merged) == size(change.shape)
-        and (link.other_part is None or size(link.other_part.piece) == size(change.shape))
-        and all(
-            size(part.view) == size(part.shape) == size(part.piece) * part.view[part.axis]
-            and 0 <= part.index < part.view[part.axis]
-            for part in parts
-        )
-    )
+    return all(math.prod(part.piece) == size and _is_sound_part(part) for part in parts)
+
+
+def _is_sound_part(part: Part) -> bool:
+    count = part.view[part.axis]
+    whole = math.prod(part.piece) * count
+    return math.prod(part.view) == math.prod(part.shape) == whole and 0 <= part.index < count
 
 
 def _read_link(entry: Mapping[str, Any]) -> Link:
-    def part(found: Mapping[str, Any] | None) -> Part | None:
-        return None if found is None else Part(**_tuples(found))
-
-    return Link(
-        reference=str(entry["reference"]),
-        other=str(entry["other"]),
-        rearrangement=Rearrangement(**_tuples(entry["rearrangement"])),
-        reference_shape=tuple(entry["reference_shape"]),
-        reference_part=part(entry["reference_part"]),
-        other_part=part(entry["other_part"]),
-        evidence=str(entry["evidence"]),
-    )
+    change = Rearrangement(**_fields(entry["rearrangement"]))
+    reference_part = _read_part(entry["reference_part"])
+    other_part = _read_part(entry["other_part"])
+    names = (str(entry["reference"]), str(entry["other"]))
+    return Link(*names, change, tuple(entry["reference_shape"]), reference_part, other_part, str(entry["evidence"]))
 
 
-def _tuples(found: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(map(int, value)) if isinstance(value, list) else int(value) for key, value in found.items()}
+def _read_part(entry: Mapping[str, Any] | None) -> Part | None:
+    return None if entry is None else Part(**_fields(entry))
+
+
+def _fields(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers, and lists of them as tuples, because JSON knows no tuples."""
+    return {name: tuple(map(int, value)) if isinstance(value, list) else int(value) for name, value in entry.items()}

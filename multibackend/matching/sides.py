@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multibackend.matching.links import Link, Part, Rearrangement
+from multibackend.matching.links import Link, Part, Rearrangement, Shapes
 
 __all__ = ["CANONICAL", "Group", "Pair", "Proposal", "Side"]
 
 CANONICAL = "canonical"  # the kind of an array whose layout is canonical, whatever its layer
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,29 @@ class Side:
     slices: Mapping[str, tuple[str, Part]] = field(default_factory=dict)
 
     def kind(self, name: str) -> str:
-        """Of an array."""
+        """The kind of an array."""
         return self.kinds.get(name, CANONICAL)
+
+    def size(self, name: str) -> int:
+        """The number of elements of an array, which no change of layout alters."""
+        return math.prod(self.shapes[name])
 
     def sliced(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays with the slices by their names in place of the whole."""
         wholes = {whole for whole, _ in self.slices.values()}
         result = {name: array for name, array in arrays.items() if name not in wholes}
-        cut = {n: part.take(arrays[whole]) for n, (whole, part) in self.slices.items() if whole in arrays}
-        return {**result, **cut}
+        for name, (whole, part) in self.slices.items():
+            if whole in arrays:
+                result[name] = part.take(arrays[whole])
+        return result
 
     def joined(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inverse of `sliced`."""
         result = {name: array for name, array in arrays.items() if name not in self.slices}
         for name, (whole, part) in self.slices.items():
             if name in arrays:
-                part.put(result.setdefault(whole, np.zeros(part.shape, arrays[name].dtype)), arrays[name])
+                array = result.setdefault(whole, np.zeros(part.shape, arrays[name].dtype))
+                part.put(array, arrays[name])
         return result
 
 
@@ -68,15 +75,15 @@ class Pair:
     open: bool = False
 
     def link(self, reference: Side, other: Side) -> Link:
-        """With the first change."""
-        shape = tuple(reference.shapes[self.reference])
+        """The link that the first change makes, between whole arrays or parts of them."""
+        # slices were only to be paired: a link is between the arrays that they are slices of
         name, part = reference.slices.get(self.reference, (self.reference, None))
-        partner, place = other.slices.get(self.other, (self.other, None))
-        shape = shape if part is None else part.shape
-        return Link(name, partner, self.changes[0], shape, part, place, evidence=self.evidence)
+        partner, other_part = other.slices.get(self.other, (self.other, None))
+        shape = tuple(reference.shapes[self.reference]) if part is None else part.shape
+        return Link(name, partner, self.changes[0], shape, part, other_part, evidence=self.evidence)
 
     def taking(self, change: Rearrangement, evidence: str) -> Pair:
-        """Settled on one change."""
+        """The pair settled on one change."""
         return replace(self, changes=(change,), evidence=evidence, open=False)
 
 
@@ -107,7 +114,7 @@ class Group:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """Those of the likeliest way."""
+        """The links of the likeliest way."""
         _, links = self.ways[0]
         return tuple(replace(link, evidence=link.evidence or self.evidence) for link in links)
 
@@ -136,6 +143,8 @@ class Proposal:
         return bool(self.sets) or any(part.open for part in (*self.pairs, *self.groups))
 
     def links(self, reference: Side, other: Side) -> tuple[Link, ...]:
-        """The likeliest of everything."""
-        grouped = (link for group in self.groups for link in group.links)
-        return (*(pair.link(reference, other) for pair in self.pairs), *grouped)
+        """The links of every pair and group, each by its likeliest choice."""
+        links = [pair.link(reference, other) for pair in self.pairs]
+        for group in self.groups:
+            links += group.links
+        return tuple(links)

@@ -7,15 +7,17 @@ order, gradients) decides about them too.
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from multibackend.matching.links import Part
 from multibackend.matching.sides import Side
-from multibackend.matching.words import module_of, read_names
+from multibackend.matching.words import Role, read_names
 
 __all__ = ["unstack"]
+
+Shape = tuple[int, ...]
 
 
 def unstack(side: Side, other: Side) -> Side:
@@ -24,66 +26,71 @@ def unstack(side: Side, other: Side) -> Side:
     >>> unstack(Side({"b.w": (2, 3)}), Side({"h.0.w": (3,), "h.1.w": (3,)})).shapes
     {'b.0.w': (3,), 'b.1.w': (3,)}
     """
+    # what is as large as an array of the other model is taken for its partner, and not for a stack
     sizes = {math.prod(shape) for shape in other.shapes.values()}
-    lone = [name for name, shape in side.shapes.items() if math.prod(shape) not in sizes]
-    if not lone:
+    candidates = [name for name, shape in side.shapes.items() if math.prod(shape) not in sizes]
+    if not candidates:
         return side
-    counts = _layers(other)
-    fitting = Counter(
-        count
-        for name in lone
-        for count in counts
-        if count in side.shapes[name] and math.prod(side.shapes[name]) // count in counts[count]
-    )
-    if not fitting:
+    layers = _layers(other)
+    stacks = {count: _stacked(side, candidates, count, sizes) for count, sizes in layers.items()}
+    # the number of layers that explains most arrays; of equals the larger one
+    count = max(stacks, key=lambda n: (len(stacks[n]), n), default=0)
+    if not stacks.get(count):
         return side
-    count = max(fitting, key=lambda n: (fitting[n], n))
-    stacked = [n for n in lone if count in side.shapes[n] and math.prod(side.shapes[n]) // count in counts[count]]
-    return _sliced(side, stacked, count)
+    return _sliced(side, _slice_names(stacks[count], count), count)
+
+
+def _stacked(side: Side, names: Iterable[str], count: int, sizes: set[int]) -> list[str]:
+    """Return the arrays with an axis of `count` layers, each of one of `sizes`."""
+    return [n for n in names if count in side.shapes[n] and math.prod(side.shapes[n]) // count in sizes]
 
 
 def _layers(side: Side) -> dict[int, set[int]]:
     """{number of layers: sizes of the arrays that come so many times, but for one number in their names}."""
-    found: dict[object, set[int]] = defaultdict(set)
-    for name, read in zip(side.shapes, read_names(list(side.shapes)), strict=True):
-        for position, (prefix, number) in enumerate(read.numbers):
-            others = tuple(n for i, (_, n) in enumerate(read.numbers) if i != position)
-            found[prefix, read.role, others, side.shapes[name]].add(number)
+    series: dict[tuple[Role, Role, Shape, Shape], set[int]] = defaultdict(set)
+    for name, reading in zip(side.shapes, read_names(list(side.shapes)), strict=True):
+        for position, (prefix, number) in enumerate(reading.numbers):
+            others = reading.numbers[:position] + reading.numbers[position + 1 :]
+            place = tuple(n for _, n in others)  # of the whole stack, if it is one of several
+            series[prefix, reading.role, place, side.shapes[name]].add(number)
     counts: dict[int, set[int]] = defaultdict(set)
-    for key, numbers in found.items():
+    for (_, _, _, shape), numbers in series.items():
         if len(numbers) > 1:
-            counts[len(numbers)].add(math.prod(key[-1]))  # type: ignore[index]
+            counts[len(numbers)].add(math.prod(shape))
     return counts
 
 
-def _sliced(side: Side, stacked: Collection[str], count: int) -> Side:
-    shapes, kinds, slices = {}, dict(side.kinds), dict(side.slices)
-    parameters, names = set(side.parameters), _slice_names(stacked, count)
+def _slice_names(stacked: Sequence[str], count: int) -> dict[str, list[str]]:
+    """Name each slice: the number of the layer after the module that all stacked arrays lie in."""
+    modules = [name.split(".")[:-1] for name in stacked]
+    common = modules[0]
+    for module in modules:
+        while common != module[: len(common)]:
+            common = common[:-1]
+    names = {}
+    for name in stacked:
+        rest = name.split(".")[len(common) :]
+        names[name] = [".".join([*common, str(layer), *rest]) for layer in range(count)]
+    return names
+
+
+def _sliced(side: Side, names: Mapping[str, Sequence[str]], count: int) -> Side:
+    """Return `side` with the slices of the arrays in `names` in their place."""
+    shapes = {}
+    kinds = dict(side.kinds)
+    slices = dict(side.slices)
+    parameters = set(side.parameters) - names.keys()
     for name, shape in side.shapes.items():
         if name not in names:
             shapes[name] = shape
             continue
         axis = shape.index(count)
         piece = shape[:axis] + shape[axis + 1 :]
-        for index, text in enumerate(names[name]):
-            shapes[text] = piece
-            kinds[text] = "" if len(piece) > 1 else side.kind(name)
-            slices[text] = (name, Part(tuple(shape), tuple(shape), axis, index, piece))
+        for layer, slice_name in enumerate(names[name]):
+            shapes[slice_name] = piece
+            # how matrices lie in a stack is up to whoever stacked them; vectors lie in one way only
+            kinds[slice_name] = "" if len(piece) > 1 else side.kind(name)
+            slices[slice_name] = (name, Part(tuple(shape), tuple(shape), axis, layer, piece))
             if name in side.parameters:
-                parameters.add(text)
-        parameters.discard(name)
+                parameters.add(slice_name)
     return replace(side, shapes=shapes, kinds=kinds, slices=slices, parameters=frozenset(parameters))
-
-
-def _slice_names(stacked: Collection[str], count: int) -> dict[str, list[str]]:
-    """A name for each slice: the number of the layer after the module that all stacked arrays lie in."""
-    modules = [module_of(name).split(".") for name in stacked]
-    common = 0
-    while all(len(m) > common and m[common] == modules[0][common] for m in modules) and modules[0][common:]:
-        common += 1
-    head = ".".join(modules[0][:common])
-    result = {}
-    for name in stacked:
-        rest = name[len(head) :].lstrip(".")
-        result[name] = [f"{head}.{index}.{rest}" if head else f"{index}.{rest}" for index in range(count)]
-    return result

@@ -1,17 +1,19 @@
-"""Values for which open choices do not matter: what may be exchanged is equal, what may be transposed is symmetric."""
+"""Values for which open choices do not matter: what may be exchanged is equal, what may be transposed is symmetric.
+
+Elements that an open choice may exchange are found by sending marks, the elements' own numbers, through every choice:
+marks that arrive in one place belong to elements that must be equal.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Array, Arrays
 from multibackend.matching.layouts import rearrangements
-from multibackend.matching.links import Link
-from multibackend.matching.sides import Proposal, Side
+from multibackend.matching.sides import Group, Pair, Proposal, Side
 
 __all__ = ["draw"]
 
@@ -22,105 +24,111 @@ def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, s
     Model state keeps its values, because running variances cannot be anything.
     """
     rng = np.random.default_rng(seed)
-    values = {name: _like(array, rng) if name in reference.parameters else array for name, array in initial.items()}
-    partner = {pair.reference: pair for pair in proposal.pairs}
-    inside = {name for members in proposal.sets for name in members}
-    alone = [(name,) for name, pair in partner.items() if pair.open and name not in inside]
-    for members in [*proposal.sets, *alone]:
+    values = dict(initial)
+    for name, array in initial.items():
+        if name in reference.parameters:
+            values[name] = _like(array, rng)
+    pairs = {pair.reference: pair for pair in proposal.pairs}
+    in_sets = {name for members in proposal.sets for name in members}
+    alone = [(name,) for name, pair in pairs.items() if pair.open and name not in in_sets]
+    for members in (*proposal.sets, *alone):
         if any(name in reference.parameters for name in members):
-            base = values[members[0]]
-            shapes: tuple[Any, list[Any]] = (tuple(base.shape), [tuple(values[name].shape) for name in members])
-            others = [tuple(other.shapes[partner[name].other]) for name in members]
-            allowed = None if len(members) > 1 else partner[members[0]].changes
-            labels = _orbits(base.size, _permutations(*shapes, others, allowed))
-            mean = float(np.mean([initial[name].mean() for name in members]))
-            shared = _by_label(base - base.mean() + mean, labels)
-            values.update(
-                {name: rearrangements(*(shapes[0], tuple(values[name].shape)))[0](shared) for name in members}
-            )
+            values.update(_symmetric([pairs[name] for name in members], other, values, initial))
     for group in proposal.groups:
-        if group.open:
-            _draw_group(group.whole, group.parts, group.of_reference, [links for _, links in group.ways], values, rng)
+        if group.open and group.of_reference:
+            values[group.whole] = _symmetric_whole(group, values[group.whole])
+        elif group.open:
+            values.update(_symmetric_parts(group, values))
     return values
 
 
-def _like(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random, about the mean of an array and as spread, or spread a little where it was constant."""
+def _like(array: Array, rng: np.random.Generator) -> Array:
+    """Draw an array as spread as another and about its mean, spread a little if that is constant."""
     array = np.asarray(array, np.float64)
-    least = 0.1 if array.ndim < 2 else 0.3 / math.sqrt(max(array.shape))
-    spread = min(max(float(array.std()), least), 1.0) if array.size else 0.0
-    mean = float(array.mean()) if array.ndim < 2 and array.size else 0.0
+    if not array.size:
+        return rng.standard_normal(array.shape)
+    is_matrix = array.ndim >= 2
+    least = 0.3 / math.sqrt(max(array.shape)) if is_matrix else 0.1
+    spread = min(max(float(array.std()), least), 1.0)
+    mean = 0.0 if is_matrix else float(array.mean())  # a gain stays about 1
     return mean + spread * rng.standard_normal(array.shape)
 
 
-def _permutations(
-    base: tuple[int, ...], shapes: list[tuple[int, ...]], others: list[tuple[int, ...]], allowed: tuple | None
-) -> Iterable[np.ndarray]:
-    """The permutations of an array's elements under which its values must not change."""
-    marks = np.arange(math.prod(base)).reshape(base)
-    for there in dict.fromkeys(others):
-        first = None
-        for here in dict.fromkeys(shapes):
-            placed = rearrangements(base, here)[0](marks)
-            for change in rearrangements(here, there) if allowed is None else allowed:
-                moved = change(placed).reshape(-1)
-                if first is None:
-                    first = np.argsort(moved)
-                else:
-                    yield moved[first]  # what stands where mark i stood
+def _symmetric(members: Sequence[Pair], other: Side, values: Arrays, initial: Arrays) -> Arrays:
+    """Return equal values for arrays that may be exchanged, unchanged by every open layout."""
+    names = [pair.reference for pair in members]
+    # the first one's values about the mean of all, so that none is far from where it started
+    base = values[names[0]]
+    mean = float(np.mean([initial[name].mean() for name in names]))
+    labels = _orbits(base.size, _open_permutations(members, other, values))
+    shared = (base - base.mean() + mean).reshape(-1)[labels].reshape(base.shape)
+    return {name: rearrangements(base.shape, values[name].shape)[0](shared) for name in names}
 
 
-def _orbits(size: int, permutations: Iterable[np.ndarray]) -> np.ndarray:
-    """For each element the least element that it can be exchanged with."""
-    labels, found = np.arange(size), list(permutations)
-    while True:
-        before = labels
-        for permutation in found:
-            low = np.minimum(labels, labels[permutation])
-            new = low.copy()
-            np.minimum.at(new, permutation, low)
-            labels = new
-        labels = labels[labels]
-        if np.array_equal(before, labels):
-            return labels
+def _open_permutations(members: Sequence[Pair], other: Side, values: Arrays) -> list[Array]:
+    """Return the permutations of the first member's elements that must not change its values."""
+    shapes = [values[pair.reference].shape for pair in members]
+    marks = np.arange(math.prod(shapes[0])).reshape(shapes[0])
+    permutations = []
+    for other_shape in dict.fromkeys(tuple(other.shapes[pair.other]) for pair in members):
+        arrangements = []
+        for shape in dict.fromkeys(shapes):
+            # a pair alone may have lost some of the changes that shapes allow
+            changes = members[0].changes if len(members) == 1 else rearrangements(shape, other_shape)
+            placed = rearrangements(shapes[0], shape)[0](marks)
+            arrangements += [change(placed).reshape(-1) for change in changes]
+        permutations += _permutations(arrangements)
+    return permutations
 
 
-def _by_label(array: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _symmetric_whole(group: Group, array: Array) -> Array:
+    """Return values of a whole that make the same parts whichever way it is cut."""
+    marks = np.arange(array.size).reshape(array.shape)
+    arrangements = []
+    for _, links in group.ways:
+        pieces = {link.other: link.to_other(marks).reshape(-1) for link in links}
+        arrangements.append(np.concatenate([pieces[part] for part in group.parts]))
+    labels = _orbits(array.size, _permutations(arrangements))
     return array.reshape(-1)[labels].reshape(array.shape)
 
 
-def _draw_group(
-    whole: str,
-    parts: tuple[str, ...],
-    of_reference: bool,
-    ways: list[tuple[Link, ...]],
-    values: dict[str, np.ndarray],
-    rng: np.random.Generator,
-) -> None:
-    """Values of a whole that make the same parts whichever way it is cut, or of parts that make the same whole."""
-    if of_reference:
-        array = values[whole]
-        marks = np.arange(array.size).reshape(array.shape)
-        found = [np.concatenate([_part(links, part, marks) for part in parts]) for links in ways]
-        first = np.argsort(found[0])
-        values[whole] = _by_label(array, _orbits(array.size, (moved[first] for moved in found[1:])))
-        return
-    sizes = [values[part].size for part in parts]
-    starts = np.cumsum([0, *sizes])
-    marks = {p: (starts[i] + np.arange(sizes[i])).reshape(values[p].shape) for i, p in enumerate(parts)}
-    total = int(starts[-1])
-    joined = []
-    for links in ways:
-        array = np.zeros(links[0].other_shape, np.int64)
+def _symmetric_parts(group: Group, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Return values of parts that make the same whole whichever way they are put together."""
+    flat = np.concatenate([values[part].reshape(-1) for part in group.parts])
+    marks = {}
+    start = 0
+    for part in group.parts:
+        array = values[part]
+        marks[part] = np.arange(start, start + array.size).reshape(array.shape)
+        start += array.size
+    arrangements = []
+    for _, links in group.ways:
+        whole = np.zeros(links[0].other_shape, np.int64)
         for link in links:
-            link.other_part.put(array, link.to_other(marks[link.reference]))  # type: ignore[union-attr]
-        joined.append(array.reshape(-1))
-    first = np.argsort(joined[0])
-    labels = _orbits(total, (moved[first] for moved in joined[1:]))
-    flat = np.concatenate([values[part].reshape(-1) for part in parts])[labels]
-    for i, part in enumerate(parts):
-        values[part] = flat[starts[i] : starts[i + 1]].reshape(values[part].shape)
+            assert link.other_part is not None
+            link.other_part.put(whole, link.to_other(marks[link.reference]))
+        arrangements.append(whole.reshape(-1))
+    symmetric = flat[_orbits(flat.size, _permutations(arrangements))]
+    return {part: symmetric[marks[part]] for part in group.parts}
 
 
-def _part(links: tuple[Link, ...], part: str, marks: np.ndarray) -> np.ndarray:
-    return next(link.to_other(marks) for link in links if link.other == part).reshape(-1)
+def _permutations(arrangements: Sequence[Array]) -> list[Array]:
+    """Return, for each arrangement but the first, the mark that stands where the first has mark i."""
+    if not arrangements:
+        return []
+    home = np.argsort(arrangements[0])
+    return [marks[home] for marks in arrangements[1:]]
+
+
+def _orbits(size: int, permutations: Sequence[Array]) -> Array:
+    """For each element the least element that it can be exchanged with."""
+    labels = np.arange(size)
+    while True:
+        before = labels
+        for permutation in permutations:
+            lower = np.minimum(labels, labels[permutation])
+            labels = lower.copy()
+            np.minimum.at(labels, permutation, lower)
+        labels = labels[labels]  # labels of labels, lest a long cycle take a round for each element
+        if np.array_equal(before, labels):
+            return labels

@@ -3,6 +3,7 @@ both models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from multibackend.errors import MultibackendError, ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.matching import Link, Matching, Side, finish, propose, settle
 from multibackend.matching.arrays import given_matching, side_of
-from multibackend.matching.settle import Agreement, agreement
+from multibackend.matching.by_gradients import agreement
 from multibackend.matching.sides import Proposal
 from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
@@ -91,9 +92,9 @@ def _idle(answers: Arrays) -> frozenset[str]:
     return frozenset(name for name, array in answers.items() if not np.any(array))
 
 
-def _with_agreement(link: Link, found: Agreement) -> Link:
+def _with_agreement(link: Link, found: Mapping[Link, float]) -> Link:
     """With what the check at random values says of it."""
-    difference = found.differences.get(link)
+    difference = found.get(link)
     if difference is None or not link.evidence:
         return link
     return replace(link, evidence=f"{link.evidence}; gradients then differ by {difference:.0e}")

@@ -160,6 +160,13 @@ def test_numbers_that_run_in_steps_are_not_taken_for_equal_names() -> None:
     }
 
 
+def test_names_of_numbers_alone_are_matched() -> None:
+    """A list of parameters has no words to compare; shapes tell."""
+    sides = Side({"0": (2, 3), "1": (4,)}), Side({"1": (2, 3), "2": (4,)})
+    found = match_parameters(*sides)
+    assert {link.other: link.reference for link in found.links} == {"1": "0", "2": "1"}
+
+
 def stacked_sides(layers: int) -> tuple[Side, Side]:
     names = [
         f"layers.{i}.{part}" for i in range(layers) for part in ("up.weight", "up.bias", "down.weight", "down.bias")

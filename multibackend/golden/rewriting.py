@@ -1,4 +1,4 @@
-"""Rewrites a golden file where its run has moved, and says what moved; leaves it alone where it has not."""
+"""Rewrite a golden file where its run has moved, and say what; leave it alone where it has not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from multibackend.errors import GoldenFileError, ParameterMatchError
 from multibackend.experiment import Experiment
 from multibackend.golden.file import Golden, load, save
-from multibackend.golden.hold import check
+from multibackend.golden.report import check
 from multibackend.golden.run import record
 
 __all__ = ["Change", "update"]
@@ -65,7 +65,7 @@ def update(
             if report.matches:
                 return Change(path, written=False, reasons=(), golden=report.golden)
             reasons = tuple(report.details())
-        except (GoldenFileError, ParameterMatchError) as error:
+        except (GoldenFileError, ParameterMatchError) as error:  # no file to hold against
             reasons = tuple(line.strip() for line in str(error).splitlines())
     golden = record(experiment, backend, updates=updates, device=device, execution=execution)
     save(golden, path)

@@ -28,7 +28,8 @@ from multibackend.golden.summary import short
 __all__ = ["Law", "draw", "draw_all", "law_of"]
 
 _STREAM = 0x6D62_676F_6C64_656E  # the stream of golden parameters: "mbgolden"
-_CENTRE = 2.0 * 65535  # of the sum of four whole numbers that are uniform on 0 ... 65535
+# mean and standard deviation of the sum of four whole numbers that are uniform on 0 ... 65535
+_CENTRE = 2.0 * 65535
 _DEVIATION = math.sqrt(4 * (65536**2 - 1) / 12)
 
 
@@ -52,9 +53,12 @@ def law_of(array: np.ndarray) -> Law:
     values = np.asarray(array, np.float64)
     if values.size == 0:
         return Law(tuple(array.shape), 0.0, 0.0, 0.0, 0.0)
-    least, largest = short(float(values.min())), short(float(values.max()))
-    mean, deviation = (least, 0.0) if least == largest else (short(float(values.mean())), short(float(values.std())))
-    return Law(tuple(array.shape), mean, deviation, least, largest)
+    least = short(float(values.min()))
+    largest = short(float(values.max()))
+    if least == largest:
+        # the mean of equal numbers may round to another
+        return Law(tuple(array.shape), least, 0.0, least, largest)
+    return Law(tuple(array.shape), short(float(values.mean())), short(float(values.std())), least, largest)
 
 
 def draw(law: Law, *, seed: int, name: str) -> np.ndarray:
@@ -69,11 +73,12 @@ def draw(law: Law, *, seed: int, name: str) -> np.ndarray:
         return np.full(law.shape, law.mean)
     key = [stream_seed(seed, _STREAM), xxhash.xxh3_64_intdigest(name.encode())]
     words = np.atleast_1d(np.random.Philox(key=key).random_raw(count))
-    parts = sum((words >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
-    z = (np.asarray(parts, np.float64) - _CENTRE) / _DEVIATION
+    # a sum of whole numbers below 2^18, which float64 holds exactly
+    total = sum((words >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+    z = (np.asarray(total, np.float64) - _CENTRE) / _DEVIATION
     return np.clip(law.mean + law.deviation * z, law.least, law.largest).reshape(law.shape)
 
 
 def draw_all(laws: Mapping[str, Law], seed: int) -> dict[str, np.ndarray]:
-    """A tensor for each name."""
+    """Draw a tensor for each name."""
     return {name: draw(law, seed=seed, name=name) for name, law in laws.items()}
