@@ -14,8 +14,8 @@ import multibackend as mb
 from multibackend.core.differences import relative_difference
 from multibackend.errors import ConfigurationError
 from multibackend.matching import Matching
-from multibackend.parity import locate, stages
 from multibackend.parity.findings import STAGES
+from multibackend.parity.locate import divergence, stages
 from multibackend.parity.locate.fits import find_fit
 from multibackend.parity.locate.layers import finished_order, pair_layers
 from multibackend.parity.locate.rerun import Bridge
@@ -113,7 +113,7 @@ def test_bounds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for rounding a correct pair raises an alarm; with too much a mistake goes unseen."""
 
     def with_bound(bound: float) -> mb.CompareReport:
-        for module in (stages, locate):
+        for module in (stages, divergence):
             monkeypatch.setattr(module, "bound_for", lambda precision: lambda rounding: bound)
         smoothed = side(loss=mb.losses.CrossEntropy(target="label", label_smoothing=0.1))
         return mb.compare({"torch": side(), "jax": side() if bound == 0 else smoothed}, updates=2, trace=True)
