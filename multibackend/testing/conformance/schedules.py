@@ -38,7 +38,7 @@ class ScheduleConformance:
     def test_learning_rate_scales_with_the_effective_batch(self, variant: Variant) -> None:
         """lr_scaling multiplies the rate by micro_batch_size * steps(update) / base_batch_size, or by its root."""
         data = regression(60)
-        steps = np.array([4] * 3 + [2] * 4)
+        steps = np.array([4] * 3 + [2] * 4)  # as SCHEDULE has them for seven updates
         for lr_scaling, factors in (("linear", steps * 3 / 8), ("sqrt", np.sqrt(steps * 3 / 8))):
             experiment = variant.experiment(
                 data,
@@ -63,8 +63,8 @@ class ScheduleConformance:
         )
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(updates=6)
-        kept = [*range(12), *range(24, 36)]
-        assert_matches_reference(trainer, result, train(START, data, cut(kept, 3, [4, 4]) * 3, rate=COSINE))
+        examples = [*range(12), *range(24, 36)]
+        assert_matches_reference(trainer, result, train(START, data, cut(examples, 3, [4, 4]) * 3, rate=COSINE))
 
     def test_accumulation_schedule(self, variant: Variant) -> None:
         """{0: 4, 3: 2}: three updates of four micro-batches, then two each, across epochs."""
@@ -105,7 +105,7 @@ class ScheduleConformance:
 
     def test_one_compilation_serves_a_run(self, variant: Variant) -> None:
         """Full and partial windows, both schedules and further epochs compile nothing after the first epoch."""
-        data = regression(62)
+        data = regression(62)  # its epochs end in a partial window with a ragged micro-batch
         optimizer = SGD(learning_rate=COSINE)
         experiment = variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps={0: 4, 7: 2})
         trainer = variant.trainer(experiment, START)
