@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from multibackend.core.arrays import Arrays
-from multibackend.core.differences import relative_differences
+from multibackend.core.differences import relative_difference, relative_differences
 from multibackend.core.history import term_name
 from multibackend.parity.findings import Divergence, LayerFinding
 from multibackend.parity.locate.bridge import Bridge
@@ -82,13 +82,14 @@ class ExaminedUpdate:
         """Return a divergence at this update."""
         return Divergence(stage, self.evidence.update, what, values, difference, rounding, self.bridge.partner(what))
 
-    def scalar_divergence(
-        self, stage: str, what: str, reference: float, other: float, *, difference: float, rounding: float
-    ) -> Divergence | None:
-        """Return a divergence of two numbers, if they differ beyond rounding."""
-        if difference <= self.bound(rounding):
-            return None
-        return self.divergence(stage, what, (float(reference), float(other)), difference, rounding)
+    def first_of_the_terms(self, reference: np.ndarray, other: np.ndarray, nearby: np.ndarray) -> Divergence | None:
+        """Return the first term of the loss that differs beyond what that of the perturbed reference does."""
+        for name, *values in zip(self.terms, reference, other, nearby, strict=True):
+            difference = relative_difference(values[0], values[1])
+            rounding = relative_difference(values[0], values[2])
+            if difference > self.bound(rounding):
+                return self.divergence("loss", name, (float(values[0]), float(values[1])), difference, rounding)
+        return None
 
     def first_divergence(
         self,

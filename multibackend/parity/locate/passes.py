@@ -49,7 +49,7 @@ def _micro_batch(update: ExaminedUpdate, index: int) -> Divergence | None:
     update.evidence = replace(update.evidence, micro_batch=index, traces=(reference, other), pairs=pairs)
     return (
         _activations(update, reference, other, nearby)
-        or _loss(update, reference, other, nearby)
+        or update.first_of_the_terms(reference.terms, other.terms, nearby.terms)
         or _gradients(update, reference, other, nearby)
     )
 
@@ -102,17 +102,6 @@ def _same_end(update: ExaminedUpdate, reference: Trace, other: Trace) -> bool:
         if fit is not None and fit.difference > update.bound(0.0):
             return False
     return relative_difference(reference.terms, other.terms) <= update.bound(0.0)
-
-
-def _loss(update: ExaminedUpdate, reference: Trace, other: Trace, nearby: Trace) -> Divergence | None:
-    terms = zip(update.terms, reference.terms, other.terms, nearby.terms, strict=True)
-    for name, first, second, perturbed in terms:
-        difference = relative_difference(first, second)
-        rounding = relative_difference(first, perturbed)
-        divergence = update.scalar_divergence("loss", name, first, second, difference=difference, rounding=rounding)
-        if divergence is not None:
-            return divergence
-    return None
 
 
 def _gradients(update: ExaminedUpdate, reference: Trace, other: Trace, nearby: Trace) -> Divergence | None:

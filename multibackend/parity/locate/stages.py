@@ -73,30 +73,24 @@ def _initial_parameters(update: ExaminedUpdate) -> Divergence | None:
 
 def _window_loss(update: ExaminedUpdate) -> Divergence | None:
     """Look at the loss of the whole window: its weights may differ where no micro-batch's sum does."""
-    rows = [step.results.terms[0] for step in (*update.steps, update.perturbed)]
-    for name, first, second, nearby in zip(update.terms, *rows, strict=True):
-        difference = relative_difference(first, second)
-        rounding = relative_difference(first, nearby)
-        divergence = update.scalar_divergence("loss", name, first, second, difference=difference, rounding=rounding)
-        if divergence is not None:
-            return divergence
-    return None
+    first, second, nearby = (step.results.terms[0] for step in (*update.steps, update.perturbed))
+    return update.first_of_the_terms(first, second, nearby)
 
 
 def _clip(update: ExaminedUpdate) -> Divergence | None:
     """Look at the global norm, and at the factor by which the gradient was scaled."""
     first, second, nearby = (float(step.results.grad_norm[0]) for step in (*update.steps, update.perturbed))
-    difference = relative_difference(first, second)
     rounding = relative_difference(first, nearby)
-    divergence = update.scalar_divergence("clip", "grad_norm", first, second, difference=difference, rounding=rounding)
-    if divergence is not None:
-        return divergence
+    bound = update.bound(rounding)
+    difference = relative_difference(first, second)
+    if difference > bound:
+        return update.divergence("clip", "grad_norm", (first, second), difference, rounding)
     factor = _clip_factor(first, update.reference.experiment.max_grad_norm)
     other_factor = _clip_factor(second, update.other.experiment.max_grad_norm)
     difference = relative_difference(factor, other_factor)
-    return update.scalar_divergence(
-        "clip", "clip factor", factor, other_factor, difference=difference, rounding=rounding
-    )
+    if difference > bound:
+        return update.divergence("clip", "clip factor", (factor, other_factor), difference, rounding)
+    return None
 
 
 def _clip_factor(norm: float, limit: float | None) -> float:

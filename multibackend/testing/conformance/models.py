@@ -265,9 +265,7 @@ class RandomConformance:
 
     def test_micro_batches_draw_different_masks(self, variant: Variant) -> None:
         """Equal micro-batches have unequal losses, within a window and from window to window."""
-        data = {
-            name: np.repeat(array[:1], 12, axis=0) for name, array in regression(3).items()
-        }  # one example, 12 times
+        data = {name: np.repeat(array[:1], 12, axis=0) for name, array in regression(3).items()}
         losses = []
         for steps in (1, 2, 4):
             experiment = variant.experiment(
