@@ -42,9 +42,9 @@ class Variant:
         defaults: dict[str, Any] = {
             "loss": MeanSquaredError(target="y"),
             "optimizer": SGD(learning_rate=0.1),
-            "micro_batch_size": 3,
-            "precision": "float64",
-            "shuffle": False,
+            "micro_batch_size": 3,  # an epoch of 29 examples, say, ends in a ragged one
+            "precision": "float64",  # whose rounding hides no mistake
+            "shuffle": False,  # so that a reference can name the examples of each window
         }
         builders: dict[str, Any] = {self.backend: self.models[model]}
         network = Model(inputs=inputs, **builders)

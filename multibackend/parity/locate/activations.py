@@ -84,7 +84,7 @@ def observe(
 
 
 def roundings(reference: Trace, perturbed: Trace) -> Callable[[ArrayKey], float]:
-    """Measure how far each array of the reference lies from that of a trace which began a rounding error away."""
+    """Measure how far each array of the reference lies from that of the perturbed reference."""
     sizes: dict[ArrayKey, float] = {}
     # A model whose control flow depends on its values may call other layers: then nothing is measured.
     if [call.name for call in reference.layers] == [call.name for call in perturbed.layers]:
@@ -159,7 +159,7 @@ def _votes(fits: Iterable[Fit]) -> list[Shape]:
 
 
 def _good_axes(fit: Fit | None) -> list[Shape]:
-    """Return the permutation of axes, alone in a list, where the fit is good enough to be sure of it."""
+    """Return the permutation of axes, alone in a list, where the fit leaves no doubt of it."""
     if fit is None or fit.rearrangement is None or fit.difference > GOOD:
         return []
     return [fit.rearrangement.axes]

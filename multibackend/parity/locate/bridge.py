@@ -41,7 +41,7 @@ class Bridge:
         return [(link.reference, link.other) for link in self.parameters.links]
 
     def partner(self, name: str) -> str:
-        """Return the other's name of one of the reference's parameters or statistics; "" where it has none."""
+        """Return the other's name of a parameter or statistic of the reference; "" where it has none."""
         links = (*self.parameters.links, *self.state.links)
         return ", ".join(dict.fromkeys(link.other for link in links if link.reference == name))
 
@@ -91,7 +91,7 @@ class Bridge:
         return result
 
     def _slots_to_other(self, snapshot: Snapshot, like: Snapshot) -> dict[str, Arrays]:
-        """Carry the optimizer's slots across; two optimizers that keep other slots each keep their own."""
+        """Carry the optimizer's slots across; where the two keep others, each keeps its own."""
         slots = snapshot.optimizer
         if slots.keys() != like.optimizer.keys():
             return dict(like.optimizer)
@@ -106,13 +106,13 @@ def _filled(arrays: Arrays, moved: Arrays) -> dict[str, np.ndarray]:
 
 
 def _like_parameters(slot: Arrays, snapshot: Snapshot) -> bool:
-    """Whether a slot of the optimizer is one array like each parameter: only then do the links hold for it."""
+    """Whether a slot has one array like each parameter: only then do the links hold for it."""
     shapes = {name: array.shape for name, array in slot.items()}
     return shapes == {name: array.shape for name, array in snapshot.parameters.items()}
 
 
 def _linked(matching: Matching, arrays: Arrays, *, gradients: bool = False) -> dict[str, np.ndarray]:
-    """Arrays of the other by the reference's names: only those of the reference's arrays that are there as a whole."""
+    """Name the other's arrays as the reference does: those that make an array of it as a whole."""
     missing = {link.reference for link in matching.links if link.other not in arrays}
     whole = Matching(tuple(link for link in matching.links if link.reference not in missing))
     return whole.to_reference(arrays, gradients=gradients)

@@ -148,7 +148,7 @@ class _Rerun:
             nearby = self.nearby.step()
             self.history = [*self.history[1 - _HISTORY :], steps]
             parted = self._parted(steps, nearby)
-            # The first update is examined in any case: it shows what no loss shows, such as statistics that differ.
+            # The first update is examined anyway, for what no loss shows, such as statistics.
             if parted is None and index:
                 continue
             examination = self._examined(steps, parted)
@@ -161,7 +161,7 @@ class _Rerun:
     def _examined(self, steps: tuple[Step, Step], parted: Divergence | None) -> Examination:
         examination = examine(self.sides, self.bridge, steps)
         self.notes += [note for note in examination.notes if note not in self.notes]
-        # From one state both make the same update within rounding: what differs has grown over the updates before.
+        # From one state both make the same update: what differs has grown over those before.
         examination.divergence = examination.divergence or parted
         examination.notes = self.notes
         if examination.evidence is not None:
@@ -170,7 +170,7 @@ class _Rerun:
         return examination
 
     def _parted(self, steps: tuple[Step, Step], nearby: Step) -> Divergence | None:
-        """Return what differs beyond rounding after an update; told only where no stage of it does."""
+        """Return what differs beyond rounding after an update; told where no stage of it does."""
         first, second = steps
         update = first.before.update + 1
         numbers = {
@@ -196,7 +196,7 @@ class _Rerun:
         return None
 
     def _states(self, first: Snapshot, second: Snapshot, nearby: Snapshot) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
-        """Yield parameters, model state, each slot: of the reference, the other, the perturbed reference."""
+        """Yield parameters, model state and slots of the reference, the other, the perturbed one."""
         other = self.bridge.to_reference(second)
         yield _common(first.parameters, other.parameters), other.parameters, nearby.parameters
         yield _common(first.model_state, other.model_state), other.model_state, nearby.model_state
@@ -205,7 +205,7 @@ class _Rerun:
             yield _common(arrays, other_arrays), other_arrays, nearby.optimizer[slot]
 
     def _is_biased(self, name: str, reference: Arrays, other: Arrays, step: Step) -> bool:
-        """Whether it is a running variance that one side keeps unbiased: then it goes on to differ at every update."""
+        """Whether one side keeps it as an unbiased variance: then it differs at every update."""
         if name not in step.before.model_state:
             return False
         if name not in self.biased:
@@ -225,7 +225,7 @@ def rounding_curve(trainer: Trainer, start: Snapshot, losses: Sequence[float]) -
     """float64 [updates]: the relative difference of each loss from a run that starts one rounding error away."""
     runner = Runner(trainer, perturbed(start))
     curve = np.full(len(losses), np.nan)
-    # twice as many windows as updates: skipped ones make none, and where all are skipped it has to end
+    # twice as many windows as updates: skipped ones make none, and it has to end
     for _ in range(2 * len(losses)):
         step = runner.step()
         if step.results.applied[0]:

@@ -93,7 +93,7 @@ def find_fit(
         return _broadcast(reference, other)
     rank = sum(size > 1 for size in other.shape)
     fits: list[Fit] = []
-    by_axes: dict[Shape, Fit] = {}  # only layouts that split no axis, which the permutations of `usual` are about
+    by_axes: dict[Shape, Fit] = {}  # of layouts that split no axis, as those of `usual` do
     for change in _candidates(reference.shape, other.shape, hints):
         fit = Fit(change, reference.shape, other.shape, relative_difference(reference, change(other)))
         if fit.difference <= GOOD:
@@ -154,7 +154,7 @@ def _orders(reference: Shape, other: Shape, hints: Iterable[Shape]) -> Iterator[
 
 
 def _inverse_orders(atoms: Shape, other: Shape) -> Iterator[tuple[Shape, Shape]]:
-    """Yield the same where the reference's axes, some of them split, are those that were permuted."""
+    """Yield the same where the reference's axes, some of them split, were permuted."""
     for axes in _permutations(len(atoms)):
         view = tuple(atoms[axis] for axis in axes)
         if _merges_into(view, other):

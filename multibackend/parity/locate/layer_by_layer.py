@@ -49,13 +49,13 @@ def _layouts(fits: Fits) -> dict:
 
 
 def _forced_layers(reference: Trace, other: Trace, pairs: Sequence[LayerPair], fits: Fits) -> ForcedLayers:
-    """Lay the reference's arrays out as the other's: inputs and outputs of layers, the outputs of containers."""
+    """Lay the reference's inputs of layers and outputs of all calls out as the other does."""
     result: dict[tuple[str, int], Forced] = {}
     for pair in pairs:
         call = reference.layers[pair.reference]
         partner = other.layers[pair.other]
         inputs = None
-        # What goes into a container stays as it is: its first layers are fed, and what stands before them is tested.
+        # What goes into a container stays: its first layers are fed, what is before them is tested.
         if pair.leaf:
             inputs = _in_other_layout(fits, (pair.reference, INPUT), call.inputs[: len(partner.inputs)])
         outputs = _in_other_layout(fits, (pair.reference, OUTPUT), call.outputs[: len(partner.outputs)])
@@ -67,7 +67,7 @@ def _forced_layers(reference: Trace, other: Trace, pairs: Sequence[LayerPair], f
 def _in_other_layout(
     fits: Fits, place: tuple[int, str], arrays: Sequence[np.ndarray]
 ) -> tuple[np.ndarray | None, ...] | None:
-    """Return the reference's arrays in the other's layouts, None for one of unknown layout or for all of them."""
+    """Return arrays in the other's layouts, None for one of unknown layout or for all."""
     result: list[np.ndarray | None] = []
     for position, array in enumerate(arrays):
         fit = fits.get(ArrayKey(*place, position))

@@ -11,7 +11,7 @@ from multibackend.protocol.tracing import LayerCall, Trace
 
 __all__ = ["LayerPair", "begin_and_return", "enclosing_calls", "finished_order", "pair_layers"]
 
-# Parts of class names of layers without parameters. The first that occurs counts, so "leakyrelu" is a "relu".
+# Parts of class names of layers without parameters; the first that occurs counts.
 _KINDS = ("drop", "pool", "gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "act", "flatten", "identity")
 
 Below = Mapping[str, frozenset[str]]  # {layer: the parameters at or below it, by the reference's names}
@@ -40,7 +40,7 @@ def pair_layers(reference: Trace, other: Trace, pairs: Iterable[tuple[str, str]]
         pairs: (parameter of the reference, parameter of the other), for every link.
     """
     own_names: dict[str, set[str]] = {}
-    partner_names: dict[str, set[str]] = {}  # a fused parameter of the other is several of the reference
+    partner_names: dict[str, set[str]] = {}  # of a fused one, several
     for name, partner in pairs:
         own_names[name] = {name}
         partner_names.setdefault(partner, set()).add(name)
@@ -102,7 +102,7 @@ def _below(trace: Trace, reference_names: Mapping[str, set[str]]) -> Below:
     for call in trace.layers:
         prefix = f"{call.name}." if call.name else ""
         inside = {name for name in reference_names if name.startswith(prefix)}
-        inside |= set(call.parameters) & reference_names.keys()  # a tied one may be named after another layer
+        inside |= set(call.parameters) & reference_names.keys()  # tied: named after another
         if inside:
             below[call.name] = frozenset().union(*(reference_names[name] for name in inside))
     return below
@@ -122,14 +122,14 @@ class _Partners:
         self.names: dict[str, str] = {}
 
     def pair_by_parameters(self, reference: Below, other: Below) -> None:
-        """Pair the layers above the same parameters: of a nest of containers and a layer, several are."""
+        """Pair the layers above the same parameters, which are several where containers nest."""
         for parameters in dict.fromkeys(reference.values()):
             first = _outermost_first(reference, parameters, self.reference)
             second = _outermost_first(other, parameters, self.other)
             if len(first) == len(second):
                 self.names.update(zip(first, second, strict=True))
                 continue
-            # one model has a wrapper that the other lacks: by full name, by last part, then the ends of the nest
+            # one model has a wrapper more: by full name, by last part, then the ends of the nest
             for style in (normalised, _last_part):
                 for name in self._free(first):
                     namesakes = [partner for partner in self._free_others(second) if style(partner) == style(name)]
@@ -147,7 +147,7 @@ class _Partners:
             self.names[""] = ""
 
     def pair_by_place(self) -> None:
-        """Pair what has no parameters by its order among its kind between two neighbours that are paired."""
+        """Pair what has no parameters by its order among its kind between paired neighbours."""
         first = [name for name, call in self.reference.items() if call.leaf]
         second = [name for name, call in self.other.items() if call.leaf]
         anchors = [name for name in first if self.names.get(name) in second]

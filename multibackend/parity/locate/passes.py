@@ -81,7 +81,7 @@ def _activations(update: ExaminedUpdate, reference: Trace, other: Trace, nearby:
                 "activations", finding.name, finding.values, finding.difference, finding.rounding
             )
             return replace(divergence, partner=finding.partner, place=finding.place)
-    # Fed layer by layer nothing is wrong: then the first array that differs in the plain pass has to do.
+    # Fed layer by layer nothing is wrong: the first difference of the plain pass has to do.
     return _of_observation(update, wrong[0], rounding(wrong[0].key)) if wrong else None
 
 
@@ -96,7 +96,7 @@ def _of_observation(update: ExaminedUpdate, observation: Observation, rounding: 
 
 
 def _same_end(update: ExaminedUpdate, reference: Trace, other: Trace) -> bool:
-    """Whether the loss sees and makes the same, also where code after the last layer has no observation of its own."""
+    """Whether the loss sees and makes the same: code after the last layer is in no observation."""
     if reference.outputs and other.outputs:
         fit = find_fit(reference.outputs[0], other.outputs[0])
         if fit is not None and fit.difference > update.bound(0.0):
@@ -118,7 +118,7 @@ def _gradients(update: ExaminedUpdate, reference: Trace, other: Trace, nearby: T
 
 
 def _backward_order(trace: Trace, names: Sequence[str]) -> list[str]:
-    """Sort parameters by when a backward pass comes to their layers: the first that is wrong spoils the later ones."""
+    """Sort parameters as a backward pass comes to their layers: a wrong one spoils the later."""
     last: dict[str, int] = {}
     for place, call in enumerate(trace.layers):
         last |= dict.fromkeys(call.parameters, place)

@@ -50,14 +50,14 @@ class Runner:
         self.program: Program = trainer.program
         self._rates = trainer._results.rates
         self._room = trainer.program.windows_per_dispatch
-        self._feed = Feed(trainer.experiment, read_ahead=False)
+        self._feed = Feed(trainer.experiment, read_ahead=False)  # its own place in the data, from the beginning
         self._state = self.program.restore(start)
         self.snapshot = start
         self.update = start.update
 
     def step(self) -> Step:
         """Run the next window."""
-        # Room and rates have the shapes in which a trainer hands them over, so that the program it compiled serves.
+        # Room and rates are shaped as a trainer shapes them, so that its compiled program serves.
         stack = self._feed.next(self.update, self._room, self.program.info.output_shape, left=1, epochs=None)
         rate = float(self._rates.between(self.update, self.update + 1)[0])
         before = self.snapshot

@@ -20,7 +20,7 @@ from multibackend.protocol.tracing import LayerCall, Trace
 
 __all__ = ["WrongPlaces"]
 
-AT_THE_END = "at the end of"
+AT_THE_END = "at the end of"  # read in LayerFinding.place also by who explains a finding
 
 
 class WrongPlaces:
@@ -51,7 +51,7 @@ class WrongPlaces:
         self.finished = [index for index in finished_order(self.layers) if index in self.pairs]
 
     def findings(self, terms: Sequence[str]) -> tuple[LayerFinding, ...]:
-        """Return every place that is wrong by itself, in the order of the reference; `terms` name those of the loss."""
+        """Return every place that is wrong by itself, in order; `terms` name those of the loss."""
         findings: list[LayerFinding] = []
         told: set[tuple[int, str]] = set()  # of several wrong inputs of a layer the first is enough
         for observation in self.observations:

@@ -19,7 +19,7 @@ from multibackend.testing.variant import Variant
 __all__ = ["AverageConformance"]
 
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
-DECAY = 0.8
+DECAY = 0.8  # small, so that the initial parameters soon fade
 
 
 def averaged(
@@ -91,7 +91,7 @@ class AverageConformance:
         experiment = variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY)
         watched = variant.trainer(experiment, START)
         alone = variant.trainer(experiment, START)
-        for updates in (3, 6, 9):
+        for updates in (3, 6, 9):  # evaluated before each part
             watched.evaluate(data, ema=True)
             watched.fit(updates=updates)
             alone.fit(updates=updates)

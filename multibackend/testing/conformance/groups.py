@@ -25,7 +25,7 @@ __all__ = ["GroupConformance"]
 
 COSINE = Cosine(peak=0.2, total=10)
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.2}
-WINDOWS = cut(range(29), 3, [4, 4, 4]) * 3
+WINDOWS = cut(range(29), 3, [4, 4, 4]) * 3  # three epochs, the last window of each 3 + 2 examples
 FROZEN = Group("bias", frozen=True)
 
 

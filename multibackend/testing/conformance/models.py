@@ -51,7 +51,7 @@ class ClassifierConformance:
     def test_micro_batches_without_labels(self, variant: Variant) -> None:
         """A micro-batch whose labels are all ignored adds nothing; a window of such is skipped and counted."""
         data = tokens(36)
-        data["label"][3:9] = -100
+        data["label"][3:9] = -100  # two micro-batches of the first window
         data["label"][12:24] = -100  # the whole second window
         trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
         result = trainer.fit(epochs=1)
@@ -67,14 +67,14 @@ class ClassifierConformance:
         used = data["label"] != -100
         accuracy = float((logits.argmax(axis=-1) == data["label"])[used].mean())
         total, weight, _ = softmax_gradient(START, data)
-        for batch_size in (1, 4, 29):
+        for batch_size in (1, 4, 29):  # 29 examples: single, ragged at the end, all at once
             result = trainer.evaluate(batch_size=batch_size)
             assert_arrays_match(result, {"loss": total / weight, "accuracy": accuracy}, relative=FORMULA)
 
     def test_label_out_of_range(self, variant: Variant) -> None:
         """A label that is no class is an error that names it, before the window that holds it has run."""
         data = tokens(29)
-        data["label"][20, 0] = 2
+        data["label"][20, 0] = 2  # of two classes, 0 and 1
         trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
         assert_raises(ValueError, lambda: trainer.fit(epochs=1), "label 2", "[0, 2)")
 
@@ -225,7 +225,7 @@ class StatisticsConformance:
         snapshot = trainer.snapshot()
         name = "norm.running_mean"
         lacking = {other: array for other, array in snapshot.model_state.items() if other != name}
-        misshapen = {**snapshot.model_state, name: np.zeros(1)}
+        misshapen = {**snapshot.model_state, name: np.zeros(1)}  # would broadcast to the 3 features
         for state in (lacking, misshapen):
             spoilt = replace(snapshot, model_state=state)
             assert_raises(ParameterMatchError, lambda spoilt=spoilt: trainer.restore(spoilt), name)
@@ -254,7 +254,7 @@ class RandomConformance:
         """The same seed draws the same masks, another seed others."""
         data = regression(24)
         histories = []
-        for seed in (3, 3, 4):
+        for seed in (3, 3, 4):  # the same twice, then another
             trainer = variant.trainer(variant.experiment(data, seed=seed, **self.options))
             # the seed decides about initial values too, which would hide that the masks do not differ
             trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})

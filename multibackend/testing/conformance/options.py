@@ -103,7 +103,7 @@ class PrecisionConformance:
         most, less where the gradient of a weight is a larger sum: this one holds it at 2^5.
         """
         data = regression(6)
-        data["y"][0] = 3e3
+        data["y"][0] = 3e3  # the one large target
         experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16")
         trainer = variant.trainer(experiment, START)
         windows = [(skipped.update, skipped.reason) for skipped in trainer.fit(updates=4).skipped]
@@ -153,7 +153,7 @@ class MemoryConformance:
             memory_budget="1GiB",
         )
         auto = variant.trainer(described)
-        if auto.experiment.micro_batch_size != 24:
+        if auto.experiment.micro_batch_size != 24:  # the whole effective batch at once
             raise MatchError(f"24 examples fit 1 GiB, but micro_batch_size became {auto.experiment.micro_batch_size}")
         fixed = variant.trainer(described.replace(micro_batch_size=24, memory_budget=None))
         histories = [columns(trainer.fit(epochs=1)) for trainer in (auto, fixed)]

@@ -17,7 +17,7 @@ from multibackend.testing.variant import Variant
 
 __all__ = ["ScheduleConformance"]
 
-SCHEDULE = {0: 4, 3: 2}
+SCHEDULE = {0: 4, 3: 2}  # k = 4, and from update index 3 on k = 2
 COSINE = WarmupCosine(peak=0.2, warmup=2, total=8, final=0.01)
 
 
@@ -30,7 +30,7 @@ class ScheduleConformance:
         optimizer = SGD(learning_rate=COSINE)
         trainer = variant.trainer(variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=10)
-        windows = (cut(range(29), 3, [4, 4, 4]) * 4)[:10]
+        windows = (cut(range(29), 3, [4, 4, 4]) * 4)[:10]  # ten updates end inside the fourth epoch
         assert_matches_reference(trainer, result, train(START, data, windows, rate=COSINE))
         rates = np.array([COSINE(update) for update in range(10)])
         assert_bit_identical(result.history["learning_rate"], rates, what="learning rates")
@@ -81,7 +81,7 @@ class ScheduleConformance:
         experiment = variant.experiment(data, gradient_accumulation_steps=lambda update: 1 + update % 3)
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(updates=7)
-        windows = cut(range(40), 3, [1, 2, 3, 1, 2, 3, 1])
+        windows = cut(range(40), 3, [1, 2, 3, 1, 2, 3, 1])  # 39 of the 40 examples
         assert_matches_reference(trainer, result, train(START, data, windows))
 
     def test_accumulation_schedule_waits_for_a_skipped_window(self, variant: Variant) -> None:

@@ -38,7 +38,7 @@ def assert_skipped(result: FitResult, expected: list[tuple[int, int, int, str]])
 def poisoned(data: Mapping[str, np.ndarray], *examples: int) -> dict[str, np.ndarray]:
     """Return the data with NaN in the inputs of some examples."""
     x = data["x"].copy()
-    x[list(examples), 1] = np.nan
+    x[list(examples), 1] = np.nan  # one element is enough to spoil every gradient of its window
     return {**data, "x": x}
 
 
@@ -69,7 +69,7 @@ class SkipConformance:
         # {the poisoned example: (update, epoch, offset) of each skip among four updates}
         cases = {0: [(1, 0, 0), (3, 1, 0)], 13: [(2, 0, 12), (4, 1, 12)], 35: [(3, 0, 24)]}
         for example, skipped in cases.items():
-            begin = example // 12 * 12
+            begin = example // 12 * 12  # of its window
             trainer = variant.trainer(variant.experiment(poisoned(data, example), **options), START)
             result = trainer.fit(updates=4)
             clean = variant.trainer(variant.experiment(without(data, begin, begin + 12), **options), START)

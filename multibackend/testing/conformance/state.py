@@ -65,7 +65,7 @@ class StateConformance:
         for updates in (2, 4, 6):
             watched.evaluate()
             before = watched.snapshot()
-            watched.evaluate(batch_size=7)
+            watched.evaluate(batch_size=7)  # a shape that training never has
             assert_snapshots_identical(watched.snapshot(), before)
             watched.fit(updates=updates)
             alone.fit(updates=updates)
@@ -76,7 +76,7 @@ class StateConformance:
         data = regression(29)
         trainer = variant.trainer(variant.experiment(data, eval_data=data), START)
         residual = data["x"] @ START["weight"].T + START["bias"] - data["y"]
-        for batch_size in (1, 4, 29, 100):
+        for batch_size in (1, 4, 29, 100):  # single, ragged at the end, all at once, more than all
             loss = trainer.evaluate(batch_size=batch_size)["loss"]
             assert_arrays_match(loss, float((residual**2).mean()), relative=FORMULA, what=f"batch size {batch_size}")
 
@@ -104,7 +104,7 @@ class StateConformance:
         assert_bit_identical(parameters, expected, what="the copy")
         before = trainer.parameters()
         for array in trainer.parameters().values():
-            array[...] = 7.0
+            array[...] = 7.0  # writes into what a view would share with the run
         assert_bit_identical(trainer.parameters(), before, what="parameters")
 
     def test_load_parameters(self, variant: Variant) -> None:

@@ -82,7 +82,7 @@ class TraceConformance:
         plain = variant.trainer(experiment)
         plain.restore(traced.snapshot())
         program: Any = traced.program
-        for updates in (1, 2):
+        for updates in (1, 2):  # before any update, and between two
             for batch, divisors, stamp in _micro_batches(traced):
                 before = traced.snapshot()
                 program.trace(traced._loop.state, batch, divisors, stamp=stamp)

@@ -27,7 +27,7 @@ class WindowConformance:
         data = regression(24)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=4)
-        windows = cut(range(24), 12, [1, 1])
+        windows = cut(range(24), 12, [1, 1])  # of one micro-batch each
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
 
     def test_partial_window_and_ragged_micro_batch(self, variant: Variant) -> None:
@@ -35,7 +35,7 @@ class WindowConformance:
         data = regression(29)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(epochs=2)
-        windows = cut(range(29), 3, [4, 4, 4])
+        windows = cut(range(29), 3, [4, 4, 4])  # 12, 12 and 5 examples
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
         assert_arrays_match(result.history["examples"], np.array([12, 12, 5] * 2), relative=0.0, what="examples")
 
@@ -44,12 +44,12 @@ class WindowConformance:
         data = regression(2)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=3)
-        assert_matches_reference(trainer, result, train(START, data, cut(range(2), 2, [1]) * 3))
+        assert_matches_reference(trainer, result, train(START, data, cut(range(2), 2, [1]) * 3))  # three epochs
 
     def test_weights_spread_unevenly(self, variant: Variant) -> None:
         """The divisor is the sum of the window's weights, however they fall into micro-batches; some have none."""
         data = {**regression(29), "w": np.random.default_rng(0).uniform(0, 3, 29)}
-        data["w"][3:8] = 0.0
+        data["w"][3:8] = 0.0  # one whole micro-batch and part of another
         data["w"][27:] = 0.0  # all of the ragged micro-batch
         experiment = variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, START)
@@ -128,6 +128,6 @@ class WindowConformance:
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=2)
         windows = []
-        for epoch in (0, 1):
+        for epoch in (0, 1):  # whose orders differ
             windows += cut(epoch_order(5, epoch, 29, shuffle=True), 3, [4, 4, 4])
         assert_matches_reference(trainer, result, train(START, data, windows))
