@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Container
 from typing import Any
 
-import numpy as np
-
 from multibackend.core.arrays import Arrays, Fields
 from multibackend.core.names import shapes_of
 from multibackend.core.validation import Problems

@@ -12,7 +12,7 @@ import numpy as np
 from multibackend.core.history import History
 from multibackend.matching import Matching
 from multibackend.parity.findings import Divergence, LayerFinding
-from multibackend.parity.locate.stages import Evidence
+from multibackend.parity.locate.evidence import Evidence
 from multibackend.parity.tolerances import Tolerance
 
 __all__ = ["CompareReport"]

@@ -11,7 +11,7 @@ from multibackend.core.history import History
 from multibackend.matching import Matching
 from multibackend.optimizers import Native
 from multibackend.parity.findings import Divergence
-from multibackend.parity.locate.rerun import Bridge
+from multibackend.parity.locate.bridge import Bridge
 from multibackend.parity.locate.statistics import differs_by_definition
 from multibackend.parity.report import CompareReport
 from multibackend.parity.settings import settings_of

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from multibackend.core.differences import largest_element
 from multibackend.errors import MatchError
 from multibackend.parity.tolerances import tolerance_for
 from multibackend.protocol import Snapshot
@@ -80,9 +81,7 @@ def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
         if a.dtype != e.dtype:
             raise MatchError(f"{where}: dtype {a.dtype} against {e.dtype} expected")
         _compare_shapes(where, a, e)
-        size = a.dtype.itemsize
-        bits = [np.ascontiguousarray(x).reshape(-1).view(np.uint8).reshape(-1, size) for x in (a, e)]
-        differ = (bits[0] != bits[1]).any(axis=1)
+        differ = (_bytes(a) != _bytes(e)).any(axis=1)
         if differ.any():
             place = np.unravel_index(int(np.argmax(differ)), a.shape)
             raise MatchError(
@@ -123,17 +122,18 @@ def assert_raises(kind: type[E], function: Callable[[], Any], *mentions: object)
 
 
 def _compare(where: str, actual: Any, expected: Any, compare: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
-    """Walk two structures in step."""
-    kinds = _structure(actual), _structure(expected)
-    if kinds[0] != kinds[1]:
-        raise MatchError(f"{where or 'the value'}: {kinds[0]} against {kinds[1]} expected")
+    """Walk two structures in step, and `compare` their arrays."""
+    structure = _structure(expected)
+    if _structure(actual) != structure:
+        raise MatchError(f"{where or 'the value'}: {_structure(actual)} against {structure} expected")
     if isinstance(expected, Mapping):
-        missing, extra = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+        missing = sorted(expected.keys() - actual.keys())
+        extra = sorted(actual.keys() - expected.keys())
         if missing or extra:
             raise MatchError(f"{where or 'names'}: missing {missing}, not expected {extra}")
         for name in expected:
             _compare(f"{where}.{name}".lstrip("."), actual[name], expected[name], compare)
-    elif kinds[0] == "sequence":
+    elif structure == "sequence":
         if len(actual) != len(expected):
             raise MatchError(f"{where or 'the sequence'}: length {len(actual)} against {len(expected)} expected")
         for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
@@ -148,9 +148,14 @@ def _structure(value: Any) -> str:
     return "sequence" if isinstance(value, Sequence) and not isinstance(value, str) else "array"
 
 
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """uint8 [elements, bytes of each]: values would call 0.0 and -0.0 equal, and NaN unequal to itself."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize)
+
+
 def _kind(array: np.ndarray) -> str:
-    """Signed and unsigned integers are one kind."""
-    return {"u": "i"}.get(array.dtype.kind, array.dtype.kind)
+    """Return the kind of dtype, signed and unsigned integers being one."""
+    return "i" if array.dtype.kind == "u" else array.dtype.kind
 
 
 def _compare_shapes(where: str, actual: np.ndarray, expected: np.ndarray) -> None:
@@ -161,12 +166,14 @@ def _compare_shapes(where: str, actual: np.ndarray, expected: np.ndarray) -> Non
 def _compare_values(where: str, actual: np.ndarray, expected: np.ndarray, allowed: float, floor: float) -> None:
     if actual.size == 0:
         return
-    a, e = actual.astype(np.float64), expected.astype(np.float64)
+    a = actual.astype(np.float64)
+    e = expected.astype(np.float64)
     same = (a == e) | (np.isnan(a) & np.isnan(e))
+    # a NaN on one side alone is an infinite difference, never one that compares false with the limit
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(np.where(same, 0.0, np.abs(a - e)), nan=np.inf)
-    size = float(np.abs(e[np.isfinite(e)]).max(initial=0.0))
-    limit = allowed * max(size, floor)
+    # of what is expected alone: else a value that is far too large would widen its own bound
+    limit = allowed * max(largest_element(e), floor)
     if gap.max() > limit:
         place = np.unravel_index(int(gap.argmax()), gap.shape)
         raise MatchError(

@@ -49,7 +49,7 @@ MARKER = (
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """`--update-golden`; and `--backend`, but not before the conftests had a chance to have their own."""
+    """Add `--update-golden`; and `--backend`, but not before the conftests had a chance to have their own."""
     group = parser.getgroup("multibackend", "training on several frameworks (multibackend)")
     group.addoption(
         "--update-golden",
@@ -58,9 +58,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="rewrite golden traces whose run moved beyond rounding, and say what moved",
     )
     files = [str(getattr(plugin, "__file__", None)) for plugin in pluginmanager.get_plugins()]
-    if any(
-        Path(file).name == "conftest.py" for file in files
-    ):  # `pytest_plugins = [...]`: the hook below has already been called
+    # a conftest with `pytest_plugins = [...]` loads this module: by then the hook below has already been called
+    if any(Path(file).name == "conftest.py" for file in files):
         _add_backend(parser)
 
 
@@ -86,38 +85,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that uses this plugin's `backend` runs on each chosen backend that its marks allow."""
+    """Run a test that uses this plugin's `backend` on each chosen backend that its marks allow."""
     if _NAME not in metafunc.fixturenames:
         return
     names, reasons = _allowed(metafunc.config, metafunc.definition)
-    if names:
-        metafunc.parametrize(_NAME, names, indirect=True, scope="session")
-    else:
-        skipped = pytest.param("none", marks=pytest.mark.skip(reason="; ".join(reasons)))
-        metafunc.parametrize(_NAME, [skipped], indirect=True, scope="session")
+    # without parameters pytest would skip it too, but would not say why
+    parameters = names or [pytest.param("none", marks=pytest.mark.skip(reason="; ".join(reasons)))]
+    metafunc.parametrize(_NAME, parameters, indirect=True, scope="session")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """A test without `backend` runs where every backend that its marks name is chosen."""
+    """Skip a test without `backend` unless every backend that its marks name is chosen."""
     if item.get_closest_marker("backends") is None or _NAME in getattr(item, "fixturenames", ()):
         return
     names, reasons = _allowed(item.config, item)
-    wanted = [name for mark in item.iter_markers("backends") for name in mark.args]
-    if not names or any(name not in names for name in wanted):
+    named = [name for mark in item.iter_markers("backends") for name in mark.args]
+    if not names or any(name not in names for name in named):
         item.add_marker(pytest.mark.skip(reason="; ".join(reasons)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What became of the golden files; read from the reports of the tests, so that it arrives from xdist's workers."""
+    """Say what became of the golden files; read from the tests' reports, so that it arrives from xdist's workers."""
     if not terminalreporter.config.getoption(_UPDATE, False):
         return
-    reports = itertools.chain.from_iterable(terminalreporter.stats.values())
-    properties = (pair for report in reports for pair in getattr(report, "user_properties", ()))
-    found = {text for name, text in properties if name == _MOVED}
+    moved = set()
+    for report in itertools.chain.from_iterable(terminalreporter.stats.values()):
+        # other plugins file things among the reports that have no properties
+        moved |= {text for name, text in getattr(report, "user_properties", ()) if name == _MOVED}
     terminalreporter.section("golden traces")
-    for text in sorted(found):
+    for text in sorted(moved):
         terminalreporter.line(text)
-    if not found:
+    if not moved:
         terminalreporter.line("nothing moved beyond rounding; no file was written")
 
 
@@ -151,7 +149,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[..., Any]:
     the backend is the test's `backend` where it has one, else the one that recorded. One file serves all backends.
     With `--update-golden` it is rewritten where the run moved.
     """
-    used = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
+    test_backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
 
     def hold(
         experiment: Experiment,
@@ -161,18 +159,18 @@ def golden(request: pytest.FixtureRequest) -> Callable[..., Any]:
         updates: int | None = None,
     ) -> Any:
         __tracebackhide__ = True
+        from multibackend.golden import Change  # noqa: PLC0415
         from multibackend.testing.experiments import assert_golden  # noqa: PLC0415 - only where a test wants it
 
         folder = request.path.parent / "golden"
         path = folder / (_file_name(request.node) if file is None else file)
         update = bool(request.config.getoption(_UPDATE, False))
-        name = used if backend is None and isinstance(used, str) else backend
+        # a project's own fixture `backend` may be anything
+        name = test_backend if backend is None and isinstance(test_backend, str) else backend
         result = assert_golden(experiment, path, backend=name, updates=updates, update=update)
-        if update and getattr(result, "written", False):
-            lines = [
-                os.path.relpath(path, request.config.rootpath),
-                *(f"  {reason}" for reason in getattr(result, "reasons", ())),
-            ]
+        if isinstance(result, Change) and result.written:
+            lines = [os.path.relpath(path, request.config.rootpath)]
+            lines += [f"  {reason}" for reason in result.reasons]
             request.node.user_properties.append((_MOVED, "\n".join(lines)))
         return result
 
@@ -180,7 +178,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 def _add_backend(parser: pytest.Parser) -> None:
-    """Add `--backend`, unless somebody has it."""
+    """Add `--backend`, unless somebody has it: the parser has no list of its options, so it is asked to read one."""
     try:
         unknown = parser.parse_known_and_unknown_args([f"{_OPTION}=?"])[1]
     except (Exception, SystemExit):
@@ -196,33 +194,34 @@ def _add_backend(parser: pytest.Parser) -> None:
 
 
 def _chosen(config: pytest.Config) -> tuple[str, ...]:
-    """The backends of `--backend`, or all that are installed; `UsageError` for one that is not there."""
+    """Return the backends of `--backend`, or all that are installed; `UsageError` for one that is not there."""
     from multibackend.core.validation import closest  # noqa: PLC0415
     from multibackend.protocol.registry import list_backends  # noqa: PLC0415 - only where a test wants it
 
     infos = {info.name: info for info in list_backends()}
-    given = config.getoption(_CHOSEN, None)
-    if not given:
+    option = config.getoption(_CHOSEN, None)
+    if not option:
         return tuple(name for name, info in infos.items() if info.installed)
-    names = tuple(dict.fromkeys(name.strip() for name in given.split(",")))
+    names = tuple(dict.fromkeys(name.strip() for name in option.split(",")))
     for name in names:
         if name not in infos:
             known = ", ".join(map(repr, infos)) or "none"
             raise pytest.UsageError(
-                f"--backend {given}: no backend is called {name!r}; registered are {known}{closest(name, infos)}"
+                f"--backend {option}: no backend is called {name!r}; registered are {known}{closest(name, infos)}"
             )
         if not infos[name].installed:
-            raise pytest.UsageError(f"--backend {given}: {name!r} is not installed here; run: {infos[name].install}")
+            raise pytest.UsageError(f"--backend {option}: {name!r} is not installed here; run: {infos[name].install}")
     return names
 
 
 def _allowed(config: pytest.Config, node: Any) -> tuple[list[str], list[str]]:
-    """(the chosen backends that the marks of a test allow, why others are not among them)."""
+    """Return (the chosen backends that the marks of a test allow, why others are not among them)."""
     from multibackend.protocol.registry import list_backends  # noqa: PLC0415 - only where a test wants it
 
     infos = {info.name: info for info in list_backends()}
     chosen = _chosen(config)
-    names, reasons = list(chosen), []
+    names = list(chosen)
+    reasons: list[str] = []
     for mark in node.iter_markers("backends"):
         named, needed = _read_mark(mark, infos)
         if named:
@@ -238,7 +237,7 @@ def _allowed(config: pytest.Config, node: Any) -> tuple[list[str], list[str]]:
 
 
 def _read_mark(mark: pytest.Mark, infos: dict[str, BackendInfo]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names, capabilities) of `@pytest.mark.backends`; a slip fails the test rather than skipping it for ever."""
+    """Read (names, capabilities); a slip fails the test rather than skipping it for ever."""
     from multibackend.core.validation import closest  # noqa: PLC0415
 
     needed = mark.kwargs.get("requires", ())
@@ -263,12 +262,12 @@ def _why(name: str, infos: dict[str, BackendInfo]) -> str:
 
 
 def _file_name(node: Any) -> str:
-    """`MODULE.TEST.json`, with the parameters of the test other than the backend."""
+    """Make `MODULE.TEST.json`, with the parameters of the test other than the backend: one file serves them all."""
     parameters = {} if not hasattr(node, "callspec") else node.callspec.params
     values = [value for name, value in parameters.items() if name not in (_NAME, "backend")]
     if not all(isinstance(value, str | int | float) for value in values):
         pytest.fail(f"golden: give file=, the parameters {values} make no name of a file", pytrace=False)
     name = "-".join([getattr(node, "originalname", None) or node.name, *map(str, values)])
     name = name if node.cls is None else f"{node.cls.__name__}.{name}"
-    kept = "".join(letter if letter.isalnum() or letter in "-_.[]" else "-" for letter in name)
-    return f"{node.path.stem}.{kept}.json"
+    safe = "".join(letter if letter.isalnum() or letter in "-_.[]" else "-" for letter in name)
+    return f"{node.path.stem}.{safe}.json"

@@ -35,18 +35,21 @@ def cut(order: Iterable[int], size: int, steps: Sequence[int], *, drop_last: boo
     >>> [[m.tolist() for m in window] for window in cut(range(5), 2, [2, 2])]
     [[[0, 1], [2, 3]], [[4]]]
     """
-    windows, rest = [], list(order)
+    windows = []
+    remaining = list(order)
     for count in steps:
-        taken, rest = rest[: count * size], rest[count * size :]
-        if not taken or (drop_last and len(taken) < count * size):
+        examples = remaining[: count * size]
+        remaining = remaining[count * size :]
+        if not examples or (drop_last and len(examples) < count * size):
             break
-        windows.append([np.array(taken[start : start + size]) for start in range(0, len(taken), size)])
+        windows.append([np.array(examples[start : start + size]) for start in range(0, len(examples), size)])
     return windows
 
 
 def linear_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
     """(sum of w * l, sum of w, gradient of the former) of the squared error of y = x W^T + b over every scalar."""
-    x, y = batch["x"], batch["y"]
+    x = batch["x"]
+    y = batch["y"]
     weights = np.broadcast_to(batch["w"][:, None] if "w" in batch else 1.0, y.shape)
     residual = x @ parameters["weight"].T + parameters["bias"] - y
     slope = 2 * weights * residual
@@ -56,15 +59,16 @@ def linear_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, di
 
 def softmax_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
     """The same for the cross entropy of logits x W^T + b [batch, tokens, classes]; label -100 weighs nothing."""
-    x, labels = batch["x"].reshape(-1, batch["x"].shape[-1]), batch["label"].reshape(-1)
-    used = labels != -100
-    x, labels = x[used], labels[used]
+    used = batch["label"] != -100
+    x = batch["x"][used]
+    labels = batch["label"][used]
     logits = x @ parameters["weight"].T + parameters["bias"]
-    logits -= logits.max(axis=1, keepdims=True)
+    logits -= logits.max(axis=1, keepdims=True)  # the softmax is the same, and exp cannot overflow
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    chosen = probabilities[np.arange(len(labels)), labels]
+    rows = np.arange(len(labels))
+    chosen = probabilities[rows, labels]
     slope = probabilities
-    slope[np.arange(len(labels)), labels] -= 1
+    slope[rows, labels] -= 1
     gradient = {"weight": slope.T @ x, "bias": slope.sum(axis=0)}
     return float(-np.log(chosen).sum()), float(used.sum()), gradient
 
@@ -93,19 +97,20 @@ def train(
     velocity = {name: np.zeros_like(array) for name, array in p.items()}
     run = ReferenceRun(p)  # holds the same dict, updated in place
     for window in windows:
-        loss, weight, whole = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
-        g = {name: array for name, array in whole.items() if name not in frozen}
+        loss, weight, gradients = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
+        g = {name: array for name, array in gradients.items() if name not in frozen}
         norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
         if weight == 0 or not np.isfinite(norm):
-            continue
+            continue  # before the rate is asked for, so that a skipped window uses up no place of the schedule
         lr = rate(len(run.losses)) if callable(rate) else rate
         if max_grad_norm is not None and norm > max_grad_norm:
             g = {name: array * (max_grad_norm / norm) for name, array in g.items()}
         for name in g:
-            array, factor = p[name], (factors or {}).get(name, 1.0)
-            d = g[name] + (decays or {}).get(name, weight_decay) * array
+            factor = (factors or {}).get(name, 1.0)
+            d = g[name] + (decays or {}).get(name, weight_decay) * p[name]
             velocity[name] = momentum * velocity[name] + d
-            p[name] = array - lr * factor * (d + momentum * velocity[name] if nesterov else velocity[name])
+            step = d + momentum * velocity[name] if nesterov else velocity[name]
+            p[name] = p[name] - lr * factor * step
         run.losses.append(loss)
         run.norms.append(norm)
         run.weights.append(weight)
@@ -117,8 +122,15 @@ def _window(
 ) -> tuple[float, float, dict[str, np.ndarray]]:
     """Loss, weight and gradient of a window: over all of its examples at once, or as the mean of means."""
     batches = list(window) if by_micro_batch else [np.concatenate(list(window))]
-    parts = [gradient(p, {name: array[index] for name, array in data.items()}) for index in batches]
-    inverse = [1 / (weight * len(parts)) if weight > 0 else 0.0 for _, weight, _ in parts]
-    loss = sum(f * part for f, (part, _, _) in zip(inverse, parts, strict=True))
-    g = {name: sum(f * part[name] for f, (_, _, part) in zip(inverse, parts, strict=True)) for name in p}
-    return loss, sum(weight for _, weight, _ in parts), g  # type: ignore[return-value]
+    loss = 0.0
+    weight = 0.0
+    gradients = {name: np.zeros_like(array) for name, array in p.items()}
+    for examples in batches:
+        batch = {name: array[examples] for name, array in data.items()}
+        batch_loss, batch_weight, batch_gradients = gradient(p, batch)
+        factor = 1 / (batch_weight * len(batches)) if batch_weight > 0 else 0.0
+        loss += factor * batch_loss
+        weight += batch_weight
+        for name, array in batch_gradients.items():
+            gradients[name] = gradients[name] + factor * array
+    return loss, weight, gradients

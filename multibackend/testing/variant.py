@@ -38,13 +38,13 @@ class Variant:
         return ":".join(str(part) for part in parts if part not in ("", None))
 
     def experiment(self, data: Any, *, model: str = "linear", inputs: Any = "x", **options: Any) -> Experiment:
-        """An experiment in float64 on one of the models: squared error against "y" and plain SGD unless told else."""
+        """Describe an experiment in float64 on a model, with squared error against "y" and SGD unless told else."""
         defaults: dict[str, Any] = {
             "loss": MeanSquaredError(target="y"),
             "optimizer": SGD(learning_rate=0.1),
-            "micro_batch_size": 3,
-            "precision": "float64",
-            "shuffle": False,
+            "micro_batch_size": 3,  # an epoch of 29 examples, say, ends in a ragged one
+            "precision": "float64",  # whose rounding hides no mistake
+            "shuffle": False,  # so that a reference can name the examples of each window
         }
         builders: dict[str, Any] = {self.backend: self.models[model]}
         network = Model(inputs=inputs, **builders)
@@ -59,9 +59,11 @@ class Variant:
         windows_per_dispatch: int | None = None,
         **options: Any,
     ) -> Trainer:
-        """A trainer for an experiment, from the parameters `start` where they are given."""
-        chunk = self.windows_per_dispatch if windows_per_dispatch is None else windows_per_dispatch
-        trainer = Trainer(experiment, self.backend, execution=self.execution, windows_per_dispatch=chunk, **options)
+        """Make a trainer for an experiment, from the parameters `start` where they are given."""
+        if windows_per_dispatch is None:
+            windows_per_dispatch = self.windows_per_dispatch
+        how = {"execution": self.execution, "windows_per_dispatch": windows_per_dispatch}
+        trainer = Trainer(experiment, self.backend, **how, **options)
         if start is not None:
             trainer.load_parameters(start)
         return trainer

@@ -21,7 +21,6 @@ import multibackend as mb
 from multibackend import events
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.protocol import Execution
-from multibackend.protocol import Execution
 from multibackend.protocol.registry import load_backend
 from multibackend.testing import assert_bit_identical, assert_raises, assert_snapshots_identical
 from multibackend.testing.conformance.problems import columns, regression

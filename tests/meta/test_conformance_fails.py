@@ -12,6 +12,7 @@ import multibackend.training.trainer
 from multibackend.errors import DataError, MatchError, NonFiniteError
 from multibackend.optimizers import GroupedParameters, resolve_groups
 from multibackend.protocol import Rates
+from multibackend.protocol.values import inverse
 from multibackend.schedules import learning_rate_at
 from multibackend.testing import Variant
 from multibackend.testing.conformance import (

@@ -18,8 +18,8 @@ from multibackend.parity.causes.states import StatisticsSide, statistics_differe
 from multibackend.parity.causes.updates import UpdateSide, clip_difference, slot_difference, update_difference
 from multibackend.parity.causes.words import Place, cause_of
 from multibackend.parity.findings import Cause, Divergence, LayerFinding
+from multibackend.parity.locate.evidence import Evidence
 from multibackend.parity.locate.rerun import Step
-from multibackend.parity.locate.stages import Evidence
 from multibackend.protocol.tracing import LayerCall
 
 __all__ = ["diagnose"]

@@ -3,151 +3,170 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from multibackend.core.differences import relative_difference
 from multibackend.matching import Matching
-from multibackend.parity.locate.fits import GOOD, Fit, find_fit
-from multibackend.parity.locate.layers import LayerPair
-from multibackend.protocol.tracing import LayerCall, Trace
+from multibackend.parity.locate.fits import GOOD, Fit, Shape, find_fit
+from multibackend.parity.locate.layers import LayerPair, begin_and_return
+from multibackend.protocol.tracing import Trace
 
-__all__ = ["ARRIVES", "ENTERS", "LEAVES", "Seen", "Sight", "hints_of", "roundings", "side_by_side"]
+__all__ = ["CONTAINER_INPUT", "INPUT", "OUTPUT", "ArrayKey", "Fits", "Observation", "hints_of", "observe", "roundings"]
 
-ARRIVES, ENTERS, LEAVES = "arrives", "enters", "leaves"  # at a layer, at a container, either
+INPUT = "input"  # of a layer
+CONTAINER_INPUT = "container input"
+OUTPUT = "output"  # of a layer or of a container
 
-Sight = tuple[int, str, int]  # index of the reference's call, what happens, which of its arrays
-Fits = dict[Sight, Fit]
+_MOST_HINTS = 8  # find_fit tries every one of them for every array
 
-_MOST_HINTS = 8
+
+class ArrayKey(NamedTuple):
+    """Which array of a trace: the index of its call, INPUT, CONTAINER_INPUT or OUTPUT, and its position among these."""
+
+    call: int
+    role: str
+    position: int
+
+
+Fits = dict[ArrayKey, Fit]
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """One array on both sides.
 
     Attributes:
-        sight: the reference's call, ARRIVES, ENTERS or LEAVES, and which of the inputs or outputs.
+        key: which array of the reference.
         pair: the calls.
         fit: the layout; its `difference` is that of the arrays.
-        expected, found: the reference's array, and the other's in the same layout.
+        expected, actual: the reference's array, and the other's in the same layout.
     """
 
-    sight: Sight
+    key: ArrayKey
     pair: LayerPair
     fit: Fit
     expected: np.ndarray
-    found: np.ndarray
+    actual: np.ndarray
 
     @property
     def difference(self) -> float:
-        """Relative."""
+        """The relative difference of the two arrays."""
         return self.fit.difference
 
 
-def side_by_side(
-    reference: Trace, other: Trace, pairs: Iterable[LayerPair], hints: Sequence[tuple[int, ...]], fits: Fits
-) -> list[Seen]:
-    """What arrives at and leaves the paired layers; `fits` are tried first, and then hold the layouts that were found.
+def observe(
+    reference: Trace, other: Trace, pairs: Iterable[LayerPair], hints: Sequence[Shape], fits: Fits
+) -> list[Observation]:
+    """Pair the arrays that go into and come out of the paired layers.
 
-    An array whose size has no twin on the other side is left out.
+    `fits` are tried first, and then hold the layouts that were found. An array whose size has no twin on the other side
+    is left out.
     """
-    arrays = list(_paired_arrays(reference, other, {pair.reference: pair for pair in pairs}))
-    for sight, _, expected, found in arrays:
-        _keep(fits, sight, find_fit(expected, found, hints, (fits.get(sight),)))
+    arrays = list(_paired_arrays(reference, other, pairs))
+    for key, _, expected, actual in arrays:
+        _remember(fits, key, find_fit(expected, actual, hints, known=(fits.get(key),)))
     votes = _votes(fits.values())
-    seen = []
-    for sight, pair, expected, found in arrays:
-        fit = fits.get(sight)
-        if fit is not None and fit.difference > GOOD:  # a mistake hides the layout: take that of other arrays
-            usual = [*_axes(fits.get((sight[0], ARRIVES, 0))), *votes]
-            _keep(fits, sight, find_fit(expected, found, hints, usual=usual))
-            fit = fits[sight]
-        if fit is not None:
-            seen.append(Seen(sight, pair, fit, *_in_one_shape(fit, expected, found)))
-    return seen
+    observations = []
+    for key, pair, expected, actual in arrays:
+        # Arrays that differ agree in no layout, so a mistake hides theirs: take that of the layer's input, which may
+        # still be right, else the one that most other arrays of the two models have.
+        if key in fits and fits[key].difference > GOOD:
+            usual = [*_good_axes(fits.get(ArrayKey(key.call, INPUT, 0))), *votes]
+            _remember(fits, key, find_fit(expected, actual, hints, usual=usual))
+        if key in fits:
+            shaped = _in_one_shape(fits[key], expected, actual)
+            observations.append(Observation(key, pair, fits[key], *shaped))
+    return observations
 
 
-def _paired_arrays(
-    reference: Trace, other: Trace, pairs: Mapping[int, LayerPair]
-) -> Iterator[tuple[Sight, LayerPair, np.ndarray, np.ndarray]]:
-    """What may be the same array: of each pair of calls, in the order of the reference."""
-    for index, happens in _order(reference.layers):
-        pair = pairs.get(index)
-        if pair is None or (happens == ARRIVES and not pair.leaf) or (happens == ENTERS and pair.leaf):
-            continue
-        here, there = reference.layers[pair.reference], other.layers[pair.other]
-        arrays = (here.outputs, there.outputs) if happens == LEAVES else (here.inputs, there.inputs)
-        for place, (expected, found) in enumerate(zip(*arrays, strict=False)):
-            if place and happens != ARRIVES:  # several outputs come in any order: weights of attention, caches
-                break
-            if _alike(expected, found):
-                yield (index, happens, place), pair, expected, found
+def roundings(reference: Trace, perturbed: Trace) -> Callable[[ArrayKey], float]:
+    """Measure how far each array of the reference lies from that of the perturbed reference."""
+    sizes: dict[ArrayKey, float] = {}
+    # A model whose control flow depends on its values may call other layers: then nothing is measured.
+    if [call.name for call in reference.layers] == [call.name for call in perturbed.layers]:
+        for index, (call, nearby) in enumerate(zip(reference.layers, perturbed.layers, strict=True)):
+            for role, arrays, twins in ((INPUT, call.inputs, nearby.inputs), (OUTPUT, call.outputs, nearby.outputs)):
+                for position, (first, second) in enumerate(zip(arrays, twins, strict=False)):
+                    if first.shape == second.shape:
+                        sizes[ArrayKey(index, role, position)] = relative_difference(first, second)
+
+    def rounding(key: ArrayKey) -> float:
+        role = INPUT if key.role == CONTAINER_INPUT else key.role
+        return sizes.get(key._replace(role=role), 0.0)
+
+    return rounding
 
 
-def _keep(fits: Fits, sight: Sight, fit: Fit | None) -> None:
-    if fit is not None:
-        fits[sight] = fit
-
-
-def _votes(fits: Iterable[Fit]) -> list[tuple[int, ...]]:
-    """The permutations of axes of what fits well, the most frequent first."""
-    counts = Counter(axes for fit in fits if fit.difference <= GOOD for axes in _axes(fit))
-    return [axes for axes, _ in counts.most_common()]
-
-
-def _axes(fit: Fit | None) -> list[tuple[int, ...]]:
-    good = fit is not None and fit.rearrangement is not None and fit.difference <= GOOD
-    return [fit.rearrangement.axes] if good and fit is not None and fit.rearrangement is not None else []
-
-
-def roundings(reference: Trace, perturbed: Trace) -> Callable[[Sight], float]:
-    """How far a trace of the reference that began a rounding error away lies from it, for each of its arrays."""
-    same = [call.name for call in reference.layers] == [call.name for call in perturbed.layers]
-    sizes: dict[Sight, float] = {}
-    for index, (call, twin) in enumerate(zip(reference.layers, perturbed.layers, strict=same)):
-        for happens, arrays in ((ARRIVES, (call.inputs, twin.inputs)), (LEAVES, (call.outputs, twin.outputs))):
-            for place, (first, second) in enumerate(zip(*arrays, strict=False)):
-                if first.shape == second.shape and same:
-                    sizes[index, happens, place] = relative_difference(first, second)
-    return lambda sight: sizes.get((sight[0], ARRIVES if sight[1] == ENTERS else sight[1], sight[2]), 0.0)
-
-
-def hints_of(trace: Trace, matching: Matching) -> list[tuple[int, ...]]:
+def hints_of(trace: Trace, matching: Matching) -> list[Shape]:
     """Axes that may hide in one axis: of images that are flattened somewhere, of fused or split projections."""
-    found: dict[tuple[int, ...], None] = {}
+    hints: dict[Shape, None] = {}  # a set that keeps its order
     for link in matching.links:
         merged = tuple(link.rearrangement.merged)
         if len(link.reference_shape) == 1 and len(merged) > 1:
-            found[merged] = None
+            hints[merged] = None
     for call in trace.layers:
         for array in call.outputs:
             if array.ndim in (3, 4):
-                found[tuple(array.shape[1:])] = None
-    return list(found)[:_MOST_HINTS]
+                hints[tuple(array.shape[1:])] = None
+    return list(hints)[:_MOST_HINTS]
 
 
-def _order(layers: Sequence[LayerCall]) -> list[tuple[int, str]]:
-    """What happens, in order: a call begins (ENTERS and ARRIVES), it returns (LEAVES)."""
-    order: list[tuple[int, str]] = []
-    began: list[int] = []
-    for index, call in enumerate(layers):
-        while began and layers[began[-1]].depth >= call.depth:
-            order.append((began.pop(), LEAVES))
-        began.append(index)
-        order += [(index, ENTERS), (index, ARRIVES)]
-    return order + [(index, LEAVES) for index in reversed(began)]
+def _paired_arrays(
+    reference: Trace, other: Trace, pairs: Iterable[LayerPair]
+) -> Iterator[tuple[ArrayKey, LayerPair, np.ndarray, np.ndarray]]:
+    """Yield what may be the same array on both sides, in the order of the reference."""
+    by_reference = {pair.reference: pair for pair in pairs}
+    for index, returned in begin_and_return(reference.layers):
+        pair = by_reference.get(index)
+        if pair is None:
+            continue
+        call = reference.layers[index]
+        partner = other.layers[pair.other]
+        if returned:
+            role = OUTPUT
+            arrays = zip(call.outputs, partner.outputs, strict=False)
+        else:
+            role = INPUT if pair.leaf else CONTAINER_INPUT
+            arrays = zip(call.inputs, partner.inputs, strict=False)
+        for position, (expected, actual) in enumerate(arrays):
+            # several outputs come in any order: weights of attention, caches
+            if position and role != INPUT:
+                break
+            if _same_kind(expected, actual):
+                yield ArrayKey(index, role, position), pair, expected, actual
 
 
-def _alike(first: np.ndarray, second: np.ndarray) -> bool:
+def _same_kind(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two arrays hold the same kind of thing: numbers, or indices and masks."""
     return (first.dtype.kind == "f") == (second.dtype.kind == "f") and first.size > 0
 
 
-def _in_one_shape(fit: Fit, expected: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _remember(fits: Fits, key: ArrayKey, fit: Fit | None) -> None:
+    if fit is not None:
+        fits[key] = fit
+
+
+def _votes(fits: Iterable[Fit]) -> list[Shape]:
+    """Return the permutations of axes of what fits well, the most frequent first."""
+    counts: Counter[Shape] = Counter()
+    for fit in fits:
+        counts.update(_good_axes(fit))
+    return [axes for axes, _ in counts.most_common()]
+
+
+def _good_axes(fit: Fit | None) -> list[Shape]:
+    """Return the permutation of axes, alone in a list, where the fit leaves no doubt of it."""
+    if fit is None or fit.rearrangement is None or fit.difference > GOOD:
+        return []
+    return [fit.rearrangement.axes]
+
+
+def _in_one_shape(fit: Fit, expected: np.ndarray, actual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if fit.rearrangement is not None:
-        return expected, fit.to_reference(found)
-    shape = np.broadcast_shapes(expected.shape, found.shape)
-    return np.broadcast_to(expected, shape), np.broadcast_to(found, shape)
+        return expected, fit.to_reference(actual)
+    shape = np.broadcast_shapes(expected.shape, actual.shape)
+    return np.broadcast_to(expected, shape), np.broadcast_to(actual, shape)

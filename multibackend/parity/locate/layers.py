@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from multibackend.core.names import normalised
 from multibackend.protocol.tracing import LayerCall, Trace
 
-__all__ = ["LayerPair", "finished_order", "innermost", "pair_layers"]
+__all__ = ["LayerPair", "begin_and_return", "enclosing_calls", "finished_order", "pair_layers"]
 
+# Parts of class names of layers without parameters; the first that occurs counts.
 _KINDS = ("drop", "pool", "gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "act", "flatten", "identity")
+
+Below = Mapping[str, frozenset[str]]  # {layer: the parameters at or below it, by the reference's names}
 
 
 @dataclass(frozen=True)
@@ -37,121 +39,157 @@ def pair_layers(reference: Trace, other: Trace, pairs: Iterable[tuple[str, str]]
     Args:
         pairs: (parameter of the reference, parameter of the other), for every link.
     """
-    links = list(pairs)
-    first, second = _first_calls(reference), _first_calls(other)
-    names = _by_parameters(
-        _below(reference, {name: {name} for name, _ in links}),
-        _below(other, _partners(links)),
-        (first, second),
-    )
-    _by_name(first, second, names)
-    _by_place(first, second, names)
+    own_names: dict[str, set[str]] = {}
+    partner_names: dict[str, set[str]] = {}  # of a fused one, several
+    for name, partner in pairs:
+        own_names[name] = {name}
+        partner_names.setdefault(partner, set()).add(name)
+    partners = _Partners(_first_calls(reference), _first_calls(other))
+    # the surest sign first: what it pairs is no longer there for the next
+    partners.pair_by_parameters(_below(reference, own_names), _below(other, partner_names))
+    partners.pair_by_name()
+    partners.pair_by_place()
     index = {(call.name, call.call): place for place, call in enumerate(other.layers)}
-    found = []
+    result = []
     for place, call in enumerate(reference.layers):
-        partner = index.get((names.get(call.name, "\0"), call.call))
-        if partner is not None:
-            found.append(LayerPair(place, partner, call.leaf or other.layers[partner].leaf))
-    return tuple(found)
+        partner = partners.names.get(call.name)
+        if partner is not None and (partner, call.call) in index:
+            partner_place = index[partner, call.call]
+            result.append(LayerPair(place, partner_place, call.leaf or other.layers[partner_place].leaf))
+    return tuple(result)
+
+
+def begin_and_return(layers: Sequence[LayerCall]) -> Iterator[tuple[int, bool]]:
+    """Yield (index of a call, whether it returns) as each call begins and returns."""
+    open_calls: list[int] = []
+    for index, call in enumerate(layers):
+        # a trace does not record returns: a call is over when the next one is no deeper
+        while open_calls and layers[open_calls[-1]].depth >= call.depth:
+            yield open_calls.pop(), True
+        open_calls.append(index)
+        yield index, False
+    for index in reversed(open_calls):
+        yield index, True
 
 
 def finished_order(layers: Sequence[LayerCall]) -> list[int]:
-    """The indices of calls in the order in which they returned."""
-    order: list[int] = []
-    began: list[int] = []
-    for index, call in enumerate(layers):
-        while began and layers[began[-1]].depth >= call.depth:
-            order.append(began.pop())
-        began.append(index)
-    return [*order, *reversed(began)]
+    """Return the indices of calls in the order in which they returned."""
+    return [index for index, returned in begin_and_return(layers) if returned]
 
 
-def innermost(layers: Sequence[LayerCall], index: int) -> list[int]:
-    """The indices of the calls inside which a call was made, the innermost first."""
-    found, depth = [], layers[index].depth
+def enclosing_calls(layers: Sequence[LayerCall], index: int) -> list[int]:
+    """Return the indices of the calls inside which a call was made, the innermost first."""
+    enclosing = []
+    depth = layers[index].depth
     for place in range(index - 1, -1, -1):
         if layers[place].depth < depth:
-            found.append(place)
+            enclosing.append(place)
             depth = layers[place].depth
-    return found
+    return enclosing
 
 
 def _first_calls(trace: Trace) -> dict[str, LayerCall]:
     return {call.name: call for call in reversed(trace.layers) if call.call == 0}
 
 
-def _partners(links: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
-    """{parameter of the other: its partners}."""
-    found: dict[str, set[str]] = {}
-    for name, partner in links:
-        found.setdefault(partner, set()).add(name)
-    return found
+def _below(trace: Trace, reference_names: Mapping[str, set[str]]) -> Below:
+    """Find the parameters at or below each layer that has any.
 
-
-def _below(trace: Trace, known: Mapping[str, set[str]]) -> dict[str, frozenset[str]]:
-    """{layer: the parameters at or below it, by the reference's names}, where there are any."""
-    found: dict[str, frozenset[str]] = {}
+    Args:
+        reference_names: {parameter of this model: its names in the reference}.
+    """
+    below: dict[str, frozenset[str]] = {}
     for call in trace.layers:
         prefix = f"{call.name}." if call.name else ""
-        own = {name for name in known if name.startswith(prefix)} | (set(call.parameters) & known.keys())
-        if own:
-            found[call.name] = frozenset().union(*(known[name] for name in own))
-    return found
+        inside = {name for name in reference_names if name.startswith(prefix)}
+        inside |= set(call.parameters) & reference_names.keys()  # tied: named after another
+        if inside:
+            below[call.name] = frozenset().union(*(reference_names[name] for name in inside))
+    return below
 
 
-def _by_parameters(
-    reference: Mapping[str, frozenset[str]],
-    other: Mapping[str, frozenset[str]],
-    calls: tuple[Mapping[str, LayerCall], Mapping[str, LayerCall]],
-) -> dict[str, str]:
-    names: dict[str, str] = {}
-    for below in dict.fromkeys(reference.values()):
-        here = sorted((name for name in reference if reference[name] == below), key=lambda n: calls[0][n].depth)
-        there = sorted((name for name in other if other[name] == below), key=lambda n: calls[1][n].depth)
-        if len(here) == len(there):
-            names.update(zip(here, there, strict=True))
-            continue
-        for style in (normalised, lambda name: normalised(name).rpartition(".")[2]):
-            for name in [name for name in here if name not in names]:
-                partner = next((p for p in there if style(p) == style(name) and p not in names.values()), None)
-                if partner is not None and _comparable(calls[0][name], calls[1][partner]):
-                    names[name] = partner
-        for end in (-1, 0):  # the innermost, then the outermost
-            rest = [name for name in here if name not in names], [p for p in there if p not in names.values()]
-            if all(rest) and _comparable(calls[0][rest[0][end]], calls[1][rest[1][end]]):
-                names[rest[0][end]] = rest[1][end]
-    return names
+class _Partners:
+    """The layers that are paired so far.
+
+    Attributes:
+        reference, other: the first call of each layer, by name.
+        names: {layer of the reference: layer of the other}.
+    """
+
+    def __init__(self, reference: Mapping[str, LayerCall], other: Mapping[str, LayerCall]) -> None:
+        self.reference = reference
+        self.other = other
+        self.names: dict[str, str] = {}
+
+    def pair_by_parameters(self, reference: Below, other: Below) -> None:
+        """Pair the layers above the same parameters, which are several where containers nest."""
+        for parameters in dict.fromkeys(reference.values()):
+            first = _outermost_first(reference, parameters, self.reference)
+            second = _outermost_first(other, parameters, self.other)
+            if len(first) == len(second):
+                self.names.update(zip(first, second, strict=True))
+                continue
+            # one model has a wrapper more: by full name, by last part, then the ends of the nest
+            for style in (normalised, _last_part):
+                for name in self._free(first):
+                    namesakes = [partner for partner in self._free_others(second) if style(partner) == style(name)]
+                    self._pair_if_comparable([name], namesakes[:1])
+            for end in (slice(-1, None), slice(0, 1)):
+                self._pair_if_comparable(self._free(first)[end], self._free_others(second)[end])
+
+    def pair_by_name(self) -> None:
+        """Pair layers of one name; the whole models are partners in any case."""
+        namesakes = {normalised(name): name for name in self._free_others(self.other)}
+        for name in self._free(self.reference):
+            if normalised(name) in namesakes:
+                self._pair_if_comparable([name], [namesakes[normalised(name)]])
+        if "" not in self.names and "" not in self.names.values():
+            self.names[""] = ""
+
+    def pair_by_place(self) -> None:
+        """Pair what has no parameters by its order among its kind between paired neighbours."""
+        first = [name for name, call in self.reference.items() if call.leaf]
+        second = [name for name, call in self.other.items() if call.leaf]
+        anchors = [name for name in first if self.names.get(name) in second]
+        places = [(first.index(name), second.index(self.names[name])) for name in anchors]
+        begin = (-1, -1)
+        for end in [*places, (len(first), len(second))]:
+            # an anchor that stands before the last one in the other model bounds no stretch of it
+            if end[1] > begin[1]:
+                self._pair_by_kind(first[begin[0] + 1 : end[0]], second[begin[1] + 1 : end[1]])
+                begin = end
+
+    def _pair_by_kind(self, first: Sequence[str], second: Sequence[str]) -> None:
+        """Pair two stretches of layers kind by kind, where they have as many of it."""
+        free = self._free(first)
+        free_others = self._free_others(second)
+        for kind in _KINDS:
+            some = [name for name in free if _kind(self.reference[name]) == kind]
+            others = [name for name in free_others if _kind(self.other[name]) == kind]
+            if len(some) == len(others):
+                self._pair_if_comparable(some, others)
+
+    def _free(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if name not in self.names]
+
+    def _free_others(self, names: Iterable[str]) -> list[str]:
+        taken = set(self.names.values())
+        return [name for name in names if name not in taken]
+
+    def _pair_if_comparable(self, first: Sequence[str], second: Sequence[str]) -> None:
+        for name, partner in zip(first, second, strict=False):
+            if _comparable(self.reference[name], self.other[partner]):
+                self.names[name] = partner
 
 
-def _by_name(first: Mapping[str, LayerCall], second: Mapping[str, LayerCall], names: dict[str, str]) -> None:
-    taken = set(names.values())
-    free = {normalised(name): name for name in second if name not in taken}
-    for name, call in first.items():
-        partner = free.get(normalised(name))
-        if name not in names and partner is not None and _comparable(call, second[partner]):
-            names[name] = partner
-    if "" not in names and "" not in names.values():
-        names[""] = ""
+def _outermost_first(below: Below, parameters: frozenset[str], calls: Mapping[str, LayerCall]) -> list[str]:
+    """Return the layers above just these parameters, from the outermost to the innermost."""
+    names = [name for name in below if below[name] == parameters]
+    return sorted(names, key=lambda name: calls[name].depth)
 
 
-def _by_place(first: Mapping[str, LayerCall], second: Mapping[str, LayerCall], names: dict[str, str]) -> None:
-    """What has no parameters, by its order among its kind between two neighbours that are paired."""
-    here = [name for name, call in first.items() if call.leaf]
-    there = [name for name, call in second.items() if call.leaf]
-    anchors = [(name, names[name]) for name in here if names.get(name) in there]
-    places = [(here.index(name), there.index(partner)) for name, partner in anchors]
-    begin = (-1, -1)
-    for end in [*places, (len(here), len(there))]:
-        if end[1] > begin[1]:
-            left = [name for name in here[begin[0] + 1 : end[0]] if name not in names]
-            right = [name for name in there[begin[1] + 1 : end[1]] if name not in names.values()]
-            for kind in _KINDS:
-                some = [name for name in left if _kind(first[name]) == kind]
-                others = [name for name in right if _kind(second[name]) == kind]
-                if len(some) == len(others):
-                    fitting = zip(some, others, strict=True)
-                    names.update((n, p) for n, p in fitting if _comparable(first[n], second[p]))
-            begin = end
+def _last_part(name: str) -> str:
+    return normalised(name).rpartition(".")[2]
 
 
 def _kind(call: LayerCall) -> str:
@@ -162,8 +200,10 @@ def _comparable(first: LayerCall, second: LayerCall) -> bool:
     """Whether the first outputs may be the same array in two layouts."""
     if not first.outputs or not second.outputs:
         return not first.outputs and not second.outputs
-    shapes = first.outputs[0].shape, second.outputs[0].shape
-    same_rank = len(shapes[0]) == len(shapes[1]) and all(
-        1 in pair for pair in zip(*shapes, strict=True) if len(set(pair)) > 1
-    )
-    return int(np.prod(shapes[0])) == int(np.prod(shapes[1])) or same_rank
+    shape = first.outputs[0].shape
+    partner_shape = second.outputs[0].shape
+    if math.prod(shape) == math.prod(partner_shape):
+        return True
+    if len(shape) != len(partner_shape):
+        return False
+    return all(a == b or 1 in (a, b) for a, b in zip(shape, partner_shape, strict=True))

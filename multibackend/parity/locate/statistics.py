@@ -1,4 +1,4 @@
-"""Laws that numbers follow: how a model's initial values are drawn, and which variance a running statistic keeps."""
+"""How a model's initial values are distributed, and which variance a running statistic keeps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from multibackend.core.arrays import Arrays
 from multibackend.core.differences import relative_differences
 
-__all__ = ["differs_by_bias", "differs_by_definition", "initial_laws"]
+__all__ = ["differs_by_bias", "differs_by_definition", "notes_on_initial_values"]
 
 
 _ENOUGH = 48  # elements from which a distribution can be told
@@ -26,20 +26,24 @@ def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -
     >>> differs_by_bias(0.9 * r + 0.1 * v * 8 / 7, 0.9 * r + 0.1 * v, r)
     8
     """
-    a, b, r = (np.asarray(x, np.float64).reshape(-1) for x in (first, second, before))
-    gap = a - b
+    larger = np.asarray(first, np.float64).reshape(-1)
+    smaller = np.asarray(second, np.float64).reshape(-1)
+    gap = larger - smaller
     if (gap <= 0).all():
-        a, b, gap = b, a, -gap
+        smaller = larger
+        gap = -gap
+    # two unknowns: of fewer than three values any two variances would differ by some n
     if gap.size < 3 or not (gap >= 0).all() or not gap.any():
         return None
-    columns = np.stack([b, -r], axis=1)
-    (slope, kept), *_ = np.linalg.lstsq(columns, gap, rcond=None)
-    residual = np.abs(columns @ np.array([slope, kept]) - gap).max()
+    columns = np.stack([smaller, -np.asarray(before, np.float64).reshape(-1)], axis=1)
+    (a, b), *_ = np.linalg.lstsq(columns, gap, rcond=None)
+    residual = np.abs(columns @ np.array([a, b]) - gap).max()
     precision = np.finfo(first.dtype if first.dtype.kind == "f" else np.float64).eps
-    exact = residual <= 1e-6 * gap.max() + 16 * float(precision) * np.abs(b).max()
-    if not exact or not 0 < slope <= 1.01 or not -0.01 * slope <= kept <= 1.01 * slope:
+    exact = residual <= 1e-6 * gap.max() + 16 * float(precision) * np.abs(smaller).max()
+    # a is at most 1, for two values; b is a times what is left of `before`, a share between 0 and 1
+    if not exact or not 0 < a <= 1.01 or not -0.01 * a <= b <= 1.01 * a:
         return None
-    return round(1 / slope) + 1
+    return round(1 / a) + 1
 
 
 def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arrays, relative: float) -> bool:
@@ -53,59 +57,67 @@ def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arra
         first, second, before: model state of both sides, and of the time before.
         relative: up to which difference the mean agrees.
     """
-    gap = np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64)
     if differs_by_bias(first[name], second[name], before[name]) is not None:
         return True
-    layer = name.rpartition(".")[0]
-    beside = [n for n in first if n != name and n.rpartition(".")[0] == layer and np.shape(first[n]) == gap.shape]
-    found = relative_differences({n: first[n] for n in beside}, {n: second[n] for n in beside if n in second})
-    one_way = bool((gap >= 0).all() or (gap <= 0).all()) and gap.size > 1
-    return one_way and bool(found) and max(found.values()) <= relative
+    gap = np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64)
+    if gap.size <= 1 or not ((gap >= 0).all() or (gap <= 0).all()):
+        return False
+    siblings = [n for n in first if n != name and n.rpartition(".")[0] == name.rpartition(".")[0]]
+    beside = {n: first[n] for n in siblings if np.shape(first[n]) == gap.shape}
+    differences = relative_differences(beside, {n: second[n] for n in beside if n in second})
+    return bool(differences) and max(differences.values()) <= relative
 
 
-def initial_laws(first: Arrays, second: Arrays) -> list[str]:
-    """Sentences about parameters that two models draw by other laws: zero or not, another spread, uniform or normal.
+def notes_on_initial_values(first: Arrays, second: Arrays) -> list[str]:
+    """Say which parameters two models draw in another way: zero or not, another spread, uniform or normal.
 
     Args:
         first, second: the models' own initial values, by the same names.
     """
-    groups: dict[str, list[str]] = {}
+    names_by_sentence: dict[str, list[str]] = {}
     for name, array in first.items():
-        other = second.get(name)
-        sentence = None if other is None else _compare(np.asarray(array, np.float64), np.asarray(other, np.float64))
+        if name not in second:
+            continue
+        sentence = _difference(np.asarray(array, np.float64), np.asarray(second[name], np.float64))
         if sentence is not None:
-            groups.setdefault(sentence, []).append(name)
-    return [f"initial values: {_listed(names)}: {sentence}" for sentence, names in list(groups.items())[:_MOST_NOTES]]
+            names_by_sentence.setdefault(sentence, []).append(name)
+    notes = [f"initial values: {_listed(names)}: {sentence}" for sentence, names in names_by_sentence.items()]
+    return notes[:_MOST_NOTES]
 
 
-def _compare(first: np.ndarray, second: np.ndarray) -> str | None:
-    constant = [array.size == 0 or bool((array == array.flat[0]).all()) for array in (first, second)]
-    if any(constant):
-        described = [
-            _constant(array) if flat else _spread(array) for array, flat in zip((first, second), constant, strict=True)
-        ]
-        return None if all(constant) and described[0] == described[1] else f"{described[0]} against {described[1]}"
+def _difference(first: np.ndarray, second: np.ndarray) -> str | None:
+    """Say how two draws differ in their distribution; None where chance can make the difference."""
+    words = f"{_described(first)} against {_described(second)}"
+    if _is_constant(first) or _is_constant(second):
+        same = _is_constant(first) and _is_constant(second) and _described(first) == _described(second)
+        return None if same else words
     count = min(first.size, second.size)
     if count < _ENOUGH:
         return None
-    ratio = abs(np.log(first.std() / second.std()))
     # five times the standard error of the logarithm of a ratio of deviations
-    spread, shapes = ratio > 0.02 + 5 / np.sqrt(count), (_law(first), _law(second))
-    law = None not in shapes and shapes[0] != shapes[1] and count >= 4 * _ENOUGH
-    return f"{_spread(first)} against {_spread(second)}" if spread or law else None
+    other_spread = abs(np.log(first.std() / second.std())) > 0.02 + 5 / np.sqrt(count)
+    shapes = {_distribution(first), _distribution(second)}
+    # the kurtosis of few values scatters more than their deviation does
+    other_shape = None not in shapes and len(shapes) == 2 and count >= 4 * _ENOUGH
+    return words if other_spread or other_shape else None
 
 
-def _constant(array: np.ndarray) -> str:
-    return f"all {array.flat[0]:.3g}" if array.size else "empty"
+def _is_constant(array: np.ndarray) -> bool:
+    return array.size == 0 or bool((array == array.flat[0]).all())
 
 
-def _spread(array: np.ndarray) -> str:
-    law = _law(array)
-    return f"{'' if law is None else law + ', '}standard deviation {array.std():.2g}"
+def _described(array: np.ndarray) -> str:
+    if array.size == 0:
+        return "empty"
+    if _is_constant(array):
+        return f"all {array.flat[0]:.3g}"
+    distribution = _distribution(array)
+    spread = f"standard deviation {array.std():.2g}"
+    return spread if distribution is None else f"{distribution}, {spread}"
 
 
-def _law(array: np.ndarray) -> str | None:
-    """By the kurtosis: 1.8 of a uniform, 3 of a normal distribution, 2.4 of one cut at two deviations."""
+def _distribution(array: np.ndarray) -> str | None:
+    """Tell by the kurtosis: 1.8 of a uniform, 3 of a normal distribution, 2.4 of one cut at two deviations."""
     if array.size < _ENOUGH:
         return None
     centred = array - array.mean()
@@ -114,4 +126,5 @@ def _law(array: np.ndarray) -> str | None:
 
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"

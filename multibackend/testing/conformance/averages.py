@@ -19,17 +19,17 @@ from multibackend.testing.variant import Variant
 __all__ = ["AverageConformance"]
 
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
-DECAY = 0.8
+DECAY = 0.8  # small, so that the initial parameters soon fade
 
 
 def averaged(
     data: Mapping[str, np.ndarray], windows: Sequence[Window], *, warmup: bool = False
 ) -> dict[str, np.ndarray]:
-    """e = d * e + (1 - d) * p after each window, from the initial parameters, in plain numpy."""
+    """Compute e = d * e + (1 - d) * p after each window, from the initial parameters, in plain numpy."""
     e = dict(START)
-    for made in range(len(windows)):
-        p = train(START, data, windows[: made + 1], momentum=0.9).parameters
-        d = min(DECAY, (1 + made) / (10 + made)) if warmup else DECAY
+    for update in range(len(windows)):
+        p = train(START, data, windows[: update + 1], momentum=0.9).parameters
+        d = min(DECAY, (1 + update) / (10 + update)) if warmup else DECAY
         e = {name: d * array + (1 - d) * p[name] for name, array in e.items()}
     return e
 
@@ -45,8 +45,9 @@ class AverageConformance:
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=1)
         assert_skipped(result, [(2, 0, 12, "nonfinite")])
-        kept = [*range(12), *range(24, 59)]
-        expected = averaged(data, cut(kept, 3, [4, 4, 4, 2, 2]))
+        # the window of example 13 is dropped, so the fourth update, at which k becomes 2, begins at example 48
+        examples = [*range(12), *range(24, 59)]
+        expected = averaged(data, cut(examples, 3, [4, 4, 4, 2, 2]))
         assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="the average")
         residual = data["x"] @ expected["weight"].T + expected["bias"] - data["y"]
         loss = trainer.evaluate(data, ema=True)["loss"]
@@ -65,7 +66,7 @@ class AverageConformance:
         """The whole state, the average included, is bit for bit that of a run where the window never existed."""
         data = regression(36)
         options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
-        options |= {"ema_decay": DECAY, "ema_warmup": True}
+        options |= {"ema_decay": DECAY, "ema_warmup": True}  # its warmup would show a skipped window that was counted
         trainer = variant.trainer(variant.experiment(poisoned(data, 13), **options), START)
         trainer.fit(updates=5)
         clean = variant.trainer(variant.experiment(without(data, 12, 24), **options), START)
@@ -76,10 +77,11 @@ class AverageConformance:
         """Parameters and history are those of a run without it, and without it there is none."""
         data = regression(29)
         plain = variant.trainer(variant.experiment(data, optimizer=MOMENTUM), START)
-        kept = variant.trainer(variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY), START)
-        expected, result = columns(plain.fit(epochs=2)), columns(kept.fit(epochs=2))
+        averaging = variant.trainer(variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY), START)
+        expected = columns(plain.fit(epochs=2))
+        result = columns(averaging.fit(epochs=2))
         assert_arrays_match(result, expected, relative=SAME_ARITHMETIC, what="history")
-        assert_arrays_match(kept.parameters(), plain.parameters(), relative=SAME_ARITHMETIC, what="parameters")
+        assert_arrays_match(averaging.parameters(), plain.parameters(), relative=SAME_ARITHMETIC, what="parameters")
         assert_raises(ConfigurationError, plain.ema_parameters, "ema_decay=")
         assert_raises(ConfigurationError, lambda: plain.evaluate(data, ema=True), "ema_decay=")
 
@@ -87,8 +89,9 @@ class AverageConformance:
         """A run whose average is evaluated again and again ends in the same bits as one that never is."""
         data = regression(29)
         experiment = variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY)
-        watched, alone = variant.trainer(experiment, START), variant.trainer(experiment, START)
-        for updates in (3, 6, 9):
+        watched = variant.trainer(experiment, START)
+        alone = variant.trainer(experiment, START)
+        for updates in (3, 6, 9):  # evaluated before each part
             watched.evaluate(data, ema=True)
             watched.fit(updates=updates)
             alone.fit(updates=updates)
@@ -100,7 +103,8 @@ class AverageConformance:
     def test_snapshot_holds_the_average(self, variant: Variant) -> None:
         """Another trainer goes on from it bit-identically; without it, the average begins at the parameters."""
         experiment = variant.experiment(regression(36), optimizer=MOMENTUM, ema_decay=DECAY)
-        first, second = variant.trainer(experiment, START), variant.trainer(experiment)
+        first = variant.trainer(experiment, START)
+        second = variant.trainer(experiment)
         first.fit(epochs=1)
         second.restore(first.snapshot())
         assert_snapshots_identical(second.snapshot(), first.snapshot())

@@ -25,7 +25,7 @@ __all__ = ["GroupConformance"]
 
 COSINE = Cosine(peak=0.2, total=10)
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.2}
-WINDOWS = cut(range(29), 3, [4, 4, 4]) * 3
+WINDOWS = cut(range(29), 3, [4, 4, 4]) * 3  # three epochs, the last window of each 3 + 2 examples
 FROZEN = Group("bias", frozen=True)
 
 
@@ -61,8 +61,8 @@ class GroupConformance:
         experiment = variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=3)
-        factors, decays = {"bias": 0.5, "weight": 2.0}, {"weight": 0.1}
-        expected = train(START, data, WINDOWS, rate=0.05, factors=factors, decays=decays, **OPTIONS)
+        factors = {"bias": 0.5, "weight": 2.0}
+        expected = train(START, data, WINDOWS, rate=0.05, factors=factors, decays={"weight": 0.1}, **OPTIONS)
         assert_matches_reference(trainer, result, expected)
 
     def test_frozen_parameters_stay(self, variant: Variant) -> None:
@@ -93,12 +93,14 @@ class GroupConformance:
         groups = [Group("weight", learning_rate_factor=0.5), FROZEN]
         optimizer = SGD(learning_rate=COSINE, groups=groups, **OPTIONS)
         experiment = variant.experiment(regression(24), optimizer=optimizer, gradient_accumulation_steps=4)
-        first, second = variant.trainer(experiment, START), variant.trainer(experiment)
+        first = variant.trainer(experiment, START)
+        second = variant.trainer(experiment)
         first.fit(epochs=1)
         second.restore(first.snapshot())
         assert_snapshots_identical(second.snapshot(), first.snapshot())
-        after = [first.fit(epochs=2), second.fit(updates=4)]
-        assert_bit_identical(columns(after[1])["loss"], columns(after[0])["loss"][2:], what="losses")
+        expected = first.fit(epochs=2)
+        result = second.fit(updates=4)  # its history begins with the third update
+        assert_bit_identical(columns(result)["loss"], columns(expected)["loss"][2:], what="losses")
         assert_snapshots_identical(second.snapshot(), first.snapshot())
 
     def test_a_group_must_match(self, variant: Variant) -> None:

@@ -51,8 +51,8 @@ class ClassifierConformance:
     def test_micro_batches_without_labels(self, variant: Variant) -> None:
         """A micro-batch whose labels are all ignored adds nothing; a window of such is skipped and counted."""
         data = tokens(36)
-        data["label"][3:9] = -100
-        data["label"][12:24] = -100
+        data["label"][3:9] = -100  # two micro-batches of the first window
+        data["label"][12:24] = -100  # the whole second window
         trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
         result = trainer.fit(epochs=1)
         assert_matches_reference(trainer, result, train(START, data, cut(range(36), 3, [4] * 3), softmax_gradient))
@@ -67,22 +67,24 @@ class ClassifierConformance:
         used = data["label"] != -100
         accuracy = float((logits.argmax(axis=-1) == data["label"])[used].mean())
         total, weight, _ = softmax_gradient(START, data)
-        for batch_size in (1, 4, 29):
-            found = trainer.evaluate(batch_size=batch_size)
-            assert_arrays_match(found, {"loss": total / weight, "accuracy": accuracy}, relative=FORMULA)
+        for batch_size in (1, 4, 29):  # 29 examples: single, ragged at the end, all at once
+            result = trainer.evaluate(batch_size=batch_size)
+            assert_arrays_match(result, {"loss": total / weight, "accuracy": accuracy}, relative=FORMULA)
 
     def test_label_out_of_range(self, variant: Variant) -> None:
         """A label that is no class is an error that names it, before the window that holds it has run."""
         data = tokens(29)
-        data["label"][20, 0] = 2
+        data["label"][20, 0] = 2  # of two classes, 0 and 1
         trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
         assert_raises(ValueError, lambda: trainer.fit(epochs=1), "label 2", "[0, 2)")
 
 
 def gated_gradient(p: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> tuple[float, float, dict[str, Any]]:
     """The squared error of main(x) + gate * extra(x); `spare` has no part in it."""
-    x, gate, y = batch["x"], batch["gate"][:, None], batch["y"]
-    residual = x @ p["main.weight"].T + p["main.bias"] + gate * (x @ p["extra.weight"].T + p["extra.bias"]) - y
+    x = batch["x"]
+    gate = batch["gate"][:, None]
+    extra = x @ p["extra.weight"].T + p["extra.bias"]
+    residual = x @ p["main.weight"].T + p["main.bias"] + gate * extra - batch["y"]
     slope = 2 * residual
     gradient = {
         "main.weight": slope.T @ x,
@@ -106,7 +108,11 @@ class PartialUseConformance:
     parts = ("main", "extra", "spare")
 
     def start(self) -> dict[str, np.ndarray]:
-        return {f"{part}.{name}": (i + 1) * array for i, part in enumerate(self.parts) for name, array in START.items()}
+        """Give the parts other values each, so that one taken for another shows."""
+        start = {}
+        for factor, part in enumerate(self.parts, start=1):
+            start |= {f"{part}.{name}": factor * array for name, array in START.items()}
+        return start
 
     def data(self) -> dict[str, np.ndarray]:
         """Only the second micro-batch of the first window, and none of the third window, uses `extra`."""
@@ -117,7 +123,8 @@ class PartialUseConformance:
 
     def test_gradient_of_some_micro_batches_is_kept(self, variant: Variant) -> None:
         """A parameter used in one of four micro-batches has the gradient that it got there, as in one large batch."""
-        data, start = self.data(), self.start()
+        data = self.data()
+        start = self.start()
         experiment = variant.experiment(data, model="gated", inputs=("x", "gate"), gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, start)
         result = trainer.fit(epochs=2)
@@ -126,7 +133,8 @@ class PartialUseConformance:
 
     def test_unused_parameter_has_gradient_zero(self, variant: Variant) -> None:
         """No micro-batch of a window uses it: its gradient is 0, so momentum goes on and weight decay applies."""
-        data, start = self.data(), self.start()
+        data = self.data()
+        start = self.start()
         options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1}
         experiment = variant.experiment(
             data,
@@ -149,7 +157,8 @@ class PartialUseConformance:
         trainer = variant.trainer(experiment, self.start())
         trainer.fit(updates=5)
         spare = {name: array for name, array in trainer.parameters().items() if name.startswith("spare")}
-        expected = {f"spare.{name}": 3 * array * (1 - 0.1 * 0.2) ** 5 for name, array in START.items()}
+        start = self.start()
+        expected = {name: start[name] * (1 - 0.1 * 0.2) ** 5 for name in spare}
         assert_arrays_match(spare, expected, relative=ONE_WINDOW)
 
 
@@ -176,15 +185,16 @@ class StatisticsConformance:
 
     def test_dropped_window_leaves_no_statistics(self, variant: Variant) -> None:
         """Statistics after a skipped window are bit for bit those of a run where it never existed."""
-        data, options = regression(36), {**self.options, "on_nonfinite": "skip"}
+        data = regression(36)
+        options = {**self.options, "on_nonfinite": "skip"}
         trainer = variant.trainer(variant.experiment(poisoned(data, 19), **options))
         clean = variant.trainer(variant.experiment(without(data, 12, 24), **options))
         start = clean.snapshot()
         trainer.fit(updates=3)
         clean.fit(updates=3)
         assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
-        before, after = start.model_state["norm.running_mean"], clean.snapshot().model_state["norm.running_mean"]
-        if np.array_equal(before, after):
+        name = "norm.running_mean"
+        if np.array_equal(start.model_state[name], clean.snapshot().model_state[name]):
             raise MatchError("the running mean never moved, so nothing was shown")
 
     def test_frozen_statistics_stay(self, variant: Variant) -> None:
@@ -202,11 +212,12 @@ class StatisticsConformance:
         data = regression(12)
         trainer = variant.trainer(variant.experiment(data, batch_statistics="window", **self.options))
         trainer.fit(updates=1)
-        mean, keep = np.zeros(3), 0.9**0.25
+        mean = np.zeros(3)
+        keep = 0.9**0.25  # four times over it is the 0.9 of one large batch
         for start in range(0, 12, 3):
             mean = keep * mean + (1 - keep) * data["x"][start : start + 3].mean(axis=0)
-        found = trainer.snapshot().model_state["norm.running_mean"]
-        assert_arrays_match(found, mean, relative=ONE_WINDOW, what="norm.running_mean")
+        state = trainer.snapshot().model_state
+        assert_arrays_match(state["norm.running_mean"], mean, relative=ONE_WINDOW, what="norm.running_mean")
 
     def test_statistics_must_fit(self, variant: Variant) -> None:
         """A snapshot whose statistics lack a name or have another shape is an error, never broadcast."""
@@ -214,7 +225,7 @@ class StatisticsConformance:
         snapshot = trainer.snapshot()
         name = "norm.running_mean"
         lacking = {other: array for other, array in snapshot.model_state.items() if other != name}
-        misshapen = {**snapshot.model_state, name: np.zeros(1)}
+        misshapen = {**snapshot.model_state, name: np.zeros(1)}  # would broadcast to the 3 features
         for state in (lacking, misshapen):
             spoilt = replace(snapshot, model_state=state)
             assert_raises(ParameterMatchError, lambda spoilt=spoilt: trainer.restore(spoilt), name)
@@ -222,7 +233,8 @@ class StatisticsConformance:
     def test_snapshot_holds_the_statistics(self, variant: Variant) -> None:
         """Another trainer goes on from a snapshot to the same bits."""
         experiment = variant.experiment(regression(36), **self.options)
-        first, second = variant.trainer(experiment), variant.trainer(experiment)
+        first = variant.trainer(experiment)
+        second = variant.trainer(experiment)
         first.fit(updates=3)
         second.restore(first.snapshot())
         first.fit(updates=6)
@@ -242,8 +254,9 @@ class RandomConformance:
         """The same seed draws the same masks, another seed others."""
         data = regression(24)
         histories = []
-        for seed in (3, 3, 4):
+        for seed in (3, 3, 4):  # the same twice, then another
             trainer = variant.trainer(variant.experiment(data, seed=seed, **self.options))
+            # the seed decides about initial values too, which would hide that the masks do not differ
             trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})
             histories.append(columns(trainer.fit(epochs=2)))
         assert_bit_identical(histories[1], histories[0], what="history")
@@ -263,22 +276,21 @@ class RandomConformance:
             raise MatchError(f"the masks repeat: the losses are {losses}")
 
     def test_portable_masks_are_those_of_the_definition(self, variant: Variant) -> None:
-        """With dropout="portable" the gradient of a window is that of a formula with `multibackend.protocol.dropout_masks`'s masks."""
+        """With dropout="portable" a window's gradient is a formula's with the masks of `protocol.dropout_masks`."""
         data = regression(12)
         trainer = variant.trainer(variant.experiment(data, dropout="portable", seed=9, **self.options))
-        weight, bias = "head.weight", "head.bias"
-        trainer.load_parameters({weight: START["weight"], bias: START["bias"]})
+        trainer.load_parameters({f"head.{name}": array for name, array in START.items()})
         trainer.fit(updates=1)
         masks = [keep_mask(9, 0, step, "drop", (3, 3), 0.5) for step in range(4)]
         dropped = data["x"] * np.concatenate(masks) / 0.5
         _, total, gradient = linear_gradient(START, {"x": dropped, "y": data["y"]})
-        expected = {weight: START["weight"] - 0.1 * gradient["weight"] / total}
-        expected[bias] = START["bias"] - 0.1 * gradient["bias"] / total
+        expected = {f"head.{name}": array - 0.1 * gradient[name] / total for name, array in START.items()}
         assert_arrays_match(trainer.parameters(), expected, relative=ONE_WINDOW)
 
     def test_dropped_window_leaves_the_stream_where_it_was(self, variant: Variant) -> None:
         """Masks after a skipped window are those of a run where it never existed."""
-        data, options = regression(36), {**self.options, "on_nonfinite": "skip"}
+        data = regression(36)
+        options = {**self.options, "on_nonfinite": "skip"}
         trainer = variant.trainer(variant.experiment({**data, "y": poisoned_target(data, 19)}, **options))
         clean = variant.trainer(variant.experiment(without(data, 12, 24), **options))
         trainer.fit(updates=4)
@@ -297,7 +309,8 @@ class RandomConformance:
         """Evaluation is deterministic and leaves training as it was."""
         data = regression(24)
         experiment = variant.experiment(data, eval_data=data, **self.options)
-        watched, alone = variant.trainer(experiment), variant.trainer(experiment)
+        watched = variant.trainer(experiment)
+        alone = variant.trainer(experiment)
         losses = {watched.evaluate()["loss"] for _ in range(3)}
         if len(losses) != 1:
             raise MatchError(f"evaluation is random: {losses}")

@@ -22,10 +22,10 @@ __all__ = ["MemoryConformance", "PrecisionConformance", "TermConformance"]
 
 
 def _weighted() -> dict[str, np.ndarray]:
-    """12 examples with two weights, the second rare."""
-    random, rare = np.random.default_rng(7), np.zeros(12)
+    """Draw 12 examples with two weights, the second rare."""
+    rare = np.zeros(12)
     rare[[2, 7, 8, 11]] = [1.0, 3.0, 0.5, 2.0]
-    return {**regression(12), "w": random.uniform(0.1, 2, 12), "rare": rare}
+    return {**regression(12), "w": np.random.default_rng(7).uniform(0.1, 2, 12), "rare": rare}
 
 
 def _mean_output(xp: Any, outputs: Any, batch: Any) -> Any:
@@ -46,6 +46,7 @@ class TermConformance:
         experiment = variant.experiment(data, loss=self.terms, gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, START)
         history = trainer.fit(updates=1).history
+        # plain SGD with the rate 0.1: how far a parameter moved is its gradient
         moved = {name: (START[name] - array) / 0.1 for name, array in trainer.parameters().items()}
         expected: dict[str, Any] = dict.fromkeys(START, 0.0)
         for name, field, scale in (("main", "w", 1.0), ("rare", "rare", 0.5)):
@@ -69,12 +70,14 @@ class TermConformance:
     def test_only_a_window_without_any_weight_is_skipped(self, variant: Variant) -> None:
         """A term without weight adds nothing; where none has any, the window changes nothing and is counted."""
         data = _weighted()
-        data["w"][:6], data["rare"][:3], data["rare"][3:6] = 0.0, 0.0, 1.0
+        data["w"][:6] = 0.0
+        data["rare"][:3] = 0.0  # the first window weighs nothing at all, the second has its rare term
+        data["rare"][3:6] = 1.0
         experiment = variant.experiment(data, loss=self.terms, gradient_accumulation_steps=1)
         result = variant.trainer(experiment, START).fit(epochs=1)
-        found = [(skipped.offset, skipped.reason) for skipped in result.skipped]
-        if found != [(0, "weightless")] or len(result.history) != 3 or result.history["loss/main"][0] != 0:
-            raise MatchError(f"skipped {found}, {len(result.history)} updates, {result.history['loss/main']}")
+        windows = [(skipped.offset, skipped.reason) for skipped in result.skipped]
+        if windows != [(0, "weightless")] or len(result.history) != 3 or result.history["loss/main"][0] != 0:
+            raise MatchError(f"skipped {windows}, {len(result.history)} updates, {result.history['loss/main']}")
 
 
 class PrecisionConformance:
@@ -87,8 +90,9 @@ class PrecisionConformance:
             trainer = variant.trainer(experiment, START)
             trainer.fit(updates=3)
             state = trainer.snapshot()
-            kept = [state.parameters, *state.optimizer.values()]
-            dtypes = {str(array.dtype) for part in kept for array in part.values()}
+            dtypes = set()
+            for arrays in (state.parameters, *state.optimizer.values()):
+                dtypes |= {str(array.dtype) for array in arrays.values()}
             if dtypes != {"float32"}:
                 raise MatchError(f"a {precision} run keeps {dtypes}")
 
@@ -99,13 +103,14 @@ class PrecisionConformance:
         most, less where the gradient of a weight is a larger sum: this one holds it at 2^5.
         """
         data = regression(6)
-        data["y"][0] = 3e3
+        data["y"][0] = 3e3  # the one large target
         experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16")
         trainer = variant.trainer(experiment, START)
-        found = [(skipped.update, skipped.reason) for skipped in trainer.fit(updates=4).skipped]
+        windows = [(skipped.update, skipped.reason) for skipped in trainer.fit(updates=4).skipped]
         scale = trainer.snapshot().loss_scale
-        if found != [(1, "overflow")] * 11 or scale != LossScale(2.0**5, 4):
-            raise MatchError(f"skipped {found}, then {scale}")
+        # eleven halvings from the initial 2^16 to 2^5, then four updates at it
+        if windows != [(1, "overflow")] * 11 or scale != LossScale(2.0**5, 4):
+            raise MatchError(f"skipped {windows}, then {scale}")
 
     def test_a_gradient_that_is_nan_at_every_scale_fails(self, variant: Variant) -> None:
         """After 16 halvings the scale is 1, and on_nonfinite decides."""
@@ -148,8 +153,8 @@ class MemoryConformance:
             memory_budget="1GiB",
         )
         auto = variant.trainer(described)
-        if auto.experiment.micro_batch_size != 24:
+        if auto.experiment.micro_batch_size != 24:  # the whole effective batch at once
             raise MatchError(f"24 examples fit 1 GiB, but micro_batch_size became {auto.experiment.micro_batch_size}")
-        given = variant.trainer(described.replace(micro_batch_size=24, memory_budget=None))
-        histories = [columns(trainer.fit(epochs=1)) for trainer in (auto, given)]
+        fixed = variant.trainer(described.replace(micro_batch_size=24, memory_budget=None))
+        histories = [columns(trainer.fit(epochs=1)) for trainer in (auto, fixed)]
         assert_bit_identical(histories[0], histories[1], what="history")

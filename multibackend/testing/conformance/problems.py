@@ -20,7 +20,7 @@ START: Mapping[str, np.ndarray] = {
 
 
 def regression(examples: int) -> dict[str, np.ndarray]:
-    """ "x" [examples, 3] and "y" [examples, 2]."""
+    """Draw "x" [examples, 3] and "y" [examples, 2], a linear function of it with noise."""
     random = np.random.default_rng(examples)
     x = random.normal(size=(examples, 3))
     noise = random.normal(size=(examples, 2))
@@ -28,32 +28,35 @@ def regression(examples: int) -> dict[str, np.ndarray]:
 
 
 def tokens(examples: int, length: int = 5) -> dict[str, np.ndarray]:
-    """ "x" [examples, length, 3] and "label" [examples, length] of 2 classes, unevenly many of them ignored."""
+    """Draw "x" [examples, length, 3] and "label" [examples, length] of 2 classes, unevenly many of them ignored."""
     random = np.random.default_rng(examples)
     x = random.normal(size=(examples, length, 3))
     label = (x[..., 0] - x[..., 1] > 0).astype(np.int64)
     keep = random.integers(0, length + 1, size=examples)  # how many tokens of each example count
-    keep[0] = length
+    keep[0] = length  # so that the first window always weighs something
     label[np.arange(length) >= keep[:, None]] = -100
     return {"x": x, "label": label}
 
 
 def without(data: Mapping[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    """The data as they are where examples `start` to `stop` never existed."""
+    """Return the data as they are where examples `start` to `stop` never existed."""
     return {name: np.delete(array, np.s_[start:stop], axis=0) for name, array in data.items()}
 
 
 def columns(result: FitResult) -> dict[str, np.ndarray]:
-    """What a run measured, update by update."""
+    """Return what a run measured, update by update."""
     return {name: result.history[name] for name in ("loss", "grad_norm", "learning_rate", "weight")}
 
 
 def assert_matches_reference(
     trainer: Trainer, result: FitResult, expected: ReferenceRun, *, relative: float = ONE_WINDOW
 ) -> None:
-    """Parameters, and of each update the loss, the gradient norm and the weight."""
+    """Raise `MatchError` unless parameters, and of each update the loss, gradient norm and weight, match."""
     assert_arrays_match(trainer.parameters(), expected.parameters, relative=relative, what="parameters")
-    measured = {name: result.history[name] for name in ("loss", "grad_norm", "weight")}
-    wanted = {"loss": expected.losses, "grad_norm": expected.norms, "weight": expected.weights}
-    as_arrays = {name: np.array(values) for name, values in wanted.items()}
-    assert_arrays_match(measured, as_arrays, relative=relative, what="history")
+    history = {
+        "loss": np.array(expected.losses),
+        "grad_norm": np.array(expected.norms),
+        "weight": np.array(expected.weights),
+    }
+    measured = {name: result.history[name] for name in history}
+    assert_arrays_match(measured, history, relative=relative, what="history")

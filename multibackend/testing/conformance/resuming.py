@@ -11,11 +11,13 @@ from multibackend.protocol import Interruptible
 from multibackend.testing.assertions import assert_bit_identical, assert_raises, assert_snapshots_identical
 from multibackend.testing.conformance.problems import START, columns, regression
 from multibackend.testing.variant import Variant
+from multibackend.training.trainer import Trainer
 
 __all__ = ["ResumeConformance"]
 
 MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
-EXAMPLES, STEPS = 29, 3  # micro-batches of 3: windows of 3, 3, 3 and a ragged 1
+EXAMPLES = 29
+STEPS = 3  # micro-batches of 3: windows of 3, 3, 3 and a ragged 1
 
 
 class ResumeConformance:
@@ -26,13 +28,14 @@ class ResumeConformance:
         experiment = variant.experiment(
             regression(EXAMPLES), gradient_accumulation_steps=STEPS, shuffle=True, optimizer=MOMENTUM, ema_decay=0.9
         )
-        straight, first, second = (variant.trainer(experiment, START) for _ in range(3))
+        straight = variant.trainer(experiment, START)
         expected = straight.fit(updates=9)
-        first.fit(updates=5)
+        first = variant.trainer(experiment, START)
+        first.fit(updates=5)  # an epoch has four windows
+        how = {"execution": variant.execution, "windows_per_dispatch": variant.windows_per_dispatch}
         with tempfile.TemporaryDirectory() as folder:
             path = first.save(Path(folder) / "saved")
-            given = {"execution": variant.execution, "windows_per_dispatch": variant.windows_per_dispatch}
-            second = type(first).resume(path, experiment, variant.backend, **given)
+            second = Trainer.resume(path, experiment, variant.backend, **how)
         result = second.fit(updates=9)
         assert_snapshots_identical(second.snapshot(), straight.snapshot())
         assert_bit_identical(columns(result), columns(expected), what="history")
@@ -44,12 +47,13 @@ class ResumeConformance:
         experiment = variant.experiment(
             regression(EXAMPLES), gradient_accumulation_steps=STEPS, optimizer=MOMENTUM, max_grad_norm=1.0
         )
-        straight, cut = variant.trainer(experiment, START), variant.trainer(experiment, START)
+        straight = variant.trainer(experiment, START)
+        cut = variant.trainer(experiment, START)
         if not isinstance(cut.program, Interruptible):
             assert_raises(CapabilityError, lambda: cut.fit(micro_batches=1), "middle of a window")
             return
         expected = straight.fit(epochs=2)
-        for micro_batches in range(1, 20):
+        for micro_batches in range(1, 20):  # an epoch has ten, the last of them ragged
             cut.fit(micro_batches=micro_batches)
         result = cut.fit(epochs=2)
         assert_snapshots_identical(cut.snapshot(), straight.snapshot())

@@ -17,7 +17,7 @@ from multibackend.testing.variant import Variant
 
 __all__ = ["ScheduleConformance"]
 
-SCHEDULE = {0: 4, 3: 2}
+SCHEDULE = {0: 4, 3: 2}  # k = 4, and from update index 3 on k = 2
 COSINE = WarmupCosine(peak=0.2, warmup=2, total=8, final=0.01)
 
 
@@ -30,7 +30,7 @@ class ScheduleConformance:
         optimizer = SGD(learning_rate=COSINE)
         trainer = variant.trainer(variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=10)
-        windows = (cut(range(29), 3, [4, 4, 4]) * 4)[:10]
+        windows = (cut(range(29), 3, [4, 4, 4]) * 4)[:10]  # ten updates end inside the fourth epoch
         assert_matches_reference(trainer, result, train(START, data, windows, rate=COSINE))
         rates = np.array([COSINE(update) for update in range(10)])
         assert_bit_identical(result.history["learning_rate"], rates, what="learning rates")
@@ -38,7 +38,7 @@ class ScheduleConformance:
     def test_learning_rate_scales_with_the_effective_batch(self, variant: Variant) -> None:
         """lr_scaling multiplies the rate by micro_batch_size * steps(update) / base_batch_size, or by its root."""
         data = regression(60)
-        steps = np.array([4] * 3 + [2] * 4)
+        steps = np.array([4] * 3 + [2] * 4)  # as SCHEDULE has them for seven updates
         for lr_scaling, factors in (("linear", steps * 3 / 8), ("sqrt", np.sqrt(steps * 3 / 8))):
             experiment = variant.experiment(
                 data,
@@ -63,8 +63,8 @@ class ScheduleConformance:
         )
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(updates=6)
-        kept = [*range(12), *range(24, 36)]
-        assert_matches_reference(trainer, result, train(START, data, cut(kept, 3, [4, 4]) * 3, rate=COSINE))
+        examples = [*range(12), *range(24, 36)]
+        assert_matches_reference(trainer, result, train(START, data, cut(examples, 3, [4, 4]) * 3, rate=COSINE))
 
     def test_accumulation_schedule(self, variant: Variant) -> None:
         """{0: 4, 3: 2}: three updates of four micro-batches, then two each, across epochs."""
@@ -81,7 +81,7 @@ class ScheduleConformance:
         experiment = variant.experiment(data, gradient_accumulation_steps=lambda update: 1 + update % 3)
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(updates=7)
-        windows = cut(range(40), 3, [1, 2, 3, 1, 2, 3, 1])
+        windows = cut(range(40), 3, [1, 2, 3, 1, 2, 3, 1])  # 39 of the 40 examples
         assert_matches_reference(trainer, result, train(START, data, windows))
 
     def test_accumulation_schedule_waits_for_a_skipped_window(self, variant: Variant) -> None:
@@ -105,7 +105,7 @@ class ScheduleConformance:
 
     def test_one_compilation_serves_a_run(self, variant: Variant) -> None:
         """Full and partial windows, both schedules and further epochs compile nothing after the first epoch."""
-        data = regression(62)
+        data = regression(62)  # its epochs end in a partial window with a ragged micro-batch
         optimizer = SGD(learning_rate=COSINE)
         experiment = variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps={0: 4, 7: 2})
         trainer = variant.trainer(experiment, START)

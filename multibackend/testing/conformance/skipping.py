@@ -30,15 +30,15 @@ MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
 
 def assert_skipped(result: FitResult, expected: list[tuple[int, int, int, str]]) -> None:
     """Raise `MatchError` unless exactly these windows were skipped: (update, epoch, offset, reason)."""
-    found = [(skipped.update, skipped.epoch, skipped.offset, skipped.reason) for skipped in result.skipped]
-    if found != expected:
-        raise MatchError(f"skipped windows: {found} against {expected} expected")
+    windows = [(skipped.update, skipped.epoch, skipped.offset, skipped.reason) for skipped in result.skipped]
+    if windows != expected:
+        raise MatchError(f"skipped windows: {windows} against {expected} expected")
 
 
 def poisoned(data: Mapping[str, np.ndarray], *examples: int) -> dict[str, np.ndarray]:
-    """The data with NaN in the inputs of some examples."""
+    """Return the data with NaN in the inputs of some examples."""
     x = data["x"].copy()
-    x[list(examples), 1] = np.nan
+    x[list(examples), 1] = np.nan  # one element is enough to spoil every gradient of its window
     return {**data, "x": x}
 
 
@@ -66,9 +66,10 @@ class SkipConformance:
         """
         data = regression(36)
         options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
+        # {the poisoned example: (update, epoch, offset) of each skip among four updates}
         cases = {0: [(1, 0, 0), (3, 1, 0)], 13: [(2, 0, 12), (4, 1, 12)], 35: [(3, 0, 24)]}
         for example, skipped in cases.items():
-            begin = example // 12 * 12
+            begin = example // 12 * 12  # of its window
             trainer = variant.trainer(variant.experiment(poisoned(data, example), **options), START)
             result = trainer.fit(updates=4)
             clean = variant.trainer(variant.experiment(without(data, begin, begin + 12), **options), START)
@@ -93,8 +94,8 @@ class SkipConformance:
         experiment = variant.experiment(poisoned(data, 13), gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, START)
         error = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2", "weight", "bias", "skip")
-        found = {"update": error.update, "epoch": error.epoch, "offset": error.offset}
-        assert_arrays_match(found, {"update": 2, "epoch": 0, "offset": 12}, relative=0.0)
+        place = {"update": error.update, "epoch": error.epoch, "offset": error.offset}
+        assert_arrays_match(place, {"update": 2, "epoch": 0, "offset": 12}, relative=0.0)
         if set(error.parameters) != {"weight", "bias"}:
             raise MatchError(f"parameters: {error.parameters} against weight and bias expected")
         result = trainer.fit(updates=1)
@@ -128,8 +129,8 @@ class SkipConformance:
         experiment = variant.experiment(
             poisoned(data, 14, 40), optimizer=MOMENTUM, gradient_accumulation_steps=4, on_nonfinite="skip"
         )
-        kept = [*range(12), *range(24, 36), *range(48, 72)]
-        expected = train(START, data, cut(kept, 3, [4] * 4) * 2, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
+        examples = [*range(12), *range(24, 36), *range(48, 72)]
+        expected = train(START, data, cut(examples, 3, [4] * 4) * 2, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
         for windows_per_dispatch in (1, 2, 5):
             trainer = variant.trainer(experiment, START, windows_per_dispatch=windows_per_dispatch)
             assert_matches_reference(trainer, trainer.fit(epochs=2), expected)

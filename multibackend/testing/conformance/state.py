@@ -27,7 +27,8 @@ class StateConformance:
     def test_runs_are_bit_identical(self, variant: Variant) -> None:
         """Two trainers of one experiment end in the same bits, initial parameters included."""
         experiment = variant.experiment(regression(29), gradient_accumulation_steps=4, shuffle=True, optimizer=MOMENTUM)
-        first, second = variant.trainer(experiment), variant.trainer(experiment)
+        first = variant.trainer(experiment)
+        second = variant.trainer(experiment)
         assert_snapshots_identical(first.snapshot(), second.snapshot())
         results = [trainer.fit(epochs=3) for trainer in (first, second)]
         assert_snapshots_identical(first.snapshot(), second.snapshot())
@@ -36,9 +37,10 @@ class StateConformance:
     def test_fit_in_pieces(self, variant: Variant) -> None:
         """Where a run ends is counted from its beginning: fit to 3, to 5 and to 8 is fit to 8."""
         experiment = variant.experiment(regression(29), gradient_accumulation_steps=4, optimizer=MOMENTUM)
-        whole, pieces = variant.trainer(experiment, START), variant.trainer(experiment, START)
+        whole = variant.trainer(experiment, START)
+        pieces = variant.trainer(experiment, START)
         expected = whole.fit(updates=8)
-        for updates in (3, 3, 5):
+        for updates in (3, 3, 5):  # the second 3 asks for nothing
             pieces.fit(updates=updates)
         result = pieces.fit(updates=8)
         assert_arrays_match(columns(result), columns(expected), relative=SAME_ARITHMETIC, what="history")
@@ -58,11 +60,12 @@ class StateConformance:
         """A run that is evaluated again and again ends in the same bits as one that never is."""
         data = regression(29)
         experiment = variant.experiment(data, eval_data=data, gradient_accumulation_steps=4, optimizer=MOMENTUM)
-        watched, alone = variant.trainer(experiment, START), variant.trainer(experiment, START)
+        watched = variant.trainer(experiment, START)
+        alone = variant.trainer(experiment, START)
         for updates in (2, 4, 6):
             watched.evaluate()
             before = watched.snapshot()
-            watched.evaluate(batch_size=7)
+            watched.evaluate(batch_size=7)  # a shape that training never has
             assert_snapshots_identical(watched.snapshot(), before)
             watched.fit(updates=updates)
             alone.fit(updates=updates)
@@ -73,18 +76,20 @@ class StateConformance:
         data = regression(29)
         trainer = variant.trainer(variant.experiment(data, eval_data=data), START)
         residual = data["x"] @ START["weight"].T + START["bias"] - data["y"]
-        for batch_size in (1, 4, 29, 100):
+        for batch_size in (1, 4, 29, 100):  # single, ragged at the end, all at once, more than all
             loss = trainer.evaluate(batch_size=batch_size)["loss"]
             assert_arrays_match(loss, float((residual**2).mean()), relative=FORMULA, what=f"batch size {batch_size}")
 
     def test_snapshot_and_restore_go_on_bit_identically(self, variant: Variant) -> None:
         """Another trainer, given the state after an epoch, makes the same updates from there on, at the same rates."""
         experiment = variant.experiment(regression(36), gradient_accumulation_steps=4, optimizer=MOMENTUM)
-        first, second = variant.trainer(experiment, START), variant.trainer(experiment)
+        first = variant.trainer(experiment, START)
+        second = variant.trainer(experiment)
         first.fit(updates=3)
         second.restore(first.snapshot())
         assert_snapshots_identical(second.snapshot(), first.snapshot())
-        expected, result = first.fit(updates=9), second.fit(updates=9)
+        expected = first.fit(updates=9)
+        result = second.fit(updates=9)
         assert_snapshots_identical(second.snapshot(), first.snapshot())
         later = {name: values[3:] for name, values in columns(expected).items()}
         assert_bit_identical(columns(result), later, what="history")
@@ -93,13 +98,13 @@ class StateConformance:
     def test_a_snapshot_is_a_copy(self, variant: Variant) -> None:
         """Changing what parameters() returned changes nothing, nor does training change it."""
         trainer = variant.trainer(variant.experiment(regression(12)), START)
-        taken = trainer.parameters()
-        kept = {name: array.copy() for name, array in taken.items()}
+        parameters = trainer.parameters()
+        expected = {name: array.copy() for name, array in parameters.items()}
         trainer.fit(updates=2)
-        assert_bit_identical(taken, kept, what="the copy")
+        assert_bit_identical(parameters, expected, what="the copy")
         before = trainer.parameters()
         for array in trainer.parameters().values():
-            array[...] = 7.0
+            array[...] = 7.0  # writes into what a view would share with the run
         assert_bit_identical(trainer.parameters(), before, what="parameters")
 
     def test_load_parameters(self, variant: Variant) -> None:
@@ -114,6 +119,7 @@ class StateConformance:
     def test_precisions_live_side_by_side(self, variant: Variant) -> None:
         """A float32 run beside a float64 run in one process stays float32, and the other float64."""
         data = regression(24)
+        # float64 again after float32: a precision that is set once for the process shows on the way back only
         for precision in ("float64", "float32", "float64"):
             trainer = variant.trainer(variant.experiment(data, precision=precision), START)
             trainer.fit(updates=2)

@@ -23,19 +23,22 @@ __all__ = ["TraceConformance"]
 
 
 def _micro_batches(trainer: Trainer) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int, int]]]:
-    """Of the window that the trainer would run next, if it is the run's first: fields, factors and stamps."""
+    """Yield fields, divisors and stamps of the run's first window."""
     experiment: Experiment = trainer.experiment
     stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info.output_shape, most=1, epochs=None)
-    found = list(stack.micro_batches(0))
-    for index, (batch, factors) in enumerate(found):
-        yield batch, factors, (0, index, len(found))
+    micro_batches = list(stack.micro_batches(0))
+    for index, (batch, divisors) in enumerate(micro_batches):
+        yield batch, divisors, (0, index, len(micro_batches))
 
 
 def _traces(trainer: Trainer, **options: Any) -> list[Trace]:
-    """The first window's micro-batches, each from the state at the beginning."""
+    """Trace the first window's micro-batches, each from the trainer's state."""
     program: Any = trainer.program
     state = program.restore(trainer.snapshot())
-    return [program.trace(state, batch, f, stamp=stamp, **options) for batch, f, stamp in _micro_batches(trainer)]
+    traces = []
+    for batch, divisors, stamp in _micro_batches(trainer):
+        traces.append(program.trace(state, batch, divisors, stamp=stamp, **options))
+    return traces
 
 
 class TraceConformance:
@@ -53,7 +56,7 @@ class TraceConformance:
         for index, trace in enumerate(_traces(trainer)):
             rows = {name: array[3 * index : 3 * index + 3] for name, array in data.items()}
             total, _, gradient = linear_gradient(START, rows)
-            expected = {name: array / 24 for name, array in gradient.items()}
+            expected = {name: array / 24 for name, array in gradient.items()}  # 12 examples with 2 outputs each
             assert_arrays_match(trace.terms, np.array([total / 24]), relative=FORMULA, what="terms")
             assert_arrays_match(dict(trace.gradients), expected, relative=FORMULA, what="gradients")
 
@@ -68,22 +71,23 @@ class TraceConformance:
             raise MatchError(f"the first call is {root.name!r}, number {root.call}, at depth {root.depth}")
         layer = next(call for call in trace.layers if call.leaf)
         assert_arrays_match(layer.inputs[0], data["x"][3:6], relative=0.0, what="inputs")
-        for found in (layer.outputs[0], root.outputs[0], trace.outputs[0]):
-            assert_arrays_match(found, outputs, relative=FORMULA, what="outputs")
+        for traced in (layer.outputs[0], root.outputs[0], trace.outputs[0]):
+            assert_arrays_match(traced, outputs, relative=FORMULA, what="outputs")
         if set(layer.parameters) != set(START):
             raise MatchError(f"the layer's parameters are {layer.parameters}")
 
     def test_the_state_stays(self, variant: Variant) -> None:
         """A run that was traced on the way goes on to the bits of one that was not."""
         experiment = variant.experiment(regression(24), model="batch_norm", **self.options)
-        traced, plain = variant.trainer(experiment), variant.trainer(experiment)
+        traced = variant.trainer(experiment)
+        plain = variant.trainer(experiment)
         plain.restore(traced.snapshot())
         program: Any = traced.program
-        for updates in (1, 2):
-            for batch, factors, stamp in _micro_batches(traced):
+        for updates in (1, 2):  # before any update, and between two
+            for batch, divisors, stamp in _micro_batches(traced):
                 before = traced.snapshot()
-                program.trace(traced.state.program_state, batch, factors, stamp=stamp)
-                program.trace(traced.state.program_state, batch, factors, stamp=stamp, train=False)
+                program.trace(traced.state.program_state, batch, divisors, stamp=stamp)
+                program.trace(traced.state.program_state, batch, divisors, stamp=stamp, train=False)
                 assert_snapshots_identical(traced.snapshot(), before)
             traced.fit(updates=updates)
             plain.fit(updates=updates)
@@ -104,15 +108,18 @@ class TraceConformance:
         for dropout in ("native", "portable"):
             experiment = variant.experiment(regression(12), model="dropout", dropout=dropout, **self.options)
             trainer = variant.trainer(experiment)
-            before, traces = trainer.parameters(), _traces(trainer)
+            before = trainer.parameters()
+            traces = _traces(trainer)
             trainer.fit(updates=1)
             moved = {name: (before[name] - array) / 0.1 for name, array in trainer.parameters().items()}
-            summed = {name: np.sum([trace.gradients[name] for trace in traces], axis=0) for name in moved}
+            summed = {name: sum(trace.gradients[name] for trace in traces) for name in moved}
             assert_arrays_match(summed, moved, relative=ONE_WINDOW, what="gradients")
             program: Any = trainer.program
-            state, (batch, factors, _) = program.restore(trainer.snapshot()), next(_micro_batches(trainer))
-            seen = [program.trace(state, batch, factors, stamp=(u, 0, 4)).outputs[0] for u in (0, 1, 2)]
-            if all(np.array_equal(seen[0], other) for other in seen[1:]):
+            state = program.restore(trainer.snapshot())
+            batch, divisors, _ = next(_micro_batches(trainer))
+            # three stamps, for two of them may draw the same few masks by chance
+            outputs = [program.trace(state, batch, divisors, stamp=(u, 0, 4)).outputs[0] for u in (0, 1, 2)]
+            if all(np.array_equal(outputs[0], other) for other in outputs[1:]):
                 raise MatchError(f"{dropout} dropout draws the same masks at every update")
 
     def test_forced_inputs_and_outputs(self, variant: Variant) -> None:
@@ -121,13 +128,14 @@ class TraceConformance:
         trainer = variant.trainer(variant.experiment(data), START)
         plain = _traces(trainer)[0]
         layer = next(call for call in plain.layers if call.leaf)
-        inputs, outputs = np.full((3, 3), 0.5), np.full((3, 2), 7.0)
+        inputs = np.full((3, 3), 0.5)
+        outputs = np.full((3, 2), 7.0)
         forced = {(layer.name, layer.call): Forced((inputs,), (outputs,))}
         trace = _traces(trainer, forced=forced, gradients=False)[0]
-        found = next(call for call in trace.layers if call.leaf)
-        assert_bit_identical(found.inputs[0], layer.inputs[0], what="what arrived")
+        fed = next(call for call in trace.layers if call.leaf)
+        assert_bit_identical(fed.inputs[0], layer.inputs[0], what="what arrived")
         made = inputs @ START["weight"].T + START["bias"]
-        assert_arrays_match(found.outputs[0], made, relative=FORMULA, what="what the layer made")
+        assert_arrays_match(fed.outputs[0], made, relative=FORMULA, what="what the layer made")
         assert_arrays_match(trace.outputs[0], outputs, relative=0.0, what="what went on")
         squares = np.array([((outputs - data["y"]) ** 2).mean()])
         assert_arrays_match(trace.terms, squares, relative=FORMULA, what="terms")

@@ -27,7 +27,7 @@ class WindowConformance:
         data = regression(24)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=4)
-        windows = cut(range(24), 12, [1, 1])
+        windows = cut(range(24), 12, [1, 1])  # of one micro-batch each
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
 
     def test_partial_window_and_ragged_micro_batch(self, variant: Variant) -> None:
@@ -35,7 +35,7 @@ class WindowConformance:
         data = regression(29)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(epochs=2)
-        windows = cut(range(29), 3, [4, 4, 4])
+        windows = cut(range(29), 3, [4, 4, 4])  # 12, 12 and 5 examples
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
         assert_arrays_match(result.history["examples"], np.array([12, 12, 5] * 2), relative=0.0, what="examples")
 
@@ -44,13 +44,13 @@ class WindowConformance:
         data = regression(2)
         trainer = variant.trainer(variant.experiment(data, gradient_accumulation_steps=4), START)
         result = trainer.fit(updates=3)
-        assert_matches_reference(trainer, result, train(START, data, cut(range(2), 2, [1]) * 3))
+        assert_matches_reference(trainer, result, train(START, data, cut(range(2), 2, [1]) * 3))  # three epochs
 
     def test_weights_spread_unevenly(self, variant: Variant) -> None:
         """The divisor is the sum of the window's weights, however they fall into micro-batches; some have none."""
         data = {**regression(29), "w": np.random.default_rng(0).uniform(0, 3, 29)}
-        data["w"][3:8] = 0.0
-        data["w"][27:] = 0.0
+        data["w"][3:8] = 0.0  # one whole micro-batch and part of another
+        data["w"][27:] = 0.0  # all of the ragged micro-batch
         experiment = variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4)
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=1)
@@ -80,7 +80,7 @@ class WindowConformance:
         Going on after a stop, and with drop_last, too.
         """
         data = regression(29)
-        rows = [{name: array[i] for name, array in data.items()} for i in range(29)]
+        rows = [{"x": x, "y": y} for x, y in zip(data["x"], data["y"], strict=True)]
         for drop_last in (False, True):
             options: dict[str, Any] = {"gradient_accumulation_steps": 4, "drop_last": drop_last}
             runs = []
@@ -90,7 +90,8 @@ class WindowConformance:
                 )
                 trainer.fit(updates=1)
                 result = trainer.fit(epochs=3)
-                runs.append({**trainer.parameters(), **{n: result.history[n] for n in ("loss", "examples", "epoch")}})
+                columns = {name: result.history[name] for name in ("loss", "examples", "epoch")}
+                runs.append({**trainer.parameters(), **columns})
             windows = cut(range(29), 3, [4, 4, 4], drop_last=drop_last) * 3
             assert_matches_reference(trainer, result, train(START, data, windows))
             for run in runs[1:]:
@@ -112,7 +113,8 @@ class WindowConformance:
 
     def test_momentum_and_decay(self, variant: Variant) -> None:
         """Nesterov momentum and weight decay as the docstring of SGD writes them, once per window."""
-        data, options = regression(29), {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02}
+        data = regression(29)
+        options = {"momentum": 0.9, "nesterov": True, "weight_decay": 0.02}
         optimizer = SGD(learning_rate=0.05, **options)
         trainer = variant.trainer(variant.experiment(data, optimizer=optimizer, gradient_accumulation_steps=4), START)
         result = trainer.fit(epochs=3)
@@ -125,6 +127,7 @@ class WindowConformance:
         experiment = variant.experiment(data, gradient_accumulation_steps=4, shuffle=True, seed=5)
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=2)
-        orders = [epoch_order(5, epoch, 29, shuffle=True) for epoch in (0, 1)]
-        windows = [window for order in orders for window in cut(order, 3, [4, 4, 4])]
+        windows = []
+        for epoch in (0, 1):  # whose orders differ
+            windows += cut(epoch_order(5, epoch, 29, shuffle=True), 3, [4, 4, 4])
         assert_matches_reference(trainer, result, train(START, data, windows))

@@ -14,12 +14,12 @@ import multibackend as mb
 from multibackend.core.differences import relative_difference
 from multibackend.errors import ConfigurationError
 from multibackend.matching import Matching
-from multibackend.parity import locate, stages
 from multibackend.parity.findings import STAGES
+from multibackend.parity.locate import divergence, examined_update
+from multibackend.parity.locate.bridge import Bridge
 from multibackend.parity.locate.fits import find_fit
 from multibackend.parity.locate.layers import finished_order, pair_layers
-from multibackend.parity.locate.rerun import Bridge
-from multibackend.parity.locate.statistics import differs_by_bias, initial_laws
+from multibackend.parity.locate.statistics import differs_by_bias, notes_on_initial_values
 from multibackend.protocol import Snapshot
 from multibackend.protocol.tracing import LayerCall, Trace
 from multibackend.testing import assert_arrays_match, assert_bit_identical, assert_raises
@@ -113,7 +113,7 @@ def test_bounds_decide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for rounding a correct pair raises an alarm; with too much a mistake goes unseen."""
 
     def with_bound(bound: float) -> mb.CompareReport:
-        for module in (stages, locate):
+        for module in (examined_update, divergence):
             monkeypatch.setattr(module, "bound_for", lambda precision: lambda rounding: bound)
         smoothed = side(loss=mb.losses.CrossEntropy(target="label", label_smoothing=0.1))
         return mb.compare({"torch": side(), "jax": side() if bound == 0 else smoothed}, updates=2, trace=True)
@@ -247,9 +247,9 @@ def test_initial_laws_are_told() -> None:
     random = np.random.default_rng(0)
     own = {"w": random.normal(size=(40, 40)), "b": random.uniform(-1, 1, 40), "n": np.ones(8)}
     same = {"w": random.normal(size=(40, 40)), "b": random.uniform(-1, 1, 40), "n": np.ones(8)}
-    assert initial_laws(own, same) == []
+    assert notes_on_initial_values(own, same) == []
     wide = np.sqrt(3) * random.uniform(-1, 1, (40, 40))
-    notes = initial_laws(own, {"w": wide, "b": np.zeros(40), "n": np.zeros(8)})
+    notes = notes_on_initial_values(own, {"w": wide, "b": np.zeros(40), "n": np.zeros(8)})
     assert len(notes) == 3
     assert "w: normal" in notes[0]
     assert "against uniform" in notes[0]

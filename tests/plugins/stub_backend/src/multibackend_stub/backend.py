@@ -28,6 +28,7 @@ class Linear:
     outputs: int
 
     def initial(self, seed: int, dtype: str) -> Arrays:
+        """Draw the parameters that a run begins with."""
         random = np.random.default_rng(seed)
         weight = random.normal(size=(self.outputs, self.inputs)) / np.sqrt(self.inputs)
         return {"weight": weight.astype(dtype), "bias": np.zeros(self.outputs, dtype)}
@@ -70,7 +71,7 @@ class StubProgram:
         self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
 
     def grouped(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, GroupedParameters]:
-        """The group of each parameter."""
+        """Return the group of each parameter."""
         return {name: group for group in resolve_groups(self.spec, shapes) for name in group.names}
 
     def init(self) -> State:
@@ -84,37 +85,44 @@ class StubProgram:
     def run(self, state: State, placed: WindowStack, rates: Rates) -> tuple[State, list[Row]]:
         rows = []
         for window in range(len(placed)):
+            # one loss, so one term: the first divisor is the only one
             batches = [(batch, float(inverse(divisors[0]))) for batch, divisors in placed.micro_batches(window)]
             state, row = self.window(state, batches, float(placed.weights[window, 0]), rates)
             rows.append(row)
         return state, rows
 
     def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> tuple[State, Row]:
-        """One window: accumulate, check, clip, update."""
+        """Run one window: accumulate, check, clip, update."""
         loss, gradient = self.accumulate(state, micro_batches)
         norms = self.norms(gradient)
         norm = float(np.sqrt(np.square(norms).sum()))
-        finite, failed = bool(np.isfinite(norm)), state.failed
-        applied = finite and weight > 0 and not failed
+        finite = bool(np.isfinite(norm))
+        applied = finite and weight > 0 and not state.failed
         row = Row(loss if weight > 0 else np.nan, norm, weight, finite, applied, norms)
         if applied:
             return self.step(state, self.clip(gradient, norm), self.rate(state, rates)), row
-        return replace(state, failed=failed or (not finite and self.experiment.on_nonfinite == "raise")), row
+        # The host learns of the failure only after the whole dispatch: the windows behind it must change nothing.
+        fails = not finite and self.experiment.on_nonfinite == "raise"
+        return replace(state, failed=state.failed or fails), row
 
     def accumulate(self, state: State, micro_batches: list) -> tuple[float, Arrays]:
-        loss, gradient = 0.0, {name: np.zeros_like(array) for name, array in state.parameters.items()}
+        """Return the window's loss and its gradient, that of frozen parameters being 0."""
+        loss = 0.0
+        gradient = {name: np.zeros_like(array) for name, array in state.parameters.items()}
         for batch, inverse_divisor in micro_batches:
             total, slope, x = self.forward(state.parameters, batch)
             loss += inverse_divisor * total
             gradient["weight"] += inverse_divisor * slope.T @ x
             gradient["bias"] += inverse_divisor * slope.sum(axis=0)
+        # zeroed before the norm is taken, in which frozen parameters have no part
         frozen = {name: np.zeros_like(array) for name, array in gradient.items() if self.groups[name].frozen}
         return loss, gradient | frozen
 
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
-        """(sum of w * l, its derivative by the outputs, the inputs)."""
+        """Return (sum of w * l, its derivative by the outputs, the inputs)."""
         dtype = self.experiment.precision
-        x, y = (batch[name].astype(dtype) for name in (self.experiment.model.inputs[0], self.loss.target))
+        x = batch[self.experiment.model.inputs[0]].astype(dtype)
+        y = batch[self.loss.target].astype(dtype)
         weights = 1.0 if self.loss.weights is None else batch[self.loss.weights].astype(dtype)[:, None]
         residual = x @ parameters["weight"].T + parameters["bias"] - y
         return float((weights * residual**2).sum()), 2 * weights * residual, x
@@ -124,20 +132,26 @@ class StubProgram:
 
     def clip(self, gradient: Arrays, norm: float) -> Arrays:
         limit = self.experiment.max_grad_norm
-        scale = limit / norm if limit is not None and norm > limit else 1.0
-        return {name: array * scale for name, array in gradient.items()}
+        if limit is None or norm <= limit:
+            return gradient
+        return {name: array * (limit / norm) for name, array in gradient.items()}
 
     def rate(self, state: State, rates: Rates) -> float:
+        # by the update, not by the window: a skipped window uses up no rate
         return float(rates.values[state.update - rates.first])
 
     def step(self, state: State, gradient: Arrays, rate: float) -> State:
-        moved = {name: self.move(state, gradient, rate, name) for name in state.parameters}
-        parameters, velocity = ({name: pair[i] for name, pair in moved.items()} for i in (0, 1))
+        parameters: Arrays = {}
+        velocity: Arrays = {}
+        for name in state.parameters:
+            parameters[name], velocity[name] = self.move(state, gradient, rate, name)
         return State(parameters, velocity, state.update + 1, ema=self.average(state, parameters))
 
     def move(self, state: State, gradient: Arrays, rate: float, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(parameter, velocity) after an update."""
-        group, p, b = self.groups[name], state.parameters[name], state.velocity[name]
+        """Return (parameter, velocity) after an update."""
+        group = self.groups[name]
+        p = state.parameters[name]
+        b = state.velocity[name]
         if group.frozen:
             return p, b
         d = gradient[name] + group.spec.weight_decay * p  # type: ignore[attr-defined]
@@ -146,19 +160,22 @@ class StubProgram:
         return p - rate * group.learning_rate_factor * step, b
 
     def average(self, state: State, parameters: Arrays) -> Arrays:
-        """The moving average after an update that gave `parameters`."""
+        """Return the moving average after an update that gave `parameters`."""
         d = self.experiment.ema_decay or 0.0
         if self.experiment.ema_warmup:
             d = min(d, (1 + state.update) / (10 + state.update))
         return {name: d * array + (1 - d) * parameters[name] for name, array in state.ema.items()}
 
     def read(self, results: Sequence[Row]) -> WindowResults:
-        columns = {
-            name: np.array([getattr(row, name) for row in results])
-            for name in ("loss", "norm", "weight", "finite", "applied", "norms")
-        }
-        loss, norm, weight, finite, applied, norms = columns.values()
-        return WindowResults(loss[:, None], norm, weight[:, None], finite, applied, norms, np.ones(len(results)))
+        return WindowResults(
+            terms=np.array([[row.loss] for row in results]),
+            grad_norm=np.array([row.norm for row in results]),
+            weights=np.array([[row.weight] for row in results]),
+            finite=np.array([row.finite for row in results]),
+            applied=np.array([row.applied for row in results]),
+            gradient_norms=np.array([row.norms for row in results]),
+            loss_scale=np.ones(len(results)),
+        )
 
     def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple[float, float]:
         parameters = state.ema if ema else state.parameters
@@ -169,6 +186,7 @@ class StubProgram:
         return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)})
 
     def snapshot(self, state: State) -> Snapshot:
+        # torch's name of the slot, so that another backend knows it
         slots = {"momentum_buffer": _copy(state.velocity)} if self.spec.momentum else {}
         return Snapshot(_copy(state.parameters), optimizer=slots, update=state.update, ema=_copy(state.ema))
 
@@ -176,7 +194,7 @@ class StubProgram:
         fresh = self.init()
         check_same_names(fresh.parameters, snapshot.parameters, "the parameters")
         velocity = snapshot.optimizer.get("momentum_buffer", fresh.velocity)
-        dtype = self.experiment.precision
+        dtype = self.experiment.precision  # a snapshot may come from a run in another one
         ema = _copy(snapshot.ema or snapshot.parameters, dtype) if fresh.ema else {}
         return State(_copy(snapshot.parameters, dtype), _copy(velocity, dtype), snapshot.update, ema=ema)
 
