@@ -1,25 +1,18 @@
-"""What a comparison of two runs found."""
+"""What `compare` returns: the figures of two runs, and the page of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from multibackend.core.history import History
-from multibackend.matching import Matching
-from multibackend.parity.findings import Divergence, LayerFinding
-from multibackend.parity.locate.stages import Evidence
-from multibackend.parity.tolerances import Tolerance
+from multibackend.parity.html import write_html
+from multibackend.parity.result import ComparisonResult
 
 __all__ = ["CompareReport"]
 
 
 @dataclass(frozen=True)
-class CompareReport:
+class CompareReport(ComparisonResult):
     """What `compare` found. The first backend is the reference, whose initial parameters both runs start from.
 
     Attributes:
@@ -46,43 +39,6 @@ class CompareReport:
         settings: what was run, in words: optimizer, loss, sizes, seed and so on.
     """
 
-    experiment: str
-    backends: tuple[str, str]
-    precision: str
-    updates: int
-    histories: tuple[History, History]
-    loss_differences: np.ndarray
-    parameter_differences: Mapping[str, float]
-    undetermined: tuple[str, ...]
-    tolerance: Tolerance
-    first_divergence: Divergence | None
-    evaluations: tuple[Mapping[str, Any], Mapping[str, Any]]
-    seconds: tuple[float, float]
-    execution_modes: tuple[str, str]
-    notes: tuple[str, ...] = ()
-    layers: tuple[LayerFinding, ...] = ()
-    evidence: Evidence | None = field(default=None, repr=False, compare=False)
-    rounding: np.ndarray | None = None
-    gradient_differences: np.ndarray | None = None
-    matching: Matching = field(default_factory=lambda: Matching(()))
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def matches(self) -> bool:
-        """Whether every loss and every parameter is within the tolerance."""
-        return self.first_divergence is None
-
-    @property
-    def max_relative_difference(self) -> float:
-        """The largest relative difference of a parameter at the end, `undetermined` ones aside."""
-        determined = self.parameter_differences.keys() - set(self.undetermined)
-        return max((self.parameter_differences[name] for name in determined), default=0.0)
-
-    @property
-    def max_loss_difference(self) -> float:
-        """The largest relative difference of the losses of an update."""
-        return float(self.loss_differences.max(initial=0.0))
-
     def write_html(self, path: str | Path, *, command: str | None = None) -> Path:
         """Write this report as one page of HTML that needs no network: `pip install 'multibackend[html]'`.
 
@@ -97,12 +53,10 @@ class CompareReport:
             the path.
 
         Raises:
-            PackageNotInstalledError: plotly is not installed.
+            PackageNotInstalledError: plotly or Jinja2 is not installed.
             ConfigurationError: no file can be written there.
 
         >>> mb.compare(experiment, updates=20).write_html("parity.html")   # doctest: +SKIP
         PosixPath('parity.html')
         """
-        from multibackend.parity.html import write_html  # noqa: PLC0415 - above this module; only a page needs it
-
         return write_html(self, path, command=command)
