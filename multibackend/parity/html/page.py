@@ -31,36 +31,29 @@ def render(result: ComparisonResult, plotly: str, command: str | None = None) ->
         plotly: plotly's JavaScript.
         command: the command line that made the result; without it the page shows the call in Python.
     """
-    plots: list[Plot] = []
-    if len(result.histories[0]):
-        plots += [loss_plot(result), difference_plot(result)]
     heat = _heat(result)
-    if heat is not None:
-        plots.append(heat_plot(result, heat))
+    plots = _plots(result, heat)
     divergence = result.first_divergence
-    return (
-        environment()
-        .get_template("page.html.jinja")
-        .render(
-            result=result,
-            sections=_sections(result, heat),
-            verdict=verdict_sentence(divergence),
-            verdict_figures=verdict_figures(result),
-            words=None if divergence is None else divergence_words(divergence),
-            stages=STAGES,
-            plots={plot.anchor: plot for plot in plots},
-            figures={plot.anchor: plot.figure for plot in plots},
-            losses=loss_rows(result),
-            layers=[] if heat is None else heat_rows(heat),
-            parameters=parameter_rows(result),
-            unpaired=unpaired(result),
-            filtered=len(result.parameter_differences) >= FILTER_FROM,
-            evaluation=evaluation_rows(result),
-            call=_call(result) if command is None else command,
-            style=_text("page.css"),
-            script=_text("page.js"),
-            plotly=plotly,
-        )
+    template = environment().get_template("page.html.jinja")
+    return template.render(
+        result=result,
+        sections=_sections(result, heat),
+        verdict=verdict_sentence(divergence),
+        verdict_figures=verdict_figures(result),
+        words=None if divergence is None else divergence_words(divergence),
+        stages=STAGES,
+        plots={plot.anchor: plot for plot in plots},
+        figures={plot.anchor: plot.figure for plot in plots},
+        losses=loss_rows(result),
+        layers=[] if heat is None else heat_rows(heat),
+        parameters=parameter_rows(result),
+        unpaired=unpaired(result),
+        filtered=len(result.parameter_differences) >= FILTER_FROM,
+        evaluation=evaluation_rows(result),
+        call=_call(result) if command is None else command,
+        style=_text("page.css"),
+        script=_text("page.js"),
+        plotly=plotly,
     )
 
 
@@ -106,6 +99,16 @@ def _sections(result: ComparisonResult, heat: Heat | None) -> dict[str, str]:
         sections["evaluation"] = "Evaluation"
     sections["again"] = "How to run this again"
     return sections
+
+
+def _plots(result: ComparisonResult, heat: Heat | None) -> list[Plot]:
+    """Draw what there is: a run whose windows were all skipped has no curve."""
+    plots = []
+    if len(result.histories[0]):
+        plots += [loss_plot(result), difference_plot(result)]
+    if heat is not None:
+        plots.append(heat_plot(result, heat))
+    return plots
 
 
 def _heat(result: ComparisonResult) -> Heat | None:
