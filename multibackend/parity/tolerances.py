@@ -67,5 +67,5 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 def tolerance_for(precision: str) -> Tolerance:
-    """The bounds for runs of a precision."""
+    """Return the bounds for runs of a precision."""
     return TOLERANCES[precision]

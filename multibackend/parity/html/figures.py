@@ -203,17 +203,8 @@ def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -
 
 def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
     """Shade the band in which two runs match."""
-    band = {
-        "type": "rect",
-        "layer": "below",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "y0": low,
-        "y1": math.log10(tolerance),
-        "fillcolor": "--band",
-        "line": {"width": 0},
-    }
+    band = {"type": "rect", "layer": "below", "fillcolor": "--band", "line": {"width": 0}}
+    band |= {"xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": math.log10(tolerance)}
     layout["shapes"].append(band)
 
 

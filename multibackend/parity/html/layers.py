@@ -82,7 +82,7 @@ def _bin_starts(length: int, most: int) -> np.ndarray:
 
 
 def thinned(differences: np.ndarray, most: int, *, keep: Sequence[int] = ()) -> np.ndarray:
-    """Choose at most about `most` updates by index: the worst of each bin, so that no peak is lost, the ends, and `keep`.
+    """Choose about `most` updates by index: the worst of each bin, so that no peak is lost, the ends, and `keep`.
 
     >>> thinned(np.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.0]), 3).tolist()
     [0, 1, 3, 4, 5]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.differences import relative_difference
+from multibackend.core.history import UpdateRecord
 from multibackend.matching.links import Link
 from multibackend.parity.html.layers import Heat, thinned
 from multibackend.parity.html.words import number, shape
@@ -17,26 +18,6 @@ from multibackend.parity.result import ComparisonResult
 __all__ = ["evaluation_rows", "heat_rows", "loss_rows", "parameter_rows", "unpaired"]
 
 MOST_UPDATES = 200  # rows of the table of losses
-
-
-@dataclass(frozen=True)
-class LossRow:
-    """One update: its losses and gradient norms on both backends, and how far the losses are apart."""
-
-    update: int
-    losses: tuple[float, float]
-    difference: float
-    gradient_norms: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class HeatRow:
-    """One layer: its largest difference, the update of it, and the parameter that has it."""
-
-    layer: str
-    difference: float
-    update: int
-    parameter: str
 
 
 @dataclass(frozen=True)
@@ -68,40 +49,22 @@ class ParameterRow:
     layouts: tuple[LayoutChange, ...]
 
 
-@dataclass(frozen=True)
-class EvaluationRow:
-    """One metric: its value on both backends and how far they are apart."""
-
-    metric: str
-    values: tuple[str, str]
-    difference: float
-
-
-def loss_rows(result: ComparisonResult) -> list[LossRow]:
-    """Give a row for each update; of very many, the worst of each stretch."""
+def loss_rows(result: ComparisonResult) -> list[tuple[UpdateRecord, UpdateRecord, float]]:
+    """Give both records of each update and the difference of their losses; of very many, the worst of each stretch."""
     divergence = result.first_divergence
     keep = () if divergence is None else (divergence.update - 1,)
     first, second = result.histories
-    return [
-        LossRow(
-            update=first[index].update,
-            losses=(first[index].loss, second[index].loss),
-            difference=float(result.loss_differences[index]),
-            gradient_norms=(first[index].grad_norm, second[index].grad_norm),
-        )
-        for index in thinned(result.loss_differences, MOST_UPDATES, keep=keep).tolist()
-    ]
+    shown = thinned(result.loss_differences, MOST_UPDATES, keep=keep).tolist()
+    return [(first[index], second[index], float(result.loss_differences[index])) for index in shown]
 
 
-def heat_rows(heat: Heat) -> list[HeatRow]:
-    """Give a row for each row of the heat map, the worst first."""
-    order = np.argsort(-heat.differences.max(axis=1, initial=0.0), kind="stable")
+def heat_rows(heat: Heat) -> list[tuple[str, float, int, str]]:
+    """Give each layer's largest difference, the worst first: (layer, difference, update, the parameter that has it)."""
     rows = []
-    for index in order:
-        column = int(np.argmax(heat.differences[index]))
-        difference = float(heat.differences[index, column])
-        rows.append(HeatRow(heat.rows[index], difference, int(heat.updates[column]), heat.worst[index]))
-    return rows
+    for layer, differences, parameter in zip(heat.rows, heat.differences, heat.worst, strict=True):
+        column = int(np.argmax(differences))
+        rows.append((layer, float(differences[column]), int(heat.updates[column]), parameter))
+    return sorted(rows, key=lambda row: -row[1])
 
 
 def parameter_rows(result: ComparisonResult) -> list[ParameterRow]:
@@ -144,14 +107,13 @@ def unpaired(result: ComparisonResult) -> list[tuple[str, str, str]]:
     return rows + [(other, name, reason) for name, reason in matching.other_only.items()]
 
 
-def evaluation_rows(result: ComparisonResult) -> list[EvaluationRow]:
-    """Give a row for the loss and each metric on the evaluation data at the end."""
+def evaluation_rows(result: ComparisonResult) -> list[tuple[str, str, str, float]]:
+    """Give the loss and each metric on the evaluation data: (its name, both values, their difference)."""
     first, second = result.evaluations
     rows = []
     for metric, value in first.items():
         partner = second[metric]
-        values = (_metric_value(value), _metric_value(partner))
-        rows.append(EvaluationRow(metric, values, relative_difference(value, partner)))
+        rows.append((metric, _metric_value(value), _metric_value(partner), relative_difference(value, partner)))
     return rows
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.core.history import UpdateRecord
 from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
@@ -16,7 +17,7 @@ from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.locate.divergence import Location, locate_between, rounding_curve
 from multibackend.parity.matching import match_models
 from multibackend.parity.report import CompareReport
-from multibackend.parity.verdict import verdict
+from multibackend.parity.verdict import report_of
 from multibackend.protocol import Backend, Execution, Idiomatic, Snapshot, Traceable
 from multibackend.protocol.registry import load_backend
 from multibackend.training.auto_batch_size import resolve_together
@@ -67,43 +68,52 @@ def compare(
     """
     experiments, names = _check(experiment, backends, updates, precision)
     natives = [load_backend(name) for name in names]
+    executions = executions or {}
+    devices = devices or {}
+    choices = {name: Execution(devices.get(name), executions.get(name, "auto")) for name in names}
     if experiments[0] is experiments[1]:
-        chosen = {name: Execution((devices or {}).get(name), (executions or {}).get(name, "auto")) for name in names}
-        together = resolve_together(experiments[0], natives, chosen)
-        experiments = together, together
+        # a micro-batch size that is left open must be the same on both sides, or the runs could not match
+        resolved = resolve_together(experiments[0], natives, choices)
+        experiments = (resolved, resolved)
 
-    def build(experiment: Experiment, name: str) -> Trainer:
-        return Trainer(
-            experiment, name, device=(devices or {}).get(name), execution=(executions or {}).get(name, "auto")
-        )
+    def build(experiment: Experiment, backend: str) -> Trainer:
+        chosen = choices[backend]
+        return Trainer(experiment, backend, device=chosen.device, execution=chosen.mode)
 
-    trainers, notes = with_same_dropout([build(*side) for side in zip(experiments, names, strict=True)], build)
+    trainers = [build(*side) for side in zip(experiments, names, strict=True)]
+    trainers, notes = with_same_dropout(trainers, build)
     matching = start_alike(*trainers)
     start = trainers[0].snapshot()
     for trainer in trainers:
         trainer._results.gradient_norms = []
     seconds = _train_side_by_side(trainers, int(updates), progress)
-    report = verdict(trainers, matching, start, seconds, int(updates), notes)
-    if trace is False or (trace is None and report.matches) or not all(map(_traceable, trainers)):
+    report = report_of(trainers, matching, start, seconds, int(updates), notes)
+    if not _is_wanted(trace, report) or not all(isinstance(trainer.program, Traceable) for trainer in trainers):
         return report
-    where = locate_between(trainers, start, matching, updates=int(updates), broken=not report.matches, build=build)
-    curve = rounding_curve(trainers[0], start, report.histories[0]["loss"].tolist())
-    return _located(replace(report, rounding=curve), where)
+    location = locate_between(trainers, start, matching, updates=int(updates), broken=not report.matches, build=build)
+    rounding = rounding_curve(trainers[0], start, report.histories[0]["loss"].tolist())
+    return _with_location(replace(report, rounding=rounding), location)
 
 
-def _located(report: CompareReport, where: Location) -> CompareReport:
-    """The report with what was located; what no bound was broken by is told as a note, but for differing statistics."""
-    notes, found = (*report.notes, *where.notes), where.divergence
-    if found is not None:
-        layers = where.layers
-        if where.evidence is not None:
-            found, layers = diagnose(found, layers, where.evidence, _idioms(report.backends))
-        report = replace(report, first_divergence=found, layers=layers, evidence=where.evidence)
-    return replace(report, notes=notes)
+def _is_wanted(trace: bool | None, report: CompareReport) -> bool:
+    """Whether to look stage by stage: as the caller says, else where the runs part."""
+    return not report.matches if trace is None else trace
+
+
+def _with_location(report: CompareReport, location: Location) -> CompareReport:
+    """Add what was located; what no bound was broken by is told as a note, but for differing statistics."""
+    report = replace(report, notes=(*report.notes, *location.notes))
+    divergence = location.divergence
+    if divergence is None:
+        return report
+    layers = location.layers
+    if location.evidence is not None:
+        divergence, layers = diagnose(divergence, layers, location.evidence, _idioms(report.backends))
+    return replace(report, first_divergence=divergence, layers=layers, evidence=location.evidence)
 
 
 def _idioms(backends: tuple[str, str]) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """How the frameworks write what may have to be changed, where a backend says so."""
+    """Return how the frameworks write what may have to be changed, where a backend says so."""
     first, second = (load_backend(name) for name in backends)
     return _idioms_of(first), _idioms_of(second)
 
@@ -112,53 +122,71 @@ def _idioms_of(backend: Backend) -> Mapping[str, str]:
     return backend.idioms if isinstance(backend, Idiomatic) else {}
 
 
-def _traceable(trainer: Trainer) -> bool:
-    return isinstance(trainer.program, Traceable)
-
-
 def start_alike(reference: Trainer, other: Trainer) -> Matching:
     """Give `other` the parameters and model state of `reference`; returns how those of the two models pair up."""
     matching = match_models(reference, other)
-    source, target = reference.snapshot(), other.snapshot()
+    source = reference.snapshot()
+    target = other.snapshot()
     arrays = matching.to_other({**source.model_state, **source.parameters})
-
-    def filled(own: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {n: arrays[n].astype(array.dtype, copy=False) if n in arrays else array for n, array in own.items()}
-
-    other.restore(Snapshot(filled(target.parameters), filled(target.model_state), update=target.update))
+    parameters = _filled(target.parameters, arrays)
+    model_state = _filled(target.model_state, arrays)
+    other.restore(Snapshot(parameters, model_state, update=target.update))
     return matching
+
+
+def _filled(target: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Replace the arrays of `target` that have a partner, in the dtype of the target."""
+    filled = dict(target)
+    for name in target.keys() & arrays.keys():
+        filled[name] = arrays[name].astype(target[name].dtype, copy=False)
+    return filled
 
 
 def _check(
     experiment: Experiment | Mapping[str, Experiment], backends: Sequence[str], updates: int, precision: str | None
 ) -> tuple[tuple[Experiment, Experiment], tuple[str, str]]:
-    """(the experiments, the backends); of one experiment twice the same object."""
+    """Return (the experiments, the backends); of one experiment twice the same object."""
     problems = Problems("compare")
-    apart = isinstance(experiment, Mapping)
-    backends = tuple(experiment) if isinstance(experiment, Mapping) else backends
+    if isinstance(experiment, Mapping):
+        experiments = tuple(experiment.values())
+        backends = tuple(experiment)
+        subject = "experiment must be one, or one for each of two backends"
+    else:
+        experiments = (experiment, experiment)
+        subject = "backends must be two names"
     if isinstance(backends, str) or len(backends) != 2:
-        named = "experiment must be one, or one for each of two backends" if apart else "backends must be two names"
-        problems.add(f"{named}, such as ('torch', 'jax'), got {backends!r}")
+        problems.add(f"{subject}, such as ('torch', 'jax'), got {backends!r}")
     problems.integer("updates", updates, minimum=1)
-    given = tuple(experiment.values()) if isinstance(experiment, Mapping) else (experiment, experiment)
-    if apart and len(given) == 2:
-        for name in ("precision", "seed"):
-            values = [getattr(one, name) for one in given]
-            if values[0] != values[1] and not (name == "precision" and precision is not None):
-                problems.add(f"both experiments must have one {name}, got {values[0]!r} and {values[1]!r}")
+    if len(experiments) == 2:
+        _check_alike(problems, *experiments, precision)
     problems.raise_if_any()
-    first = given[0] if precision is None else given[0].replace(precision=precision)
-    same = given[0] is given[1]
-    second = first if same else given[1] if precision is None else given[1].replace(precision=precision)
-    return (first, second), (backends[0], backends[1])
+    first, second = experiments
+    names = (backends[0], backends[1])
+    if precision is None:
+        return (first, second), names
+    changed = first.replace(precision=precision)
+    if first is second:
+        return (changed, changed), names
+    return (changed, second.replace(precision=precision)), names
+
+
+def _check_alike(problems: Problems, first: Experiment, second: Experiment, precision: str | None) -> None:
+    """Report what two experiments must have in common; of one experiment twice it is the same anyway."""
+    # a precision that was asked for replaces both
+    if precision is None and first.precision != second.precision:
+        problems.add(f"both experiments must have one precision, got {first.precision!r} and {second.precision!r}")
+    if first.seed != second.seed:
+        problems.add(f"both experiments must have one seed, got {first.seed!r} and {second.seed!r}")
 
 
 def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Progress | None) -> tuple[float, float]:
-    """Both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
-    seconds, done = [0.0, 0.0], 0
+    """Train both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
+    seconds = [0.0, 0.0]
+    done = 0
     stride = updates if progress is None else max(1, updates // 20)
     while done < updates:
-        target, records = min(done + stride, updates), []
+        target = min(done + stride, updates)
+        records = []
         for index, trainer in enumerate(trainers):
             result = trainer.fit(updates=target)
             seconds[index] += result.seconds
