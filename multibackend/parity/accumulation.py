@@ -70,7 +70,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     """
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size = int(experiment.micro_batch_size)
-    steps = max(2, experiment.accumulation.steps(0))
+    steps = max(2, experiment.accumulation.steps(0))  # a single one is one batch already
     window = _one_window(experiment, size * steps)
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)
@@ -85,7 +85,10 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
 
 
 def _one_window(experiment: Experiment, examples: int) -> Experiment:
-    """Reduce an experiment to one plain window of its first examples: its update is the gradient itself."""
+    """Reduce an experiment to one window of its first examples, whose update is the gradient itself.
+
+    Clipping and a scaled rate would change it, and a lower precision would hide small differences.
+    """
     order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
     return experiment.replace(
         train_data=order.take(0, 0, order.available(0, 0, examples)),
@@ -131,6 +134,7 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
     """Test one suspect after the other."""
     backend = trainer.backend
     reasons = []
+    # from the same parameters another seed can only change what is drawn while training
     other_seed = _run(large.replace(seed=int(large.seed) + 1), backend, start)
     if _differ(whole, other_seed):
         reasons.append(_dropout_reason(small, dropout_layers(trainer)))
@@ -140,7 +144,7 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # dropout or statistics would make the runs below differ too; and a sum of squares needs one array of outputs
+    # either of these would make the next two runs differ too; a sum of squares needs one array of outputs
     if not reasons and trainer.program.info.output_shape is not None:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)

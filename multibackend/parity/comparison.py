@@ -88,20 +88,19 @@ def compare(
         trainer._results.gradient_norms = []
     seconds = _train_side_by_side(trainers, int(updates), progress)
     report = report_of(trainers, matching, start, seconds, int(updates), notes)
-    if not _is_wanted(trace, report) or not all(isinstance(trainer.program, Traceable) for trainer in trainers):
+    broken = not report.matches
+    if trace is None:
+        trace = broken
+    if not trace or not all(isinstance(trainer.program, Traceable) for trainer in trainers):
         return report
-    location = locate_between(trainers, start, matching, updates=int(updates), broken=not report.matches, build=build)
+    # both runs are made again, because nobody records every array of a run that may well match
+    location = locate_between(trainers, start, matching, updates=int(updates), broken=broken, build=build)
     rounding = rounding_curve(trainers[0], start, report.histories[0]["loss"].tolist())
     return _with_location(replace(report, rounding=rounding), location)
 
 
-def _is_wanted(trace: bool | None, report: CompareReport) -> bool:
-    """Whether to look stage by stage: as the caller says, else where the runs part."""
-    return not report.matches if trace is None else trace
-
-
 def _with_location(report: CompareReport, location: Location) -> CompareReport:
-    """Add what was located; what no bound was broken by is told as a note, but for differing statistics."""
+    """Add what was located; what breaks no bound is a note already, but for differing statistics."""
     report = replace(report, notes=(*report.notes, *location.notes))
     divergence = location.divergence
     if divergence is None:
@@ -143,7 +142,10 @@ def _filled(target: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def _check(
-    experiment: Experiment | Mapping[str, Experiment], backends: Sequence[str], updates: int, precision: str | None
+    experiment: Experiment | Mapping[str, Experiment],
+    backends: Sequence[str],
+    updates: int,
+    precision: str | None,
 ) -> tuple[tuple[Experiment, Experiment], tuple[str, str]]:
     """Return (the experiments, the backends); of one experiment twice the same object."""
     problems = Problems("compare")
@@ -171,7 +173,7 @@ def _check(
 
 
 def _check_alike(problems: Problems, first: Experiment, second: Experiment, precision: str | None) -> None:
-    """Report what two experiments must have in common; of one experiment twice it is the same anyway."""
+    """Add what two experiments should have in common and have not."""
     # a precision that was asked for replaces both
     if precision is None and first.precision != second.precision:
         problems.add(f"both experiments must have one precision, got {first.precision!r} and {second.precision!r}")
@@ -183,6 +185,7 @@ def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Pro
     """Train both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
     seconds = [0.0, 0.0]
     done = 0
+    # twenty reports are enough for a bar of progress, and leave each backend windows to dispatch at once
     stride = updates if progress is None else max(1, updates // 20)
     while done < updates:
         target = min(done + stride, updates)

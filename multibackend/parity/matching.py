@@ -169,7 +169,7 @@ def _plain(experiment: Experiment, precision: str) -> Experiment:
         memory_budget=None,
         rematerialize=False,
         drop_last=False,
-        on_nonfinite="skip",
+        on_nonfinite="skip",  # the values are drawn at random: a gradient that overflows must not end the run
         metrics=(),
         eval_data=None,
     )

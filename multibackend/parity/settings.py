@@ -13,6 +13,7 @@ from multibackend.protocol.registry import list_backends
 
 __all__ = ["settings_of"]
 
+# functions and objects of the user are written with it, and it is another one in each process
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 

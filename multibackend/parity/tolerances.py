@@ -34,7 +34,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=1e-10,
         parameters=1e-9,
         undetermined=1e-5,
-        noise=64 * float(np.finfo(np.float64).eps),
+        noise=64 * float(np.finfo(np.float64).eps),  # 64 spacings of the format at 1
         reason="float64 rounds at 1e-16, so what is left above these bounds after a hundred updates is a real "
         "difference; 1e-12 is usual",
     ),
@@ -51,7 +51,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=2e-2,
         parameters=float("inf"),
         undetermined=float("inf"),
-        noise=2.0**-6,
+        noise=2.0**-6,  # two spacings at 1: 64 of them would be half of the norm
         reason="bf16 rounds at 4e-3 and the frameworks round in other places (torch's autocast keeps normalisation and "
         "softmax in float32): losses stay within 2 %, single parameters part",
     ),
@@ -59,7 +59,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=2e-2,
         parameters=float("inf"),
         undetermined=float("inf"),
-        noise=2.0**-9,
+        noise=2.0**-9,  # two spacings at 1
         reason="fp16 rounds at 5e-4 and the frameworks round in other places (torch's autocast keeps normalisation and "
         "softmax in float32): losses stay within 2 %, single parameters part",
     ),

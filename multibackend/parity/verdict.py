@@ -40,6 +40,7 @@ def report_of(
     first, second = trainers
     experiment = first.experiment
     tolerance = tolerance_for(experiment.precision)
+    # counted from the runs' beginning, so this trains nothing and returns what they did
     results = [trainer.fit(updates=updates) for trainer in trainers]
     histories = (results[0].history, results[1].history)
     bridge = Bridge.of(matching, start)
@@ -111,6 +112,7 @@ def _determined_parameters(trainers: Sequence[Trainer], matching: Matching, nois
     other_shares = second.gradient_shares()
     reference = first.parameters()
     snapshot = second.snapshot()
+    # one array of the reference may be made of several, even of model state
     other = matching.to_reference({**snapshot.model_state, **snapshot.parameters})
     shares = {name: reference_shares[name] for name in reference if name in other}
     for link in matching.links:
@@ -120,11 +122,11 @@ def _determined_parameters(trainers: Sequence[Trainer], matching: Matching, nois
         share = other_shares.get(link.other, 0.0)
         part = link.reference_part
         if part is not None and share <= noise:
-            # make the part equal on both sides, which leaves it out
+            # equal on both sides, the part adds nothing to the difference of its array
             gap = np.zeros_like(reference[name])
             part.put(gap, part.take(reference[name]) - part.take(other[name]))
             other[name] = other[name] + gap
-        elif link.other_part is None:
+        elif link.other_part is None:  # of a part of the other's array the whole array's gradient says nothing
             shares[name] = max(shares[name], share)
     undetermined = tuple(name for name, share in shares.items() if share <= noise)
     return _Parameters({name: reference[name] for name in shares}, other, undetermined)
@@ -151,7 +153,8 @@ def _skip_divergence(results: Sequence[FitResult], updates: int) -> Divergence |
     first, second = (result.skipped for result in results)
     if first == second:
         return None
-    return Divergence("update", updates, "number of skipped windows", (float(len(first)), float(len(second))), 1.0)
+    values = (float(len(first)), float(len(second)))
+    return Divergence("update", updates, "number of skipped windows", values, 1.0)
 
 
 def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -> Divergence | None:
@@ -161,7 +164,8 @@ def _loss_divergence(histories: tuple[History, History], tolerance: Tolerance) -
     if differences.max(initial=0.0) <= tolerance.loss:
         return None
     index = int(np.argmax(differences > tolerance.loss))
-    return Divergence("loss", index + 1, "loss", (first[index].loss, second[index].loss), float(differences[index]))
+    values = (first[index].loss, second[index].loss)
+    return Divergence("loss", index + 1, "loss", values, float(differences[index]))
 
 
 def _parameter_divergence(parameters: _Parameters, tolerance: Tolerance, updates: int) -> Divergence | None:
@@ -169,7 +173,8 @@ def _parameter_divergence(parameters: _Parameters, tolerance: Tolerance, updates
     excess = {}
     for name, difference in parameters.differences.items():
         undetermined = name in parameters.undetermined
-        excess[name] = difference / (tolerance.undetermined if undetermined else tolerance.parameters)
+        bound = tolerance.undetermined if undetermined else tolerance.parameters
+        excess[name] = difference / bound  # 0 where the bound is infinite
     worst = max(excess, key=lambda name: excess[name])
     if excess[worst] <= 1:
         return None

@@ -32,6 +32,7 @@ def prepare(path: str | Path) -> str:
     target = Path(path)
     problem = ""
     try:
+        # made now, so that a run of hours does not end with a page that cannot be written
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             problem = "it is a directory; give the name of a file"

@@ -20,6 +20,7 @@ SECOND = "--second"
 MOST_MARKED = 40  # more points than that are drawn as a line only
 LONGEST_LABEL = 34  # characters of a layer's name beside the heat map
 LONGEST_NARROW_LABEL = 16  # the same on a phone, where it would leave the map no room
+# steps of equal decades; page.css has them for light and for dark, each even in lightness
 _HEAT = ("--heat-0", "--heat-1", "--heat-2", "--heat-3", "--heat-4", "--heat-5")
 _FAR = 100.0  # a loss that falls by more than this factor is drawn on a log scale
 
@@ -229,12 +230,14 @@ def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> F
         precision: of the runs; float64's scale begins at 1e-16, that of the others at 1e-8.
         parted: the row and the update where the runs first part.
     """
+    # one scale for all reports, so that two pages can be held side by side
     low = -16.0 if precision == "float64" else -8.0
     traces = [_heat_trace(heat, low)]
     if parted is not None and parted[0] in heat.rows:
         traces.append(_ring(heat, *parted))
     rows = len(heat.rows)
     layout = _layout("", heat.updates, None)
+    # 20 pixels a row: the names stay readable, and a model of three layers has a map too
     layout["height"] = max(220, 110 + 20 * rows)
     layout["xaxis"] |= {"showgrid": False, "range": [0.5, float(heat.updates[-1]) + 0.5]}
     layout["yaxis"] |= {
@@ -275,7 +278,7 @@ def _ring(heat: Heat, row: str, update: int) -> dict[str, Any]:
 
 def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
     """Draw the map itself; zero and what lies below 10^low have a decade of their own below all others."""
-    sizes = np.nan_to_num(heat.differences, nan=np.inf)
+    sizes = np.nan_to_num(heat.differences, nan=np.inf)  # NaN on one side is the worst difference
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log10(sizes), low - 1, 0.0)
     decades = [low + step * (-low / 4) for step in range(5)]
@@ -318,7 +321,7 @@ def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, A
     layout: dict[str, Any] = {
         "height": 340,
         "margin": {"l": 10, "r": 16, "t": 36, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "rgba(0,0,0,0)",  # the page's own colour shows, light or dark
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "--ink", "size": 14},
         "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--rule", "font": {"color": "--ink"}},

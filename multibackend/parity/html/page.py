@@ -19,7 +19,7 @@ from multibackend.parity.result import ComparisonResult
 
 __all__ = ["BY", "environment", "render"]
 
-BY = "a page of HTML"  # what needs plotly and Jinja2, for the error that says how to install them
+BY = "a page of HTML"  # that needs plotly and Jinja2, for the error that says how to install them
 FILTER_FROM = 8  # parameters, from where on a filter helps
 
 

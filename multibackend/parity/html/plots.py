@@ -14,7 +14,7 @@ from multibackend.parity.result import ComparisonResult
 
 __all__ = ["Plot", "difference_plot", "heat_plot", "loss_plot"]
 
-MOST_POINTS = 2000  # of a curve
+MOST_POINTS = 2000  # of a curve, about twice the pixels that it is wide
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def _differences_in_words(result: ComparisonResult) -> str:
 def heat_plot(result: ComparisonResult, heat: Heat) -> Plot:
     """Plot the differences of the gradient norms, by layer and update."""
     mark = _diverging_row(result.first_divergence, heat)
+    # in words too, for whoever cannot see the map
     worst = int(np.argmax(heat.differences.max(axis=1)))
     column = int(np.argmax(heat.differences[worst]))
     largest = (

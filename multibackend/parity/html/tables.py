@@ -17,7 +17,7 @@ from multibackend.parity.result import ComparisonResult
 
 __all__ = ["evaluation_rows", "heat_rows", "loss_rows", "parameter_rows", "unpaired"]
 
-MOST_UPDATES = 200  # rows of the table of losses
+MOST_UPDATES = 200  # rows of the table of losses: a browser draws 10,000 of them slowly, and nobody reads them
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 __all__ = ["code_pieces", "name_pieces", "number", "prose_pieces", "relative", "shape"]
 
+# at its hyphen a line would break: "1e-" at the end of one, "04" at the beginning of the next
 _SMALL_NUMBER = re.compile(r"(\b\d[\d.]*e[-+]\d+)")
 
 
