@@ -21,7 +21,8 @@ from multibackend.training.trainer import Trainer
 
 __all__ = ["AccumulationReport", "check_accumulation"]
 
-_TOLERANCE = 1e-10  # float64 gradients of one window, relative to the largest; sums in another order differ by 1e-15
+# float64 gradients of one window, relative to the largest: sums in another order differ by 1e-15
+_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class AccumulationReport:
     """What `check_accumulation` found.
 
     Attributes:
-        backend, micro_batch_size, steps: what was compared with one batch of micro_batch_size * steps examples.
-        differences: for each parameter, max|g_k - g_1| relative to the largest gradient of the model.
+        backend, micro_batch_size, steps: compared with one batch of micro_batch_size * steps.
+        differences: for each parameter, max|g_k - g_1| relative to the model's largest gradient.
         tolerance: what counts as equal.
         reasons: sentences that say why the two differ; empty where they match.
     """
@@ -144,7 +145,7 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # either of these would make the next two runs differ too; a sum of squares needs one array of outputs
+    # either of these would make the next runs differ too; a sum of squares needs one array of outputs
     if not reasons and trainer.program.info.output_shape is not None:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)

@@ -1,4 +1,4 @@
-"""The same experiment on two backends, from the same parameters and on the same data: do the runs match?"""
+"""Train one experiment on two backends, from the same parameters and on the same data."""
 
 from __future__ import annotations
 
@@ -41,26 +41,29 @@ def compare(
 ) -> CompareReport:
     """Train on both backends and hold the runs against each other.
 
-    Where both models have dropout layers, both draw portable masks, because native ones can never match; the layers
-    pair up by name, `Model(rename=...)` applied, and what is left by order of definition. The report says so.
+    Where both models have dropout layers, both draw portable masks, because native ones can never
+    match; the layers pair up by name, `Model(rename=...)` applied, and what is left by order of
+    definition. The report says so.
 
-    Where the runs part, both are made again to name the first stage, update, layer or parameter at which they do, in
-    float64 beside a lower precision, and every layer of the second model that is wrong by itself.
+    Where the runs part, both are made again to name the first stage, update, layer or parameter at
+    which they do, in float64 beside a lower precision, and every layer of the second model that is
+    wrong by itself.
 
     Args:
-        experiment: what to train; both runs see the same examples in the same order. Or one experiment for each
-            backend, {"torch": ..., "jax": ...}, where the sides are described apart: the first is the reference.
-        backends: two names; the first one's initial parameters are moved to the other through canonical names.
+        experiment: what to train; both runs see the same examples in the same order. Or one
+            experiment for each backend, {"torch": ..., "jax": ...}, where the sides are described
+            apart: the first is the reference.
+        backends: two names; the first one's initial parameters are moved to the other.
         updates: how many.
         precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
         executions, devices: by backend.
         progress: called with the new records of both runs as they come.
-        trace: look stage by stage even where the runs match (True), which also shows what no loss shows, such as
-            statistics that differ; never (False); where they part (None).
+        trace: look stage by stage even where the runs match (True), which also shows what no loss
+            shows, such as statistics that differ; never (False); where they part (None).
 
     Raises:
         ParameterMatchError: the parameters of the two models do not pair up.
-        ConfigurationError: an argument is wrong, or the dropout layers of the two models do not pair up.
+        ConfigurationError: an argument is wrong, or dropout layers of the two models do not pair up.
 
     >>> report = compare(experiment, updates=20, precision="float64")   # doctest: +SKIP
     >>> report.matches, report.max_relative_difference < 1e-9           # doctest: +SKIP
@@ -72,7 +75,7 @@ def compare(
     devices = devices or {}
     choices = {name: Execution(devices.get(name), executions.get(name, "auto")) for name in names}
     if experiments[0] is experiments[1]:
-        # a micro-batch size that is left open must be the same on both sides, or the runs could not match
+        # a micro-batch size that is left open must become the same on both sides
         resolved = resolve_together(experiments[0], natives, choices)
         experiments = (resolved, resolved)
 
@@ -100,7 +103,7 @@ def compare(
 
 
 def _with_location(report: CompareReport, location: Location) -> CompareReport:
-    """Add what was located; what breaks no bound is a note already, but for differing statistics."""
+    """Add what was located to a report, and its causes."""
     report = replace(report, notes=(*report.notes, *location.notes))
     divergence = location.divergence
     if divergence is None:
@@ -122,7 +125,7 @@ def _idioms_of(backend: Backend) -> Mapping[str, str]:
 
 
 def start_alike(reference: Trainer, other: Trainer) -> Matching:
-    """Give `other` the parameters and model state of `reference`; returns how those of the two models pair up."""
+    """Give `other` the parameters and model state of `reference`; returns how the two pair up."""
     matching = match_models(reference, other)
     source = reference.snapshot()
     target = other.snapshot()
@@ -182,10 +185,10 @@ def _check_alike(problems: Problems, first: Experiment, second: Experiment, prec
 
 
 def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Progress | None) -> tuple[float, float]:
-    """Train both to `updates`, a few at a time where somebody watches; returns the seconds of each."""
+    """Train both to `updates`, a few at a time where somebody watches; returns both times in seconds."""
     seconds = [0.0, 0.0]
     done = 0
-    # twenty reports are enough for a bar of progress, and leave each backend windows to dispatch at once
+    # twenty reports are enough for a bar of progress, and leave windows to dispatch together
     stride = updates if progress is None else max(1, updates // 20)
     while done < updates:
         target = min(done + stride, updates)

@@ -12,17 +12,17 @@ __all__ = ["dropout_layers", "with_same_dropout"]
 
 
 def dropout_layers(trainer: Trainer) -> tuple[str, ...]:
-    """Return the names of the dropout layers whose rate is not 0; none where the backend does not tell."""
+    """Return the names of the dropout layers whose rate is not 0."""
     return trainer.program.info.dropout_layers
 
 
 def with_same_dropout(
     trainers: Sequence[Trainer], build: Callable[[Experiment, str], Trainer]
 ) -> tuple[list[Trainer], tuple[str, ...]]:
-    """Give two trainers dropout layers that draw the same masks; returns them and sentences that say what was done.
+    """Let the dropout layers of two trainers draw the same masks; returns both, and what was done.
 
-    The same trainers where at most one of the models has dropout. Otherwise both experiments are given
-    `dropout="portable"`, and the second's layers the names of their partners.
+    The same trainers where at most one of the models has dropout. Otherwise both experiments are
+    given `dropout="portable"`, and the second's layers the names of their partners.
     """
     first, second = trainers
     layers = dropout_layers(first)
@@ -43,7 +43,7 @@ def with_same_dropout(
 
 
 def _names_to_change(reference: Sequence[str], other: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """Pair dropout layers; returns {name in the other: its partner} where `rename` does not say so already.
+    """Pair dropout layers: {name in the other: its partner}, where `rename` does not say so already.
 
     The name of a layer enters its masks, so that partners must go by one name.
     """

@@ -30,7 +30,8 @@ class Cause:
 
     Attributes:
         name: what the mistake is, for example "LayerNorm epsilon".
-        explanation: a sentence with both values: "LayerNorm adds 1e-05 to the variance in torch, 1e-06 in jax".
+        explanation: a sentence with both values: "LayerNorm adds 1e-05 to the variance in torch,
+            1e-06 in jax".
         repair: the line to change, for example "nnx.LayerNorm(..., epsilon=1e-05)".
         before: the relative difference as it is.
         after: the relative difference with the mistake undone; None where it could not be tried.
@@ -56,15 +57,16 @@ class Divergence:
     Attributes:
         stage: one of `STAGES`.
         update: the number of the update.
-        what: the reference's name of a layer, a parameter or a statistic; "" for the whole model; or "loss",
-            "loss/NAME", "grad_norm", "clip factor", "number of skipped windows", a field of the data.
+        what: the reference's name of a layer, a parameter or a statistic; "" for the whole model;
+            or "loss", "loss/NAME", "grad_norm", "clip factor", "number of skipped windows", a field
+            of the data.
         values: on the first and on the second backend, where they differ most.
         difference: the relative difference of the two.
-        rounding: the relative difference that rounding alone makes there; None where it was not measured.
+        rounding: the relative difference of rounding alone there; None where it was not measured.
         partner: the name in the second model, where it is another.
         causes: what explains it, the surest first.
-        place: of activations, where in the model: "between blocks.0.fc1 and blocks.0.fc2, inside blocks.0"; empty
-            where the layer itself is wrong.
+        place: of activations, where in the model: "between blocks.0.fc1 and blocks.0.fc2, inside
+            blocks.0"; empty where the layer itself is wrong.
         remark: what else is known, a sentence.
     """
 
@@ -107,22 +109,24 @@ class LayerFinding:
     """A place in the second model that is wrong by itself: it was given the reference's arrays and made others of them.
 
     Attributes:
-        kind: "layer" for wrong outputs from right inputs; "wiring" where something else arrives although all layers
-            before were right, or leaves a container; "loss" for a term of the loss on right outputs.
-        name: of the layer, the reference's; for "wiring" where the wrong array arrives, or the container that it
-            leaves; for "loss" the term.
+        kind: "layer" for wrong outputs from right inputs; "wiring" where something else arrives
+            although all layers before were right, or leaves a container; "loss" for a term of the
+            loss on right outputs.
+        name: of the layer, the reference's; for "wiring" where the wrong array arrives, or the
+            container that it leaves; for "loss" the term.
         partner: its name in the second model.
-        container: the innermost paired module inside which the place lies, by the reference's name; "" is the model.
+        container: the innermost paired module around the place, the reference's name; "" is the model.
         place: in words, "between blocks.0.fc1 and blocks.0.fc2, inside blocks.0".
         difference: the relative difference of the two arrays.
         rounding: what rounding alone makes there.
         values: on both sides, where they differ most.
         expected, found: the reference's array and the other's in the reference's layout.
-        calls: the layer on both sides; what arrived at the other and left it when fed with the reference's arrays.
+        calls: the layer on both sides; what arrived at the other and left it when fed with the
+            reference's arrays.
         before: the paired calls inside the container that had returned, in order, on both sides.
         update, micro_batch: which were traced.
-        follows: the name of an earlier finding whose wrong array may be all that is wrong here, because it may reach
-            this place by another way than through layers.
+        follows: the name of an earlier finding whose wrong array may be all that is wrong here,
+            because it may reach this place by another way than through layers.
         causes: what explains it, the surest first.
     """
 

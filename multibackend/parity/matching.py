@@ -1,4 +1,4 @@
-"""Match the parameters of two trainers' models by names and shapes, and by running both where these leave it open."""
+"""Match the parameters of two trainers' models by names and shapes, else by running both."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ from multibackend.training.trainer import Trainer
 
 __all__ = ["Probe", "match_models"]
 
-_RATE = 2.0**20  # of the update that shows the gradient: an exact power of two, so large that no digit is lost
+# of the update that shows the gradient: an exact power of two, so large that no digit is lost
+_RATE = 2.0**20
 _CHECK = 99  # the seed of the values at which the result is checked
 
 
 def match_models(reference: Trainer, other: Trainer) -> Matching:
     """Find which array of one model is which of the other, and the changes of layout between them.
 
-    `Model(matching=...)` is reused after a check; else names, shapes, kinds and order decide, `rename` and `transform`
-    first, and what they leave open is settled by running both models on one micro-batch in float64.
+    `Model(matching=...)` is reused after a check; else names, shapes, kinds and order decide,
+    `rename` and `transform` first, and what they leave open is settled by running both models on
+    one micro-batch in float64.
 
     Raises:
         ParameterMatchError: an array has no partner; the nearest candidates are named.
@@ -51,7 +53,7 @@ def match_models(reference: Trainer, other: Trainer) -> Matching:
 
 
 def _checked(matching: Matching, reference: Side, other: Side) -> Matching:
-    """Check a matching that was given; turn it round where it was found with the backends the other way round."""
+    """Check a matching that was given; turn it round where its backends are the other way round."""
     try:
         matching.check(reference.shapes, other.shapes)
     except ParameterMatchError as error:
@@ -99,7 +101,7 @@ def _with_agreement(link: Link, difference: float | None) -> Link:
 
 
 class Probe:
-    """Runs both models on one micro-batch, in float64 where they can: from values of the reference to gradients."""
+    """A run of both models on one micro-batch, in float64 if possible: from values to gradients."""
 
     def __init__(self, reference: Trainer, other: Trainer) -> None:
         trainers = (reference, other)
@@ -127,7 +129,7 @@ class Probe:
         return self._answer(0, values), self._answer(1, matching.to_other(values))
 
     def _answer(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
-        """Return the gradient of each parameter, and by how much each array of model state moved."""
+        """Return each parameter's gradient, and by how much each array of model state moved."""
         program = self._programs[index]
         initial = self._initial[index]
         start = Snapshot(
@@ -156,7 +158,7 @@ def _filled(target: Arrays, values: Arrays) -> dict[str, np.ndarray]:
 
 
 def _plain(experiment: Experiment, precision: str) -> Experiment:
-    """Reduce an experiment to one micro-batch and plain gradient descent, which shows the gradient."""
+    """Reduce an experiment to one micro-batch and plain descent, which shows the gradient."""
     return experiment.replace(
         optimizer=SGD(learning_rate=1.0),
         precision=precision,
@@ -169,7 +171,7 @@ def _plain(experiment: Experiment, precision: str) -> Experiment:
         memory_budget=None,
         rematerialize=False,
         drop_last=False,
-        on_nonfinite="skip",  # the values are drawn at random: a gradient that overflows must not end the run
+        on_nonfinite="skip",  # at values drawn at random a gradient may overflow
         metrics=(),
         eval_data=None,
     )

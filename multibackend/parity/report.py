@@ -20,30 +20,35 @@ class CompareReport(ComparisonResult):
         histories: a record per update, for each backend.
         loss_differences: relative, for each update.
         parameter_differences: relative, for each parameter of the reference, at the end.
-        undetermined: the parameters whose gradient is nothing but rounding on both backends, such as the bias of a
-            convolution before a BatchNorm. Its true gradient is 0; Adam divides the rounding by its own size.
+        undetermined: the parameters whose gradient is nothing but rounding on both backends, such
+            as the bias of a convolution before a BatchNorm. Its true gradient is 0; Adam divides
+            the rounding by its own size.
         tolerance: what counts as a match, and why.
         first_divergence: the first place beyond the tolerance; None where the runs match.
-        evaluations: loss and metrics on the evaluation data at the end, for each backend; empty without such data.
+        evaluations: loss and metrics on the evaluation data at the end, for each backend; empty
+            without such data.
         seconds: of training, for each backend, compilation included.
         execution_modes: how each backend executed its windows.
-        notes: sentences about what `compare` did so that the runs can match, or why a match is not promised.
-        layers: every place in the second model that is wrong by itself, where the runs part in a forward pass.
+        notes: sentences about what `compare` did so that the runs can match, or why a match is not
+            promised.
+        layers: every place in the second model that is wrong by itself, where the runs part in a
+            forward pass.
         evidence: what was recorded at the first divergence.
-        rounding: float64 [updates], the relative difference of each loss that rounding alone makes, measured on the
-            reference; None where nothing had to be located.
-        gradient_differences: float64 [updates, parameters], relative, of the norm of each parameter's gradient, in the
-            order of `parameter_differences`.
-        matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)` keeps it for
-            `Model(matching=FILE)`.
+        rounding: float64 [updates], the relative difference of each loss that rounding alone makes,
+            measured on the reference; None where nothing had to be located.
+        gradient_differences: float64 [updates, parameters], relative, of the norm of each
+            parameter's gradient, in the order of `parameter_differences`.
+        matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)`
+            keeps it for `Model(matching=FILE)`.
         settings: what was run, in words: optimizer, loss, sizes, seed and so on.
     """
 
     def write_html(self, path: str | Path, *, command: str | None = None) -> Path:
         """Write this report as one page of HTML that needs no network: `pip install 'multibackend[html]'`.
 
-        At its top stands in words whether the runs match, where they first part and why; then what was run, both loss
-        curves, the difference of each update, layers by updates, and every parameter with its change of layout.
+        At its top stands in words whether the runs match, where they first part and why; then what
+        was run, both loss curves, the difference of each update, layers by updates, and every
+        parameter with its change of layout.
 
         Args:
             path: of the file; its directory is made if need be.

@@ -17,8 +17,8 @@ from multibackend.parity.tolerances import Tolerance
 __all__ = ["ComparisonResult"]
 
 
-# Below `CompareReport`, so that the page can read these fields and the report can write a page: neither imports a file
-# that imports it.
+# Below `CompareReport`, so that the page can read these fields and the report can write a page:
+# neither imports a file that imports it.
 @dataclass(frozen=True)
 class ComparisonResult:
     """The fields of a `CompareReport`, which documents them."""

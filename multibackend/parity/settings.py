@@ -59,7 +59,7 @@ def _versions(backends: Sequence[str]) -> str:
 
 
 def _words(value: Any) -> str:
-    """Write a specification as one would by hand: what is not the default, functions without their addresses."""
+    """Write a specification as one would by hand: defaults left out, functions without addresses."""
     if is_dataclass(value) and not isinstance(value, type):
         arguments = []
         for field in fields(value):

@@ -16,9 +16,10 @@ class Tolerance:
 
     Attributes:
         loss: largest relative difference of the losses of an update.
-        parameters: largest relative difference of a parameter, as `relative_differences` measures it.
+        parameters: largest relative difference of a parameter, by `relative_differences`.
         undetermined: the same for a parameter whose gradient is nothing but rounding.
-        noise: a parameter counts as such where its gradient's norm was never more than this share of the global norm.
+        noise: a parameter counts as such where its gradient's norm was never more than this share
+            of the global norm.
         reason: why these numbers.
     """
 

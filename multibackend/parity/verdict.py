@@ -1,4 +1,4 @@
-"""The report of two runs that have ended: how far their losses, parameters, statistics and gradients are apart."""
+"""The report of two runs that have ended: how far they are apart."""
 
 from __future__ import annotations
 
@@ -104,8 +104,9 @@ class _Parameters:
 def _determined_parameters(trainers: Sequence[Trainer], matching: Matching, noise: float) -> _Parameters:
     """Gather what can be compared.
 
-    Where a part of an array of the reference is an array of its own in the other model whose gradient is nothing but
-    rounding (the bias of an attention's keys), that part is left out of the comparison.
+    Where a part of an array of the reference is an array of its own in the other model whose
+    gradient is nothing but rounding (the bias of an attention's keys), that part is left out of the
+    comparison.
     """
     first, second = trainers
     reference_shares = first.gradient_shares()
@@ -126,14 +127,14 @@ def _determined_parameters(trainers: Sequence[Trainer], matching: Matching, nois
             gap = np.zeros_like(reference[name])
             part.put(gap, part.take(reference[name]) - part.take(other[name]))
             other[name] = other[name] + gap
-        elif link.other_part is None:  # of a part of the other's array the whole array's gradient says nothing
+        elif link.other_part is None:  # the gradient of a whole array says nothing of its part
             shares[name] = max(shares[name], share)
     undetermined = tuple(name for name, share in shares.items() if share <= noise)
     return _Parameters({name: reference[name] for name in shares}, other, undetermined)
 
 
 def _gradient_differences(trainers: Sequence[Trainer], bridge: Bridge, names: Sequence[str]) -> np.ndarray:
-    """float64 [updates, parameters]: relative, each norm against at least a thousandth of its update's largest."""
+    """Compare the norms of the gradients, relative to themselves: float64 [updates, parameters]."""
     own, other = (np.array(trainer._results.gradient_norms or []) for trainer in trainers)
     updates = min(len(own), len(other))
     if not updates:
@@ -142,7 +143,7 @@ def _gradient_differences(trainers: Sequence[Trainer], bridge: Bridge, names: Se
     reference_norms = own[:updates, [first.index(name) for name in names]]
     other_norms = np.array([bridge.norms(second, row, names) for row in other[:updates]])
     larger = np.maximum(reference_norms, other_norms)
-    # the norm of a gradient that is all but zero holds nothing but rounding, which would differ by 100 %
+    # at least a thousandth of the update's largest: rounding alone would differ by 100 %
     scale = np.maximum(larger, 1e-3 * larger.max(axis=1, keepdims=True))
     differences = np.abs(reference_norms - other_norms) / np.maximum(scale, np.finfo(np.float64).tiny)
     return np.nan_to_num(differences, nan=np.inf)
@@ -183,14 +184,14 @@ def _parameter_divergence(parameters: _Parameters, tolerance: Tolerance, updates
 
 
 def _state_bound(parameters: _Parameters, tolerance: Tolerance) -> float:
-    """Return the bound for statistics: a bias before a BatchNorm, which is undetermined, moves its running mean."""
+    """Return the bound for statistics: an undetermined bias before a BatchNorm moves its running mean."""
     return tolerance.undetermined if parameters.undetermined else tolerance.parameters
 
 
 def _state_divergence(
     start: Snapshot, ends: tuple[Snapshot, Snapshot], bound: float, updates: int
 ) -> Divergence | None:
-    """Find statistics that differ, but for the biased variance: a layer keeps the definition of its framework."""
+    """Find statistics that differ, biased variances aside: a layer keeps its framework's definition."""
     other = ends[1].model_state
     # statistics alone, no counters, which are integers
     floats = {name: array for name, array in ends[0].model_state.items() if array.dtype.kind == "f"}

@@ -1,7 +1,7 @@
 """A comparison as one page of HTML that needs nothing else: `pip install 'multibackend[html]'`.
 
-The page holds plotly's JavaScript (4.8 MB, by far the most of it) and fetches nothing. Its words and tables are there
-without JavaScript too.
+The page holds plotly's JavaScript (4.8 MB, by far the most of it) and fetches nothing. Its words
+and tables are there without JavaScript too.
 
 >>> mb.compare(experiment, updates=20).write_html("parity.html")   # doctest: +SKIP
 """
@@ -19,7 +19,7 @@ __all__ = ["prepare", "write_html"]
 
 
 def prepare(path: str | Path) -> str:
-    """Check what a page needs before there is one, so that a mistake is known before the runs and not after them.
+    """Check what a page needs, so that a mistake is known before the runs and not after them.
 
     Returns: plotly's JavaScript.
 

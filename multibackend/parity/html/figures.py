@@ -1,4 +1,4 @@
-"""The plots as plotly's own dictionaries. A string "--name" stands for the page's colour of that name (page.css)."""
+"""The plots as plotly's own dictionaries. A string "--name" is a colour of page.css."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _HEAT = ("--heat-0", "--heat-1", "--heat-2", "--heat-3", "--heat-4", "--heat-5")
 _FAR = 100.0  # a loss that falls by more than this factor is drawn on a log scale
 
 
-def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], parted: int | None) -> Figure:
-    """Draw both loss curves: the reference wide and solid, the other narrow, dashed and on top, so that both show."""
+def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], divergence: int | None) -> Figure:
+    """Draw both loss curves: the reference wide, the other narrow, dashed and on top, so that both show."""
     wide = {
         "line": {"color": FIRST, "width": 6},
         "marker": {"color": FIRST, "size": 9, "symbol": "circle"},
@@ -47,7 +47,7 @@ def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], parted: i
             "hovertemplate": f"update %{{x}}<br>{name} %{{y:.9g}}<extra></extra>",
         }
         traces.append(trace | style)
-    layout = _layout("loss", updates, parted)
+    layout = _layout("loss", updates, divergence)
     if _falls_far(np.concatenate(list(losses.values()))):
         layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     return {"data": traces, "layout": layout}
@@ -121,16 +121,16 @@ def difference_figure(
     updates: np.ndarray,
     differences: np.ndarray,
     tolerance: float,
-    parted: int | None,
+    divergence: int | None,
     rounding: np.ndarray | None = None,
 ) -> Figure:
-    """Draw the relative difference of the losses on a log axis; zeros are hollow, in a place of their own at the foot.
+    """Draw the relative difference of the losses on a log axis; zeros are hollow, at its foot.
 
     Args:
         updates: [points] their numbers.
         differences: [points].
         tolerance: up to which two runs match; the band below it is shaded.
-        parted: the update at which the runs part.
+        divergence: the update at which the runs part.
         rounding: [points] what rounding alone makes, where it was measured.
     """
     bounds = [tolerance]
@@ -140,7 +140,7 @@ def difference_figure(
     traces = _difference_traces(updates, differences, axis)
     if rounding is not None:
         traces += _rounding_traces(updates, rounding, axis)
-    layout = _layout("relative difference", updates, parted)
+    layout = _layout("relative difference", updates, divergence)
     layout["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
     if math.isfinite(tolerance) and tolerance > 0:
         _shade(layout, axis.range[0], tolerance)
@@ -222,19 +222,19 @@ def _tolerance_trace(layout: dict[str, Any], tolerance: float) -> dict[str, Any]
     }
 
 
-def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> Figure:
-    """Draw a map of layers by updates; the colour is log10 of the difference, on the same scale for every report.
+def heat_figure(heat: Heat, precision: str, divergence: tuple[str, int] | None) -> Figure:
+    """Draw a map of layers by updates; the colour is log10 of the difference.
 
     Args:
         heat: what to show.
         precision: of the runs; float64's scale begins at 1e-16, that of the others at 1e-8.
-        parted: the row and the update where the runs first part.
+        divergence: the row and the update where the runs first part.
     """
     # one scale for all reports, so that two pages can be held side by side
     low = -16.0 if precision == "float64" else -8.0
     traces = [_heat_trace(heat, low)]
-    if parted is not None and parted[0] in heat.rows:
-        traces.append(_ring(heat, *parted))
+    if divergence is not None and divergence[0] in heat.rows:
+        traces.append(_ring(heat, *divergence))
     rows = len(heat.rows)
     layout = _layout("", heat.updates, None)
     # 20 pixels a row: the names stay readable, and a model of three layers has a map too
@@ -246,7 +246,7 @@ def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> F
         "ticktext": [_tail(row, LONGEST_LABEL) for row in heat.rows],
         "showgrid": False,
     }
-    # what page.js changes on a phone: shorter names, and the colour bar above the map instead of beside it
+    # what page.js changes on a phone: shorter names, and the colour bar above the map
     narrow = {
         "layout.yaxis.ticktext": [_tail(row, LONGEST_NARROW_LABEL) for row in heat.rows],
         "layout.height": layout["height"] + 60,
@@ -277,7 +277,7 @@ def _ring(heat: Heat, row: str, update: int) -> dict[str, Any]:
 
 
 def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
-    """Draw the map itself; zero and what lies below 10^low have a decade of their own below all others."""
+    """Draw the map itself; what lies below 10^low, zero too, is shown one decade below it."""
     sizes = np.nan_to_num(heat.differences, nan=np.inf)  # NaN on one side is the worst difference
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log10(sizes), low - 1, 0.0)
@@ -311,11 +311,11 @@ def _mode(updates: np.ndarray) -> str:
     return "lines+markers" if len(updates) <= MOST_MARKED else "lines"
 
 
-def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, Any]:
-    """Lay out what all plots share; `parted` draws a line at the update where the runs part."""
+def _layout(values: str, updates: np.ndarray, divergence: int | None) -> dict[str, Any]:
+    """Lay out what all plots share."""
     ends = [0.0, 1.0]
     if len(updates):
-        room = 0.5 + 0.01 * len(updates)  # plotly's own range would cut the points at both ends in half
+        room = 0.5 + 0.01 * len(updates)  # plotly's own range would cut the points at the ends
         ends = [float(updates[0]) - room, float(updates[-1]) + room]
     axis = {"gridcolor": "--rule", "linecolor": "--rule", "zeroline": False, "automargin": True, "fixedrange": False}
     layout: dict[str, Any] = {
@@ -331,17 +331,19 @@ def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, A
         "shapes": [],
         "annotations": [],
     }
-    if parted is not None:
-        line = {"color": "--bad", "width": 1.5, "dash": "dot"}
-        full_height = {"type": "line", "x0": parted, "x1": parted, "yref": "paper", "y0": 0, "y1": 1, "line": line}
-        layout["shapes"].append(full_height)
-        layout["annotations"].append(
-            {
-                "x": parted, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top", "xshift": 4,
-                "text": f"parts at {parted}", "showarrow": False, "font": {"color": "--bad"}, "bgcolor": "--paper",
-            }
-        )  # fmt: skip
+    if divergence is not None:
+        _mark_update(layout, divergence)
     return layout
+
+
+def _mark_update(layout: dict[str, Any], update: int) -> None:
+    """Draw a line at the update where the runs part, and say so at its top."""
+    line = {"type": "line", "line": {"color": "--bad", "width": 1.5, "dash": "dot"}}
+    line |= {"x0": update, "x1": update, "yref": "paper", "y0": 0, "y1": 1}
+    layout["shapes"].append(line)
+    label = {"text": f"parts at {update}", "font": {"color": "--bad"}, "bgcolor": "--paper"}
+    label |= {"x": update, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top"}
+    layout["annotations"].append({**label, "xshift": 4, "showarrow": False})
 
 
 def _power(exponent: float) -> str:
@@ -355,7 +357,7 @@ def _finite(values: np.ndarray) -> list[float | None]:
 
 
 def _without_markup(text: str) -> str:
-    """Return a name for a hover text without markup: plotly reads a few tags there, and templates as "%{x}"."""
+    """Escape a name for a hover text, in which plotly reads a few tags, and "%{x}" too."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
 
 

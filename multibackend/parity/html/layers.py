@@ -20,9 +20,9 @@ class Heat:
     """What a heat map shows.
 
     Attributes:
-        rows: names of layers, or of blocks of layers where there would be too many rows, in the model's order.
+        rows: names of layers, or of blocks where layers are too many, in the model's order.
         updates: [columns] numbers of updates; a column stands for those up to the next one.
-        differences: [rows, columns] the largest relative difference of any parameter of the row in the column.
+        differences: [rows, columns] the largest relative difference of a parameter of the row.
         worst: for each row, the name of the parameter with the largest difference.
         layers: how many layers there are.
     """
@@ -44,7 +44,7 @@ def layer_of(parameter: str) -> str:
 
 
 def by_layer(parameters: Sequence[str], differences: np.ndarray, *, most_rows: int = MOST_ROWS) -> Heat:
-    """Gather [updates, parameters] by layer. More than `most_rows` layers are gathered by their first parts.
+    """Gather [updates, parameters] by layer, or by the first parts of names if layers are too many.
 
     >>> by_layer(["a.weight", "a.bias", "b.weight"], np.array([[0.0, 1e-3, 0.0]])).differences
     array([[0.001],
@@ -82,7 +82,7 @@ def _bin_starts(length: int, most: int) -> np.ndarray:
 
 
 def thinned(differences: np.ndarray, most: int, *, keep: Sequence[int] = ()) -> np.ndarray:
-    """Choose about `most` updates by index: the worst of each bin, so that no peak is lost, the ends, and `keep`.
+    """Choose about `most` updates by index: the worst of each bin, the ends, and `keep`. No peak is lost.
 
     >>> thinned(np.array([0.0, 1.0, 0.0, 2.0, 0.0, 0.0]), 3).tolist()
     [0, 1, 3, 4, 5]

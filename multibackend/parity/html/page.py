@@ -1,4 +1,4 @@
-"""The page: `page.html.jinja` filled with what was found, in the order in which a reader asks for it."""
+"""The page: `page.html.jinja` filled with a result, in the order in which a reader asks for it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def render(result: ComparisonResult, plotly: str, command: str | None = None) ->
     Args:
         result: what to show.
         plotly: plotly's JavaScript.
-        command: the command line that made the result; without it the page shows the call in Python.
+        command: the command line that made the result; else the page shows the call in Python.
     """
     heat = _heat(result)
     plots = _plots(result, heat)
@@ -59,7 +59,7 @@ def render(result: ComparisonResult, plotly: str, command: str | None = None) ->
 
 @cache
 def environment() -> Any:
-    """Return Jinja2's environment for the page: every text is escaped, and a name that is missing is an error.
+    """Return the page's environment of Jinja2: it escapes every text, and a missing name is an error.
 
     `import_extra` and not an import, because only a page needs Jinja2.
     """

@@ -1,4 +1,4 @@
-"""The plots of the page, each with its caption and with the words that stand for it where it cannot be seen."""
+"""The plots of the page, each with its caption and with words for whoever cannot see it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def loss_plot(result: ComparisonResult) -> Plot:
 
 
 def difference_plot(result: ComparisonResult) -> Plot:
-    """Plot the relative difference of the losses, its tolerance, and rounding where it was measured."""
+    """Plot the relative difference of the losses, its tolerance, and rounding where it is known."""
     shown = _shown_updates(result)
     rounding = None
     caption = f"{_differences_in_words(result)} The shaded band is the tolerance."
@@ -112,7 +112,7 @@ def _diverging_update(result: ComparisonResult) -> int | None:
 
 
 def _diverging_row(divergence: Divergence | None, heat: Heat) -> tuple[str, int] | None:
-    """Find the row of the heat map that holds the layer or the parameter of the first divergence, and its update."""
+    """Find the row of the heat map that holds the first divergence: (the row, the update)."""
     if divergence is None:
         return None
     # a row may be a layer, or a block whose name begins the layer's

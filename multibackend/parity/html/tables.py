@@ -17,12 +17,12 @@ from multibackend.parity.result import ComparisonResult
 
 __all__ = ["evaluation_rows", "heat_rows", "loss_rows", "parameter_rows", "unpaired"]
 
-MOST_UPDATES = 200  # rows of the table of losses: a browser draws 10,000 of them slowly, and nobody reads them
+MOST_UPDATES = 200  # rows of the table of losses, so that the page stays small
 
 
 @dataclass(frozen=True)
 class LayoutChange:
-    """One array of the other model: how its layout changes, how it was found, its shape on both sides."""
+    """One array of the other model: the change of its layout, its evidence, the shapes of both."""
 
     change: str
     evidence: str
@@ -50,7 +50,7 @@ class ParameterRow:
 
 
 def loss_rows(result: ComparisonResult) -> list[tuple[UpdateRecord, UpdateRecord, float]]:
-    """Give both records of each update and the difference of their losses; of very many, the worst of each stretch."""
+    """Give both records of an update and the difference of the losses; of many, the worst of each stretch."""
     divergence = result.first_divergence
     keep = () if divergence is None else (divergence.update - 1,)
     first, second = result.histories
@@ -59,7 +59,7 @@ def loss_rows(result: ComparisonResult) -> list[tuple[UpdateRecord, UpdateRecord
 
 
 def heat_rows(heat: Heat) -> list[tuple[str, float, int, str]]:
-    """Give each layer's largest difference, the worst first: (layer, difference, update, the parameter that has it)."""
+    """Give each layer's largest difference, worst first: (layer, difference, update, parameter)."""
     rows = []
     for layer, differences, parameter in zip(heat.rows, heat.differences, heat.worst, strict=True):
         column = int(np.argmax(differences))
@@ -68,7 +68,7 @@ def heat_rows(heat: Heat) -> list[tuple[str, float, int, str]]:
 
 
 def parameter_rows(result: ComparisonResult) -> list[ParameterRow]:
-    """Give a row for each parameter of the reference, the worst first and the undetermined ones last."""
+    """Give a row for each parameter of the reference, worst first, the undetermined ones last."""
     links: dict[str, list[Link]] = {}
     for link in result.matching.links:
         links.setdefault(link.reference, []).append(link)
@@ -108,7 +108,7 @@ def unpaired(result: ComparisonResult) -> list[tuple[str, str, str]]:
 
 
 def evaluation_rows(result: ComparisonResult) -> list[tuple[str, str, str, float]]:
-    """Give the loss and each metric on the evaluation data: (its name, both values, their difference)."""
+    """Give the loss and each metric on the evaluation data: (name, both values, difference)."""
     first, second = result.evaluations
     rows = []
     for metric, value in first.items():

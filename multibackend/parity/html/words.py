@@ -1,4 +1,4 @@
-"""Numbers and names as they are written on the page. No function here makes markup: the templates do."""
+"""Numbers and names as they are written on the page; markup is made by the templates alone."""
 
 from __future__ import annotations
 

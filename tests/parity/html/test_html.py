@@ -371,7 +371,7 @@ def test_zero_and_infinity_have_places_on_a_log_axis() -> None:
 def test_differences_are_drawn_where_they_are() -> None:
     """The line leaves out zeros, which are hollow points; the band ends at the tolerance."""
     gaps = np.array([0.0, 1e-8, 0.0, np.inf])
-    figure = difference_figure(np.arange(1, 5), gaps, 1e-6, parted=4)
+    figure = difference_figure(np.arange(1, 5), gaps, 1e-6, divergence=4)
     line, hollow, edge = figure["data"]
     assert line["y"][:3] == [None, -8.0, None]
     assert hollow["y"][1] is None
