@@ -148,9 +148,8 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
 
     start, state_start = map(_summaries, by_recorded_name(trainer.snapshot()))
     single = _single_links(matching, trained)
-    trainer._results.gradient_norms = []  # from here on it keeps them
     result = trainer.fit(updates=updates)
-    norms = dict(zip(trainer.program.info.parameter_names, np.array(trainer._results.gradient_norms).T, strict=True))
+    norms = dict(zip(trainer.program.info.parameter_names, trainer.gradient_norms().T, strict=True))
     places = _gradient_updates(int(updates))
     end, state_end = map(_summaries, by_recorded_name(trainer.snapshot()))
     shares = trainer.gradient_shares()

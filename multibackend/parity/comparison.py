@@ -81,14 +81,12 @@ def compare(
 
     def build(experiment: Experiment, backend: str) -> Trainer:
         chosen = choices[backend]
-        return Trainer(experiment, backend, device=chosen.device, execution=chosen.mode)
+        return Trainer(experiment, backend, device=chosen.device, execution=chosen.mode, record_gradient_norms=True)
 
     trainers = [build(*side) for side in zip(experiments, names, strict=True)]
     trainers, notes = with_same_dropout(trainers, build)
     matching = start_alike(*trainers)
     start = trainers[0].snapshot()
-    for trainer in trainers:
-        trainer._results.gradient_norms = []
     seconds = _train_side_by_side(trainers, int(updates), progress)
     report = report_of(trainers, matching, start, seconds, int(updates), notes)
     broken = not report.matches

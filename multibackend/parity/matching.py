@@ -16,7 +16,7 @@ from multibackend.matching.sides import Proposal
 from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
 from multibackend.optimizers import SGD
-from multibackend.protocol import Execution, Rates, Snapshot
+from multibackend.protocol import Execution, Position, Rates, Snapshot
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
@@ -122,7 +122,8 @@ class Probe:
             backend = load_backend(trainer.backend)
             program = backend.compile(experiment, example=example, execution=Execution(trainer.device))
             self._programs.append(program)
-        self._stack = feed.next(0, 1, self._programs[0].info.output_shape, left=1, epochs=None)
+        shape = self._programs[0].info.output_shape
+        self._stack = feed.next(Position(), 0, 1, shape, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
     def __call__(self, values: Arrays, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

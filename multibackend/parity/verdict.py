@@ -135,12 +135,12 @@ def _determined_parameters(trainers: Sequence[Trainer], matching: Matching, nois
 
 def _gradient_differences(trainers: Sequence[Trainer], bridge: Bridge, names: Sequence[str]) -> np.ndarray:
     """Compare the norms of the gradients, relative to themselves: float64 [updates, parameters]."""
-    own, other = (np.array(trainer._results.gradient_norms or []) for trainer in trainers)
-    updates = min(len(own), len(other))
+    reference, other = (trainer.gradient_norms() for trainer in trainers)
+    updates = min(len(reference), len(other))
     if not updates:
         return np.zeros((0, len(names)))
     first, second = (trainer.program.info.parameter_names for trainer in trainers)
-    reference_norms = own[:updates, [first.index(name) for name in names]]
+    reference_norms = reference[:updates, [first.index(name) for name in names]]
     other_norms = np.array([bridge.norms(second, row, names) for row in other[:updates]])
     larger = np.maximum(reference_norms, other_norms)
     # at least a thousandth of the update's largest: rounding alone would differ by 100 %

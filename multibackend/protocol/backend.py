@@ -239,7 +239,10 @@ class Interruptible(Protocol):
 
 @runtime_checkable
 class RecomputesStatistics(Protocol):
-    """A program that can replace running statistics by their mean over data. `Trainer.recompute_statistics` needs it."""
+    """A program that can replace running statistics by their mean over data.
+
+    `Trainer.recompute_statistics` needs it.
+    """
 
     def recompute_statistics(self, state: Any, batches: Iterable[Arrays]) -> Any:
         """The state with those of `info.batch_norm_layers` replaced by their mean over batches, weighted by size."""

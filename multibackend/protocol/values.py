@@ -161,21 +161,26 @@ class EvaluationSums:
 
     @classmethod
     def unpack(cls, flat: np.ndarray, experiment: Experiment) -> EvaluationSums:
-        """From one float64 array: for each term of the loss, then each metric, its value, flattened, and its weight."""
-        values, weights, start = {}, {}, 0
-        terms = [(term_name(name, len(experiment.loss_terms)), ()) for name in experiment.loss_terms]
-        for name, shape in [*terms, *((metric.name, metric.shape) for metric in experiment.metrics)]:
+        """Read one float64 array: for each term of the loss, then each metric, its flattened value and its weight."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name in experiment.loss_terms:
+            shapes[term_name(name, len(experiment.loss_terms))] = ()
+        for metric in experiment.metrics:
+            shapes[metric.name] = metric.shape
+        values, weights = {}, {}
+        start = 0
+        for name, shape in shapes.items():
             stop = start + math.prod(shape)
-            values[name], weights[name] = flat[start:stop].reshape(shape)[()], float(flat[stop])
+            values[name] = flat[start:stop].reshape(shape)[()]  # a number where the shape is ()
+            weights[name] = float(flat[stop])
             start = stop + 1
         return cls(values, weights)
 
     def __add__(self, other: EvaluationSums) -> EvaluationSums:
-        """Over the batches of both."""
-        return EvaluationSums(
-            {name: value + other.values[name] for name, value in self.values.items()},
-            {name: weight + other.weights[name] for name, weight in self.weights.items()},
-        )
+        """Add the batches of both."""
+        values = {name: value + other.values[name] for name, value in self.values.items()}
+        weights = {name: weight + other.weights[name] for name, weight in self.weights.items()}
+        return EvaluationSums(values, weights)
 
 
 @dataclass(frozen=True)

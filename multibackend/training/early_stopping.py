@@ -22,9 +22,13 @@ def improves(value: float, best: float | None, mode: str, minimum_change: float 
     >>> improves(0.5, 0.6, "min"), improves(0.5, 0.6, "min", 0.2), improves(math.nan, None, "max")
     (True, False, False)
     """
-    if math.isnan(value) or best is None:
-        return not math.isnan(value)
-    return value < best - minimum_change if mode == "min" else value > best + minimum_change
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    if mode == "min":
+        return value < best - minimum_change
+    return value > best + minimum_change
 
 
 @dataclass(frozen=True)
@@ -86,28 +90,35 @@ class EarlyStopping:
 
     @property
     def remembered(self) -> tuple[float, float, float]:
-        """(best value, its update, evaluations since): what a run that goes on after a stop must be given back. The
-        first two are NaN before there is a best one.
+        """(best value, its update, evaluations since): what a run that goes on after a stop must be given back.
+
+        The first two are NaN before there is a best one, because a checkpoint keeps them as numbers.
         """
-        value, update = (math.nan, math.nan) if self._best is None else self._best
+        if self._best is None:
+            return math.nan, math.nan, float(self._waited)
+        value, update = self._best
         return value, float(update), float(self._waited)
 
     @remembered.setter
-    def remembered(self, given: tuple[float, float, float]) -> None:
-        value, update, waited = given
-        self._best, self._waited = None if math.isnan(value) else (value, int(update)), int(waited)
+    def remembered(self, memory: tuple[float, float, float]) -> None:
+        value, update, waited = memory
+        self._best = None if math.isnan(value) else (value, int(update))
+        self._waited = int(waited)
 
     def __call__(self, event: Event) -> Stop | None:
-        if isinstance(event, FitStarted):
-            self._best, self._waited = None, 0
+        if isinstance(event, FitStarted):  # one object may listen to several runs, one after the other
+            self._best = None
+            self._waited = 0
         if not isinstance(event, EvaluationFinished) or not event.scheduled:
             return None
         value = float(event.metrics[self.metric])
-        if improves(value, None if self._best is None else self._best[0], self.mode, self.minimum_change):
-            self._best, self._waited = (value, event.update), 0
+        best = None if self._best is None else self._best[0]
+        if improves(value, best, self.mode, self.minimum_change):
+            self._best = (value, event.update)
+            self._waited = 0
             return None
         self._waited += 1
         if self._waited < self.patience:
             return None
-        done = "been a number" if self._best is None else "improved on {:.6g} of update {}".format(*self._best)
-        return Stop(f"{self.metric} has not {done} in {self._waited} evaluations")
+        missed = "been a number" if self._best is None else "improved on {:.6g} of update {}".format(*self._best)
+        return Stop(f"{self.metric} has not {missed} in {self._waited} evaluations")

@@ -18,7 +18,15 @@ from multibackend.protocol import EvaluationSums, Program
 from multibackend.training.early_stopping import BestValue, EarlyStopping, improves
 from multibackend.training.input.order import batches
 
-__all__ = ["Evaluation", "EvaluationPlan", "evaluate", "evaluation_size", "evaluation_source", "plan_evaluations"]
+__all__ = [
+    "Evaluation",
+    "EvaluationPlan",
+    "check_ema",
+    "evaluate",
+    "evaluation_size",
+    "evaluation_source",
+    "plan_evaluations",
+]
 
 _MOST_UNREAD_FLOATS = 2**22  # sums that wait on the device: for numbers millions of batches, for large arrays a few
 
@@ -45,19 +53,24 @@ def evaluate(
 
     `check(batch, output_shape, source)` raises `DataError` for a batch that does not fit.
     """
+    # a term gives two numbers, a metric its values and their weight
     floats = 2 * len(experiment.loss_terms) + sum(math.prod(metric.shape) + 1 for metric in experiment.metrics)
-    room, unread, total = max(1, _MOST_UNREAD_FLOATS // floats), [], None
-    options = {"ema": True} if ema else {}
+    most_unread = max(1, _MOST_UNREAD_FLOATS // floats)
+    options = {"ema": True} if ema else {}  # a backend without moving averages need not know the word
+    unread: list[Any] = []
+    total = None
     for batch in batches(source, size):
         check(batch, program.info.output_shape, source)
         unread.append(program.evaluate(state, batch, **options))
-        if len(unread) == room:
-            total, unread = _added(total, program.read_sums(unread)), []
-    total = _added(total, program.read_sums(unread)) if unread or total is None else total
-    found: dict[str, Any] = _terms(experiment, total)
+        if len(unread) == most_unread:
+            total = _added(total, program.read_sums(unread))
+            unread = []
+    if unread or total is None:
+        total = _added(total, program.read_sums(unread))
+    results: dict[str, Any] = _terms(experiment, total)
     for metric in experiment.metrics:
-        found[metric.name] = metric.result(total.values[metric.name], total.weights[metric.name])
-    return found
+        results[metric.name] = metric.result(total.values[metric.name], total.weights[metric.name])
+    return results
 
 
 def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
@@ -65,23 +78,37 @@ def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
 
     A term whose weights sum to 0 is NaN and adds nothing.
     """
-    terms, found = experiment.loss_terms, {}
-    for name, loss in terms.items():
+    terms = experiment.loss_terms
+    means: dict[str, float] = {}
+    weighted: list[float] = []
+    for name, term in terms.items():
         key = term_name(name, len(terms))
         weight = total.weights[key]
-        found[key] = float(loss.scale * total.values[key] / weight) if weight > 0 else math.nan
-    weighted = [found[key] for key in found if total.weights[key] > 0]
-    return {"loss": sum(weighted) if weighted else math.nan, **(found if len(terms) > 1 else {})}
+        means[key] = math.nan
+        if weight > 0:
+            means[key] = float(term.scale * total.values[key] / weight)
+            weighted.append(means[key])
+    loss = sum(weighted) if weighted else math.nan
+    return {"loss": loss, **means} if len(terms) > 1 else {"loss": loss}
 
 
 def _added(total: EvaluationSums | None, sums: EvaluationSums) -> EvaluationSums:
     return sums if total is None else total + sums
 
 
+def check_ema(experiment: Experiment) -> None:
+    """Raise `ConfigurationError` where no moving average is kept."""
+    if experiment.ema_decay is None:
+        raise ConfigurationError(
+            "Trainer", ["there is no moving average; pass ema_decay= to the Experiment, for example ema_decay=0.999"]
+        )
+
+
 def evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
     """`data` as a source that has every field, or the experiment's own; raises `DataError`, `ConfigurationError`."""
     if data is not None:
-        source, problems = as_source(data), Problems("evaluate")
+        source = as_source(data)
+        problems = Problems("evaluate")
         experiment.check_fields("the data", source, problems, evaluated=True)
         if problems.found:
             raise DataError(problems.sentences[0])
@@ -115,7 +142,10 @@ class EvaluationPlan:
     def __init__(
         self, every: int, metric: str, mode: str, parameters: Callable[[], dict[str, np.ndarray]] | None
     ) -> None:
-        self._every, self.metric, self.mode, self._parameters = every, metric, mode, parameters
+        self.metric = metric
+        self.mode = mode
+        self._every = every
+        self._parameters = parameters
         self.due = 0
         self.made: list[Evaluation] = []
         self.best: BestValue | None = None
@@ -133,9 +163,10 @@ class EvaluationPlan:
         self.made.append(Evaluation(update, metrics))
         self.go_on(update)
         value = float(metrics[self.metric])
-        if improves(value, None if self.best is None else self.best.value, self.mode):
-            kept = None if self._parameters is None else self._parameters()
-            self.best = BestValue(update, value, self.metric, self.mode, kept)
+        best = None if self.best is None else self.best.value
+        if improves(value, best, self.mode):
+            parameters = None if self._parameters is None else self._parameters()
+            self.best = BestValue(update, value, self.metric, self.mode, parameters)
 
 
 def plan_evaluations(
@@ -155,10 +186,11 @@ def plan_evaluations(
     problems = Problems("fit")
     modes = {"loss": "min", **{metric.name: metric.better for metric in experiment.metrics}}
     if every is None:
-        asked = {"best=": best is not None, "keep_best=True": parameters is not None, "evaluate_ema=True": ema}
-        asked["early stopping"] = bool(stoppers)
-        for name in (name for name, given in asked.items() if given):
-            problems.add(f"{name} needs evaluations; pass evaluate_every=, the number of updates between them")
+        needs = {"best=": best is not None, "keep_best=True": parameters is not None, "evaluate_ema=True": ema}
+        needs["early stopping"] = bool(stoppers)
+        for name, is_asked_for in needs.items():
+            if is_asked_for:
+                problems.add(f"{name} needs evaluations; pass evaluate_every=, the number of updates between them")
         problems.raise_if_any()
         return None
     problems.integer("evaluate_every", every, minimum=1)
@@ -170,8 +202,8 @@ def plan_evaluations(
         best = stoppers[0].metric if stoppers else "loss"
     _check_metric(problems, "best", best, experiment)
     for stopper in stoppers:
-        known = _check_metric(problems, "EarlyStopping(metric=...)", stopper.metric, experiment)
-        if known and stopper.mode != modes[stopper.metric]:
+        is_known = _check_metric(problems, "EarlyStopping(metric=...)", stopper.metric, experiment)
+        if is_known and stopper.mode != modes[stopper.metric]:
             right = modes[stopper.metric]
             problems.add(
                 f"EarlyStopping(metric={stopper.metric!r}, mode={stopper.mode!r}) waits for the wrong direction: of "

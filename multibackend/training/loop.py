@@ -2,192 +2,206 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.errors import CapabilityError, NonFiniteError
-from multibackend.protocol import Interruptible, PartialWindow, Position, Program, Rates, Snapshot, WindowStack
+from multibackend.protocol import (
+    Interruptible,
+    PartialWindow,
+    Position,
+    Program,
+    Rates,
+    RecomputesStatistics,
+    Snapshot,
+    WindowStack,
+)
 from multibackend.training.input.feed import Feed
 from multibackend.training.results import MOST_UNREAD, ResultsLog
+from multibackend.training.run_state import BegunWindow, RunState
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["Loop"]
 
 
-@dataclass
-class _Open:
-    """A window that has begun: its data, on the host and on the device, and what the backend has of it."""
-
-    stack: WindowStack
-    placed: Any
-    done: int
-    native: Any
-
-    @property
-    def size(self) -> int:
-        return int(self.stack.sizes[0])
-
-
 class Loop:
-    """The state on the device and the place in the data.
+    """Moves a run's state forward, window by window, and puts other states in its place.
 
-    Attributes:
-        state: the program's own; after the last whole window that was handed to the device.
+    Args:
+        program: runs the windows.
+        feed: reads them.
+        results: learns what they measured.
+        state: is moved.
     """
 
-    def __init__(self, program: Program, feed: Feed, ledger: ResultsLog) -> None:
-        self._program, self._feed, self._results = program, feed, ledger
-        self.state: Any = program.init()
-        self._open: _Open | None = None
+    def __init__(self, program: Program, feed: Feed, results: ResultsLog, state: RunState) -> None:
+        self._program = program
+        self._feed = feed
+        self._results = results
+        self._state = state
 
     @property
     def micro_batches(self) -> int:
-        """Handed to the device since the beginning of the run."""
-        return self._results.expected_micro_batches + (self._open.done if self._open is not None else 0)
-
-    @property
-    def position(self) -> Position:
-        """Where the window begins that is open, or that comes next."""
-        return self._feed.position if self._open is None else self._open.stack.start
-
-    @property
-    def partial(self) -> PartialWindow | None:
-        """The open window on the host; None between windows."""
-        if self._open is None:
-            return None
-        return self._program.snapshot_window(self.state, self._open.native)  # type: ignore[attr-defined]
+        """Micro-batches handed to the device since the beginning of the run."""
+        begun = self._state.begun
+        return self._results.expected_micro_batches + (0 if begun is None else begun.done)
 
     def epochs(self) -> int:
-        """How many have ended, all that was handed to the device having been read."""
-        return self._feed.settle(self.position, self._results.update).epoch
+        """How many epochs have ended, all that was handed to the device having been read."""
+        return self._feed.settle(self._state.position, self._state.update).epoch
 
-    def reached(self, goal: StopCondition) -> bool:
-        """Whether the run has come to a goal."""
-        ledger = self._results
-        if goal.micro_batches is not None and self.micro_batches >= goal.micro_batches:
+    def reached(self, stop: StopCondition) -> bool:
+        """Whether the run has come to where it ends."""
+        state = self._state
+        if stop.micro_batches is not None and self.micro_batches >= stop.micro_batches:
             return True
-        if goal.updates is not None:
-            if ledger.expected >= goal.updates:
-                ledger.read_all()  # some of the expected updates may have been skipped
-            return ledger.update >= goal.updates
-        if goal.epochs is None or self._open is not None:
-            return goal.epochs is not None and self.position.epoch >= goal.epochs
+        if stop.updates is not None:
+            if self._results.expected_updates >= stop.updates:
+                self._results.read_all()  # some of the expected updates may have been skipped
+            return state.update >= stop.updates
+        if stop.epochs is None:
+            return False
+        if state.begun is not None:
+            return state.position.epoch >= stop.epochs
         if self._size_is_open():
-            ledger.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
-        return self._feed.settled(ledger.expected).epoch >= goal.epochs
+            self._results.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
+        return self._feed.settle(state.position, self._results.expected_updates).epoch >= stop.epochs
 
-    def run_next(self, goal: StopCondition) -> None:
-        """Hand the next windows to the device, or the rest of the open one, or as much of it as the goal leaves."""
-        if self._open is not None:
-            return self._continue(goal)
+    def run_next(self, stop: StopCondition) -> None:
+        """Hand the next windows to the device, or the rest of one that has begun, or as much of it as is left."""
+        if self._state.begun is not None:
+            self._continue(stop)
+            return
         if self._size_is_open():
             self._results.read_all()
-        first = self._results.expected
-        left = None if goal.updates is None else goal.updates - first
-        if goal.micro_batches is not None:
-            whole = (goal.micro_batches - self.micro_batches) // self._feed.accumulation.steps(first)
+        first = self._results.expected_updates
+        most = None if stop.updates is None else stop.updates - first
+        if stop.micro_batches is not None:
+            whole = (stop.micro_batches - self.micro_batches) // self._feed.accumulation.steps(first)
             if whole == 0:
-                return self._begin(goal)
-            left = whole if left is None else min(left, whole)
-        stack = self._next(left, goal)
+                self._begin(stop)
+                return
+            most = whole if most is None else min(most, whole)
+        stack = self._next(most, stop.epochs)
         placed = self._program.place(stack)
-        self.state, results = self._program.run(self.state, placed, self._rates(len(stack)))
+        rates = self._rates(len(stack))
+        self._state.program_state, results = self._program.run(self._state.program_state, placed, rates)
         self._results.add(stack, results)
-        return None
+        self._state.position = stack.stop
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put a state in place of this one. An open window begins anew, the place in the data stays."""
+        """Put a state in place of this one. A begun window begins anew, the place in the data stays."""
         self._results.read_all()
-        self.abandon()
-        self.state = self._program.restore(snapshot)
-        self._results.update = snapshot.update
+        self._state.begun = None
+        self._state.program_state = self._program.restore(snapshot)
+        self._state.update = snapshot.update
 
-    def go_on(self, position: Position, partial: PartialWindow | None) -> None:
+    def resume_at(self, position: Position, partial: PartialWindow | None) -> None:
         """Stand at a place in the data, perhaps in the middle of the window that begins there."""
-        self._open, self._feed.position = None, position
+        state = self._state
+        state.begun = None
+        state.position = position
         if partial is not None:
-            self._check_interruptible()
-            stack = self._next(1, StopCondition())
+            program = self._interruptible()
+            stack = self._next(1, None)
             placed = self._program.place(stack)
-            native = self._program.restore_window(self.state, placed, partial)  # type: ignore[attr-defined]
-            self._open = _Open(stack, placed, partial.done, native)
+            native = program.restore_window(state.program_state, placed, partial)
+            state.begun = BegunWindow(stack, placed, partial.done, native)
+            state.position = stack.start
 
-    def recompute_statistics(self, batches: Iterable[Mapping[str, np.ndarray]]) -> None:
-        """Replace BatchNorm's running statistics by their mean over batches. An open window begins anew."""
-        self.abandon()
-        self.state = self._program.recompute_statistics(self.state, batches)  # type: ignore[attr-defined]
+    def partial_window(self) -> PartialWindow | None:
+        """A copy of the window that has begun on the host; None between windows."""
+        begun = self._state.begun
+        if begun is None:
+            return None
+        return self._interruptible().snapshot_window(self._state.program_state, begun.native)
 
-    def abandon(self) -> None:
-        """Forget the part of a window that has run; it begins anew."""
-        if self._open is not None:
-            self._feed.position, self._open = self._open.stack.start, None
+    def recompute_statistics(self, program: RecomputesStatistics, batches: Iterable[Arrays]) -> None:
+        """Replace BatchNorm's running statistics by their mean over batches. A begun window begins anew."""
+        self._state.begun = None
+        self._state.program_state = program.recompute_statistics(self._state.program_state, batches)
 
-    def settle(self, error: BaseException) -> None:
-        """After an error, a listener's perhaps: nothing is left unread, and the state is not frozen."""
-        while True:  # each round reads something
-            if isinstance(error, NonFiniteError):  # stand where the failed window begins
-                self.state = self._program.restore(self._program.snapshot(self.state))
-                self._feed.position = Position(error.epoch, error.offset)
-                return None
+    def recover(self, error: BaseException) -> None:
+        """Leave nothing unread after an error, a listener's perhaps, and the state fit to go on."""
+        state = self._state
+        while True:  # each round reads something, which may fail as well
+            if isinstance(error, NonFiniteError):
+                # stand where the failed window begins; a state that went through the host is not frozen
+                state.program_state = self._program.restore(self._program.snapshot(state.program_state))
+                state.position = Position(error.epoch, error.offset)
+                return
             try:
-                return self._results.read_all()
+                self._results.read_all()
+                return
             except Exception as another:
                 error = another
 
-    def _next(self, left: int | None, goal: StopCondition) -> WindowStack:
-        program, first = self._program, self._results.expected
-        room = program.windows_per_dispatch
-        return self._feed.next(first, room, program.info.output_shape, left=left, epochs=goal.epochs)
+    def _next(self, most: int | None, epochs: int | None) -> WindowStack:
+        return self._feed.next(
+            self._state.position,
+            self._results.expected_updates,
+            self._program.windows_per_dispatch,
+            self._program.info.output_shape,
+            most=most,
+            epochs=epochs,
+        )
 
-    def _begin(self, goal: StopCondition) -> None:
-        """The next window, or a part of it where the goal lies inside."""
+    def _begin(self, stop: StopCondition) -> None:
+        """Run the next window, or a part of it where the end lies inside."""
         self._results.read_all()  # also the failure of the window before
-        stack = self._next(1, goal)
-        self._open = _Open(stack, self._program.place(stack), 0, None)
-        self._continue(goal)
+        stack = self._next(1, stop.epochs)
+        self._state.begun = BegunWindow(stack, self._program.place(stack), done=0, native=None)
+        self._state.position = stack.start
+        self._continue(stop)
 
-    def _continue(self, goal: StopCondition) -> None:
-        """More of the open window. Should that fail, the window begins anew."""
-        window, program, state = self._open, self._program, self.state
-        assert window is not None
-        left = window.size if goal.micro_batches is None else goal.micro_batches - self.micro_batches
-        stop = min(window.size, window.done + left)
-        self.abandon()
-        if stop < window.size:
-            self._check_interruptible()
-            native = program.run_part(state, window.placed, window.native, window.done, stop)  # type: ignore[attr-defined]
-            self._open = _Open(window.stack, window.placed, stop, native)
+    def _continue(self, stop: StopCondition) -> None:
+        """Run more of the begun window. Should that fail, the window begins anew."""
+        state = self._state
+        begun = state.begun
+        assert begun is not None
+        end = begun.size
+        if stop.micro_batches is not None:
+            end = min(end, begun.done + stop.micro_batches - self.micro_batches)
+        state.begun = None
+        if end < begun.size:
+            program = self._interruptible()
+            native = program.run_part(state.program_state, begun.placed, begun.native, begun.done, end)
+            state.begun = BegunWindow(begun.stack, begun.placed, end, native)
+            return
+        rates = self._rates(1)
+        if begun.done:
+            program = self._interruptible()
+            ended = program.run_rest(state.program_state, begun.placed, begun.native, begun.done, rates)
         else:
-            rates = self._rates(1)
-            if window.done:
-                done = program.run_rest(state, window.placed, window.native, window.done, rates)  # type: ignore[attr-defined]
-            else:
-                done = program.run(state, window.placed, rates)
-            self.state, results = done
-            self._results.add(window.stack, results)
-        self._feed.position = window.stack.stop
+            ended = self._program.run(state.program_state, begun.placed, rates)
+        state.program_state, results = ended
+        self._results.add(begun.stack, results)
+        state.position = begun.stack.stop
 
     def _rates(self, windows: int) -> Rates:
-        """The rates of all updates that these windows may turn out to make, in a table of constant length."""
-        ledger, room = self._results, self._program.windows_per_dispatch
-        rates = ledger.rates.between(ledger.update, ledger.expected + windows)
-        table = np.full(max(2 * room + MOST_UNREAD, len(rates)), rates[-1])
+        """The rates of all updates that these windows may turn out to make, in a table of constant length.
+
+        Its length is part of what JAX compiles for.
+        """
+        first = self._state.update
+        rates = self._results.rates.between(first, self._results.expected_updates + windows)
+        table = np.full(max(2 * self._program.windows_per_dispatch + MOST_UNREAD, len(rates)), rates[-1])
         table[: len(rates)] = rates
-        return Rates(ledger.update, table)
+        return Rates(first, table)
 
     def _size_is_open(self) -> bool:
         """Whether the size of the next window depends on unread results: one of them may have been skipped."""
-        accumulation, ledger = self._feed.accumulation, self._results
+        accumulation = self._feed.accumulation
         if accumulation.constant:
             return False
-        possible = range(ledger.update, ledger.expected + 1)
+        possible = range(self._state.update, self._results.expected_updates + 1)
         return len({accumulation.steps(update) for update in possible}) > 1
 
-    def _check_interruptible(self) -> None:
+    def _interruptible(self) -> Interruptible:
         if not isinstance(self._program, Interruptible):
             raise CapabilityError(
                 "the backend cannot stop in the middle of a window; end the run and save it between windows"
             )
+        return self._program

@@ -13,11 +13,18 @@ from multibackend.experiment import Experiment
 from multibackend.protocol import Program, RecomputesStatistics
 from multibackend.training.input.order import order_of
 
-__all__ = ["check_recomputable", "cut"]
+__all__ = ["as_recomputable", "batches_of"]
 
 
-def check_recomputable(experiment: Experiment, backend: str, program: Program, data: Any) -> Source | Stream:
-    """The data to average over; `ConfigurationError` or `CapabilityError` where there is nothing to recompute."""
+def as_recomputable(
+    experiment: Experiment, backend: str, program: Program, data: Any
+) -> tuple[Source | Stream, RecomputesStatistics]:
+    """The data to average over and the program that does it.
+
+    Raises:
+        CapabilityError: the backend cannot do it.
+        ConfigurationError: there is nothing to recompute.
+    """
     if not isinstance(program, RecomputesStatistics):
         raise CapabilityError(f"the backend {backend!r} cannot recompute batch statistics")
     if not program.info.batch_norm_layers:
@@ -25,13 +32,15 @@ def check_recomputable(experiment: Experiment, backend: str, program: Program, d
     if experiment.batch_statistics == "frozen":
         problem = "batch_statistics='frozen' keeps the statistics as they are; use 'microbatch' or 'window'"
         raise ConfigurationError("recompute_statistics", [problem])
-    return experiment.train_data if data is None else as_source(data)
+    return experiment.train_data if data is None else as_source(data), program
 
 
-def cut(source: Source | Stream, size: int) -> Iterator[Mapping[str, np.ndarray]]:
+def batches_of(source: Source | Stream, size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """All of the data in order, in batches of a size; a last single example joins the batch before it."""
-    order, offset = order_of(source, seed=0, shuffle=False), 0
+    order = order_of(source, seed=0, shuffle=False)
+    offset = 0
     while count := order.available(0, offset, size + 2):
-        count = count if count == size + 1 else min(count, size)  # one example has no variance
+        if count != size + 1:  # one example by itself has no variance
+            count = min(count, size)
         yield order.take(0, offset, count)
         offset += count

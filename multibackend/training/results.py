@@ -1,7 +1,7 @@
-"""The books of a run: which updates were made, what they measured, which windows were skipped.
+"""What windows measured: read from the device at intervals, entered into the run's state, told to the listeners.
 
-The device runs ahead of the host. Results are read at intervals, in order, and only then does the host know for sure
-how many updates were made.
+The device runs ahead of the host. Results are read in order, and only then does the host know for sure how many
+updates were made.
 """
 
 from __future__ import annotations
@@ -10,89 +10,95 @@ import heapq
 import itertools
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from multibackend import events
-from multibackend.core.history import History, SkippedWindow, records, term_name
+from multibackend.core.history import SkippedWindow, records
 from multibackend.errors import DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Program, WindowResults, WindowStack
 from multibackend.schedules import BatchScaled, LearningRate, RateTable
 from multibackend.training.input.feed import Feed
+from multibackend.training.run_state import RunState
 
-__all__ = ["MOST_UNREAD", "ResultsLog"]
+__all__ = ["MOST_UNREAD", "ResultsLog", "learning_rate_of"]
 
 # results are read when they are this old or this many
-SECONDS_BETWEEN_READS = 0.1
+_SECONDS_BETWEEN_READS = 0.1
 MOST_UNREAD = 256
 
+# a listener is told of an event as its class and its fields
+_Happening = tuple[type[events.Event], dict[str, Any]]
 
-def _learning_rate(experiment: Experiment) -> LearningRate:
+
+def learning_rate_of(experiment: Experiment) -> LearningRate:
     """The optimizer's learning rate, scaled with the effective batch where that is asked for."""
-    rate, accumulation, size = experiment.optimizer.learning_rate, experiment.accumulation, experiment.micro_batch_size
+    learning_rate = experiment.optimizer.learning_rate
     if experiment.lr_scaling is None or experiment.base_batch_size is None:
-        return rate
+        return learning_rate
     return BatchScaled(
-        learning_rate=rate,
+        learning_rate=learning_rate,
         scaling=experiment.lr_scaling,
         base=experiment.base_batch_size,
-        examples=lambda update: accumulation.steps(update) * int(size),
+        examples=lambda update: experiment.accumulation.steps(update) * int(experiment.micro_batch_size),
     )
 
 
+class _Unread(NamedTuple):
+    """Windows whose results are still on the device: their stack without data, the results, micro-batches of each."""
+
+    stack: WindowStack
+    results: Any
+    sizes: np.ndarray
+
+
 class ResultsLog:
-    """Unread results, and what was learnt from those that were read.
+    """Enters results into a run's state, in order.
 
     Attributes:
-        update: updates that are known to have been made.
-        micro_batches: of the windows that were read, whether they made an update or not.
-        idle_examples: in windows skipped since the last update.
-        history: a record for each.
-        skipped: windows that made none.
         rates: the learning rate by update.
-        gradient_shares: for each parameter the largest share that its gradient's norm has had in the global one.
-        gradient_norms: of each parameter, an array for each update; None keeps none of them.
     """
 
-    def __init__(self, experiment: Experiment, program: Program, feed: Feed, emit: events.Broadcast) -> None:
-        self._experiment, self._program, self._feed, self._emit = experiment, program, feed, emit
-        self._unread: deque[tuple[WindowStack, Any, np.ndarray]] = deque()
+    def __init__(
+        self, experiment: Experiment, program: Program, feed: Feed, emit: events.Broadcast, state: RunState
+    ) -> None:
+        self.rates = RateTable(learning_rate_of(experiment))
+        self._experiment = experiment
+        self._program = program
+        self._feed = feed
+        self._emit = emit
+        self._state = state
+        self._unread: deque[_Unread] = deque()
         self._last_read = time.perf_counter()
-        self.idle_examples = 0
-        self.update = 0
-        self.micro_batches = 0
-        terms = experiment.loss_terms
-        self.history = History(term_name(name, len(terms)) for name in terms if len(terms) > 1)
-        self.rates = RateTable(_learning_rate(experiment))
-        self.skipped: list[SkippedWindow] = []
-        self.gradient_shares = np.zeros(len(program.info.parameter_names))
-        self.gradient_norms: list[np.ndarray] | None = None
 
     @property
-    def expected(self) -> int:
+    def expected_updates(self) -> int:
         """Updates made if no unread window is skipped."""
-        return self.update + self.unread_windows
+        return self._state.update + self.unread_windows
 
     @property
     def unread_windows(self) -> int:
-        return sum(len(stack) for stack, _, _ in self._unread)
+        """Windows that were handed to the device and not read."""
+        return sum(len(unread.stack) for unread in self._unread)
 
     @property
     def expected_micro_batches(self) -> int:
         """Micro-batches handed to the device in whole windows."""
-        return self.micro_batches + sum(int(sizes.sum()) for _, _, sizes in self._unread)
+        return self._state.micro_batches + sum(int(unread.sizes.sum()) for unread in self._unread)
 
     def add(self, stack: WindowStack, results: Any) -> None:
-        """Enter windows that were handed to the device; their data are not kept."""
-        self._unread.append((replace(stack, fields={}, ragged=None), results, stack.sizes))
+        """Take note of windows that were handed to the device."""
+        without_data = replace(stack, fields={}, ragged=None)
+        self._unread.append(_Unread(without_data, results, stack.sizes))
 
     def read_if_due(self) -> None:
-        """At intervals read all but the newest results, with which the device may still be busy."""
+        """Read at intervals all but the newest results, with which the device may still be busy."""
         now = time.perf_counter()
-        if now - self._last_read < SECONDS_BETWEEN_READS and self.unread_windows < MOST_UNREAD // 2:
+        if now - self._last_read < _SECONDS_BETWEEN_READS and self.unread_windows < MOST_UNREAD // 2:
             return
         while len(self._unread) > 1:
             self._read()
@@ -106,38 +112,27 @@ class ResultsLog:
     def _read(self) -> None:
         stack, unread, sizes = self._unread.popleft()
         results = self._program.read(unread)
-        bad = ~results.finite & ~results.overflowed
-        failed = np.flatnonzero(bad) if self._experiment.on_nonfinite == "raise" else []
-        if len(failed):
-            self._unread.clear()  # nothing from the failed window on was applied
-            self.micro_batches += int(sizes[: failed[0]].sum())
-            self._raise(stack, results, int(failed[0]))
-        self.micro_batches += int(sizes.sum())
-        skipped, columns = self._enter_skipped(stack, results, len(stack)), self._enter(stack, results)
-        over = self._feed.settle(stack.stop, self.update).epoch > stack.start.epoch
-        self._tell(skipped, columns, stack.start.epoch if over else None)
+        if self._experiment.on_nonfinite == "raise":
+            # an overflow of the loss scale is no failure: the window is dropped and the scale lowered
+            failed = np.flatnonzero(~results.finite & ~results.overflowed)
+            if len(failed):
+                self._unread.clear()  # nothing from the failed window on was applied
+                self._state.micro_batches += int(sizes[: failed[0]].sum())
+                self._fail(stack, results, int(failed[0]))
+        self._state.micro_batches += int(sizes.sum())
+        skipped = self._enter_skipped(stack, results, len(stack))
+        columns = self._enter_updates(stack, results)
+        # the listeners are told once the state is whole, because one may raise, or look at the trainer
+        windows = self._in_order(skipped, columns)
+        self._emit.tell(itertools.chain(windows, self._end_of_epoch(stack)))
         self._check_progress(stack, results)
 
-    def _tell(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray], epoch: int | None = None) -> None:
-        """Tell the listeners, once the books are closed: one of them may raise, or look at the trainer."""
-        # a window that was skipped on the way to an update comes before it
-        windows = heapq.merge(skipped, records(columns, self.history.terms), key=lambda window: window.update)
-        self._emit.tell(
-            itertools.chain(
-                (
-                    (events.WindowSkipped, {"skipped": window})
-                    if isinstance(window, SkippedWindow)
-                    else (events.UpdateFinished, {"record": window})
-                    for window in windows
-                ),
-                () if epoch is None else ((events.EpochFinished, {"epoch": epoch, "update": self.update}),),
-            )
-        )
-
-    def _enter(self, stack: WindowStack, results: WindowResults) -> dict[str, np.ndarray]:
-        """Append the windows that made an update to the history; returns what was appended."""
+    def _enter_updates(self, stack: WindowStack, results: WindowResults) -> dict[str, np.ndarray]:
+        """Append the windows that made an update to the history; returns the columns that were appended."""
+        state = self._state
         applied = np.flatnonzero(results.applied)
-        first, stop = self.update, self.update + len(applied)
+        first = state.update
+        stop = first + len(applied)
         columns = {
             "update": np.arange(first + 1, stop + 1),
             "loss": results.loss[applied],
@@ -146,15 +141,16 @@ class ResultsLog:
             "weight": results.weights[applied, 0],
             "examples": stack.examples[applied],
             "epoch": np.full(len(applied), stack.start.epoch),
-            **{name: results.terms[applied, index] for index, name in enumerate(self.history.terms)},
         }
-        self.history.extend(**columns)
-        whole = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
-        shares = results.gradient_norms[applied] / whole
-        self.gradient_shares = np.maximum(self.gradient_shares, shares.max(axis=0, initial=0.0))
-        if self.gradient_norms is not None:
-            self.gradient_norms += list(results.gradient_norms[applied])
-        self.update = stop
+        for index, name in enumerate(state.history.terms):
+            columns[name] = results.terms[applied, index]
+        state.history.extend(**columns)
+        global_norms = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
+        shares = results.gradient_norms[applied] / global_norms
+        state.gradient_shares = np.maximum(state.gradient_shares, shares.max(axis=0, initial=0.0))
+        if state.gradient_norms is not None:
+            state.gradient_norms += list(results.gradient_norms[applied])
+        state.update = stop
         return columns
 
     def _enter_skipped(self, stack: WindowStack, results: WindowResults, stop: int) -> list[SkippedWindow]:
@@ -162,38 +158,49 @@ class ResultsLog:
         skipped = []
         for window in np.flatnonzero(~results.applied[:stop]):
             update, offset = self._place(stack, results, int(window))
-            reason = "weightless" if results.finite[window] else "nonfinite"
-            reason = "overflow" if results.overflowed[window] else reason
+            if results.overflowed[window]:
+                reason = "overflow"
+            elif results.finite[window]:
+                reason = "weightless"
+            else:
+                reason = "nonfinite"
             skipped.append(SkippedWindow(update, stack.start.epoch, offset, reason))
-        self.skipped += skipped
+        self._state.skipped += skipped
         return skipped
 
     def _check_progress(self, stack: WindowStack, results: WindowResults) -> None:
+        state = self._state
         # each overflow halves the loss scale, so some of them are progress too
-        progress = results.applied.any() or results.overflowed.any()
-        self.idle_examples = 0 if progress else self.idle_examples + int(stack.examples.sum())
+        if results.applied.any() or results.overflowed.any():
+            state.idle_examples = 0
+            return
+        state.idle_examples += int(stack.examples.sum())
         epoch = self._feed.examples  # of a stream unknown until its end
-        if epoch is not None and self.idle_examples >= epoch:
+        if epoch is not None and state.idle_examples >= epoch:
             raise DataError(
-                f"no window of a whole epoch made an update, so the run would never end; the last {len(self.skipped)} "
-                f"windows were skipped, the last because it was {self.skipped[-1].reason} (nonfinite: its gradient is "
+                f"no window of a whole epoch made an update, so the run would never end; the last {len(state.skipped)} "
+                f"windows were skipped, the last because it was {state.skipped[-1].reason} (nonfinite: its gradient is "
                 "NaN or infinite; weightless: its weights sum to 0). Look at the data and the learning rate"
             )
 
     def _place(self, stack: WindowStack, results: WindowResults, window: int) -> tuple[int, int]:
         """(number of the update that a window would make, where its examples begin in the epoch)."""
-        update = self.update + int(results.applied[:window].sum()) + 1
-        return update, stack.start.offset + int(stack.examples[:window].sum())
+        update = self._state.update + int(results.applied[:window].sum()) + 1
+        offset = stack.start.offset + int(stack.examples[:window].sum())
+        return update, offset
 
-    def _raise(self, stack: WindowStack, results: WindowResults, window: int) -> None:
+    def _fail(self, stack: WindowStack, results: WindowResults, window: int) -> None:
+        """Enter what came before the window whose gradient is not finite, and raise."""
         update, offset = self._place(stack, results, window)
-        skipped, columns = self._enter_skipped(stack, results, window), self._enter(stack, results)
+        skipped = self._enter_skipped(stack, results, window)
+        columns = self._enter_updates(stack, results)
         finite = np.isfinite(results.gradient_norms[window])
-        parameters = [name for name, good in zip(self._program.info.parameter_names, finite, strict=True) if not good]
-        names = ", ".join(parameters) or "none, but their common norm overflowed"
+        names = self._program.info.parameter_names
+        parameters = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+        listed = ", ".join(parameters) or "none, but their common norm overflowed"
         failure = NonFiniteError(
             f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} at example {offset} of its "
-            f"order; parameters: {names}. The training state is what it was before that window. Lower the learning "
+            f"order; parameters: {listed}. The training state is what it was before that window. Lower the learning "
             'rate, set max_grad_norm, look at those examples, or drop such windows with on_nonfinite="skip"',
             update=update,
             parameters=parameters,
@@ -201,7 +208,26 @@ class ResultsLog:
             offset=offset,
         )
         try:
-            self._tell(skipped, columns)
-        except Exception as trouble:
-            raise failure from trouble  # the trainer must learn of the failed window, whatever a listener does
+            self._emit.tell(self._in_order(skipped, columns))
+        except Exception as error:
+            raise failure from error  # the trainer must learn of the failed window, whatever a listener does
         raise failure
+
+    def _in_order(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray]) -> Iterator[_Happening]:
+        """What windows became; one that was skipped on the way to an update comes before it.
+
+        Records are made as they are asked for: where nobody listens, nobody asks.
+        """
+        updates = records(columns, self._state.history.terms)
+        for window in heapq.merge(skipped, updates, key=lambda window: window.update):
+            if isinstance(window, SkippedWindow):
+                yield events.WindowSkipped, {"skipped": window}
+            else:
+                yield events.UpdateFinished, {"record": window}
+
+    def _end_of_epoch(self, stack: WindowStack) -> list[_Happening]:
+        """The end of the epoch, where these windows were its last."""
+        update = self._state.update
+        if self._feed.settle(stack.stop, update).epoch == stack.start.epoch:
+            return []
+        return [(events.EpochFinished, {"epoch": stack.start.epoch, "update": update})]

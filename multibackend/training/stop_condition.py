@@ -2,34 +2,61 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
+
+from multibackend.core.validation import Problems
 
 __all__ = ["StopCondition"]
 
 
 @dataclass(frozen=True)
 class StopCondition:
-    """Where a run ends, counted from its beginning; one of the three is given, or more where the nearest counts."""
+    """Where a run ends, counted from its beginning.
+
+    One of the three is given, or more where the nearest counts.
+    """
 
     updates: int | None = None
     epochs: int | None = None
     micro_batches: int | None = None
 
-    def before(self, *, updates: float | None = None, micro_batches: float | None = None) -> StopCondition:
-        """This goal, or an earlier point on the way to it."""
+    @classmethod
+    def checked(cls, problems: Problems, *, updates: Any, epochs: Any, micro_batches: Any) -> StopCondition:
+        """Take what `fit` was given, entering what is wrong with it; call `raise_if_any` before it is used."""
+        values = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
+        given = {name: value for name, value in values.items() if value is not None}
+        if len(given) != 1:
+            third = "" if micro_batches is None else f" and micro_batches={micro_batches!r}"
+            problems.add(
+                "give either updates= or epochs= (or micro_batches=), "
+                f"got updates={updates!r} and epochs={epochs!r}{third}"
+            )
+        valid = {name: int(value) for name, value in given.items() if problems.integer(name, value, minimum=0)}
+        return cls(**valid)
+
+    def before(self, *, updates: float = math.inf, micro_batches: float = math.inf) -> StopCondition:
+        """This condition, or an earlier point on the way to it."""
         return StopCondition(_least(self.updates, updates), self.epochs, _least(self.micro_batches, micro_batches))
 
-    def planned(self, per_epoch: int | None, steps: int) -> int | None:
-        """The update at which the run ends, from the updates of an epoch and the micro-batches of an update: an
-        estimate unless updates decide. None where the length of an epoch is unknown.
+    def planned_updates(self, windows_per_epoch: int | None, steps: int) -> int | None:
+        """The update at which the run ends: an estimate unless updates decide.
+
+        Args:
+            windows_per_epoch: None where the length of an epoch is unknown, and so is the answer where it decides.
+            steps: micro-batches of an update.
         """
         if self.updates is not None:
             return self.updates
         if self.micro_batches is not None:
             return self.micro_batches // steps
-        return None if per_epoch is None else (self.epochs or 0) * per_epoch
+        if windows_per_epoch is None or self.epochs is None:
+            return None
+        return self.epochs * windows_per_epoch
 
 
-def _least(first: float | None, second: float | None) -> int | None:
-    given = [int(value) for value in (first, second) if value is not None and value != float("inf")]
-    return min(given, default=None)
+def _least(limit: int | None, point: float) -> int | None:
+    if math.isinf(point):
+        return limit
+    return int(point) if limit is None else min(limit, int(point))

@@ -1,4 +1,4 @@
-"""The loop, once for every backend: read windows, run them, read results, tell the listeners."""
+"""Training an experiment: what a user asks of a run, and how `fit` goes through it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +14,48 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
-from multibackend.errors import BatchStatisticsWarning, CapabilityError
+from multibackend.core.validation import Problems
+from multibackend.errors import BatchStatisticsWarning, CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.experiment.batch_norm import SMALL_MICRO_BATCH, small_micro_batch_message
 from multibackend.loggers.jsonl import JsonLog
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
-from multibackend.protocol.registry import load_backend
-from multibackend.training.arguments import check_arguments, check_ema, check_stop_condition
-from multibackend.training.auto_batch_size import memory_errors, resolve
+from multibackend.training.auto_batch_size import memory_errors
 from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.evaluation import (
     EvaluationPlan,
+    check_ema,
     evaluate,
     evaluation_size,
     evaluation_source,
     plan_evaluations,
 )
-from multibackend.training.input.feed import Feed
+from multibackend.training.evaluation_state import EvaluationState
 from multibackend.training.loop import Loop
-from multibackend.training.recompute_statistics import check_recomputable, cut
+from multibackend.training.plan import Plan, check_arguments
+from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.results import ResultsLog
-from multibackend.training.saving.evaluation_state import EvaluationState
+from multibackend.training.run_state import RunState
 from multibackend.training.saving.interrupts import SignalHandler
-from multibackend.training.saving.restore import (
-    RunParts,
-    adapted,
-    compile_alike,
-    open_run,
-    put_back,
-    starting_state,
-    take,
-)
-from multibackend.training.saving.run_state import RunState, to_contents
+from multibackend.training.saving.restore import capture, open_run, restore, starting_run
+from multibackend.training.saving.saved_run import SavedRun, to_contents
 from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Place, Saver, check_resuming
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["FitResult", "Trainer"]
 
-Stoppers = Sequence[EarlyStopping]
+
+@dataclass(frozen=True)
+class _Fit:
+    """One call of `fit`: where it ends, what it evaluates, who may end it earlier, what signals have come."""
+
+    stop: StopCondition
+    evaluations: EvaluationPlan | None
+    ema: bool
+    stoppers: Sequence[EarlyStopping]
+    signals: SignalHandler
 
 
 class Trainer:
@@ -68,9 +71,10 @@ class Trainer:
             result.
         windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
         read_ahead: read the next windows in another thread while the device is busy with these; the results are the
-            same bits. None does where it can pay, see `multibackend.training.input.feed.Feed`; pass False for data that may be read
-            by one thread only, or that draw from the framework's own random numbers. Only where every window has the
-            same number of micro-batches.
+            same bits. None does where it can pay, see `multibackend.training.input.feed.Feed`; pass False for data
+            that may be read by one thread only, or that draw from the framework's own random numbers. Only where every
+            window has the same number of micro-batches.
+        record_gradient_norms: keep each parameter's gradient norm of every update, for `gradient_norms()`.
         checkpointing: when the run is saved in `run_dir`, and which checkpoints stay; None for never. While it is
             saved, SIGTERM and Ctrl-C during `fit` finish the window, save, and raise `Interrupted`.
         resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto": go on from the
@@ -79,7 +83,8 @@ class Trainer:
             "learning_rate" or "data length".
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
-    `trainer.experiment` has the number.
+    `trainer.experiment` has the number. `trainer.state` is the run's state (`multibackend.training.run_state`),
+    `trainer.program` what the backend made of the experiment.
 
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
@@ -99,44 +104,49 @@ class Trainer:
         device: str | None = None,
         callbacks: Sequence[events.Listener] = (),
         execution: str = "auto",
-        record_gradient_norms: bool = False,
         windows_per_dispatch: int | None = None,
         read_ahead: bool | None = None,
+        record_gradient_norms: bool = False,
         checkpointing: Checkpointing | None = DEFAULT_RULES,
-        resume: str | RunState = "never",
+        resume: str | SavedRun = "never",
         may_differ: Sequence[str] = (),
     ) -> None:
         check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         directory = None if run_dir is None else Path(run_dir)
         check_resuming(directory, checkpointing, resume)
-        run = starting_state(None if checkpointing is None else directory, resume)
-        experiment = experiment if run is None else adapted(experiment, run)
-        native = self._native = load_backend(backend)
+        saved = starting_run(None if checkpointing is None else directory, resume)
         windows = None if windows_per_dispatch is None else int(windows_per_dispatch)
-        chosen_execution = Execution(device, execution, windows)
-        experiment, self.micro_batch = resolve(experiment, native, chosen_execution)
+        choices = Execution(device, execution, windows)
+
+        plan = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead)
+        self._plan, self.program = plan.compile()
+        self._loop = self._build_loop(callbacks, directory, record_gradient_norms=record_gradient_norms)
+        self._saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
+
         self.backend = backend
-        self.device = native.devices()[0] if device is None else device
-        self._feed = Feed(experiment, read_ahead=read_ahead)
-        with memory_errors(native, experiment):
-            experiment, self.program = compile_alike(native, experiment, run, self._feed.example(), chosen_execution)
-            self._feed.check(self._feed.example(), self.program.info.output_shape)
-        self.experiment: Experiment = experiment
-        log = [JsonLog(directory)] if directory is not None else []
-        self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=backend)
-        self._results = ResultsLog(experiment, self.program, self._feed, self._emit)
-        with memory_errors(native, experiment):
-            self._loop = Loop(self.program, self._feed, self._results)
-        self._warned, self._books, self._resumed = False, EvaluationState(), run is not None
-        self._saver: Saver | None = None
-        if directory is not None and checkpointing is not None:
-            start, chosen = None if run is None else run.path, isinstance(resume, RunState)
-            self._saver = Saver(directory, checkpointing, start, chosen=chosen)
-        if run is not None:
-            self._books = put_back(self._parts, run, may_differ)
+        self.device = self._plan.backend.devices()[0] if device is None else device
+        self.experiment: Experiment = self._plan.experiment
+        self.micro_batch = self._plan.micro_batch
+        if saved is not None:
+            restore(self._plan, self.program, self._loop, self.state, saved, may_differ)
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
+
+    def _build_loop(
+        self, callbacks: Sequence[events.Listener], directory: Path | None, *, record_gradient_norms: bool
+    ) -> Loop:
+        """Make the state at update 0, what enters results into it, and the loop that moves it."""
+        experiment = self._plan.experiment
+        feed = self._plan.feed
+        log = [] if directory is None else [JsonLog(directory)]
+        self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=self._plan.backend.name)
+        with memory_errors(self._plan.backend, experiment):
+            self.state = RunState.initial(experiment, self.program, record_gradient_norms=record_gradient_norms)
+        self._results = ResultsLog(experiment, self.program, feed, self._emit, self.state)
+        self._goes_on = self._plan.saved is not None  # the next `fit` takes up a saved run's evaluations
+        self._warned = False
+        return Loop(self.program, feed, self._results, self.state)
 
     def fit(
         self,
@@ -173,101 +183,124 @@ class Trainer:
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
         (350, 0.0712)
         """
-        goal = check_stop_condition(updates, epochs, micro_batches, evaluate_ema, keep_best, early_stopping)
+        problems = Problems("fit")
+        stop = StopCondition.checked(problems, updates=updates, epochs=epochs, micro_batches=micro_batches)
+        problems.boolean("evaluate_ema", evaluate_ema)
+        problems.boolean("keep_best", keep_best)
+        if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+            problems.add(f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}", wrong_type=True)
+        problems.raise_if_any()
         stoppers = self._stoppers if early_stopping is None else [early_stopping, *self._stoppers]
-        plan = plan_evaluations(
+        kept_parameters = self.ema_parameters if evaluate_ema else self.parameters
+        evaluations = plan_evaluations(
             self.experiment,
             evaluate_every,
             best,
             stoppers,
             ema=evaluate_ema,
-            parameters=(self.ema_parameters if evaluate_ema else self.parameters) if keep_best else None,
+            parameters=kept_parameters if keep_best else None,
         )
         self._emit.stop = None
-        with (
-            self._emit.joined_by(early_stopping),
-            SignalHandler(self._ask_to_stop, active=self._saver is not None) as watch,
-        ):
-            result = self._fit(goal, plan, stoppers, watch, ema=evaluate_ema)
+        signals = SignalHandler(self._ask_to_stop, active=self._saver is not None)
+        with self._emit.joined_by(early_stopping), signals:
+            result = self._fit(_Fit(stop, evaluations, evaluate_ema, stoppers, signals))
         if self._saver is not None:
-            watch.end(self._saver.run_dir, result.updates, self.backend)
+            signals.end(self._saver.run_dir, result.updates, self.backend)
         return result
 
-    def _fit(
-        self, goal: StopCondition, plan: EvaluationPlan | None, stoppers: Stoppers, watch: SignalHandler, *, ema: bool
-    ) -> FitResult:
-        """The loop, and what is told of it."""
-        started, ledger = time.perf_counter(), self._results
+    def _fit(self, fit: _Fit) -> FitResult:
+        """Run to the end, and tell of it."""
+        started = time.perf_counter()
         try:
-            ledger.read_all()
-            if self._saver is not None:
-                self._saver.open(ledger.update, self._loop.micro_batches)
-            if plan is not None:
-                plan.go_on(ledger.update)
-            planned = goal.planned(self._feed.windows_per_epoch(), self._feed.accumulation.steps(0))
-            how = {"device": self.device, "execution": self.program.execution.mode}
-            self._emit(events.FitStarted, update=ledger.update, updates=planned, **how)
-            if self._resumed:
-                self._books.hand_over(plan, stoppers)
-            self._resumed, self._books = False, EvaluationState()
-            self._warn_of_small_micro_batches()
-            with memory_errors(self._native, self.experiment):
-                self._run_until(goal, plan, stoppers, ema=ema)
-            if watch.caught is None and plan is not None and not plan.made_at(ledger.update):
-                self._evaluate(ema=ema, plan=plan)
-            self._save(plan, stoppers, last=True)
+            self._open(fit)
+            with memory_errors(self._plan.backend, self.experiment):
+                self._run(fit)
+            plan = fit.evaluations
+            if fit.signals.caught is None and plan is not None and not plan.made_at(self.state.update):
+                self._evaluate(ema=fit.ema, plan=plan)
+            self._save(fit, last=True)
         except BaseException as error:
-            self._loop.settle(error)
+            self._loop.recover(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 self._close()
             with contextlib.suppress(Exception):
-                self._emit(events.FitFailed, update=ledger.update, error=f"{type(error).__name__}: {error}")
+                told = f"{type(error).__name__}: {error}"
+                self._emit(events.FitFailed, update=self.state.update, error=told)
             raise
         finally:
-            self._feed.rest()
+            self._plan.feed.end_thread()
         self._close()
-        seconds, stop = time.perf_counter() - started, self._emit.stop
-        stopped = None if stop is None else stop.reason
-        self._emit(events.FitFinished, update=ledger.update, seconds=seconds, stopped=stopped)
+        seconds = time.perf_counter() - started
+        stopped = None if self._emit.stop is None else self._emit.stop.reason
+        self._emit(events.FitFinished, update=self.state.update, seconds=seconds, stopped=stopped)
         return FitResult(
-            ledger.history,
-            tuple(ledger.skipped),
-            ledger.update,
-            self._loop.epochs(),
-            seconds,
-            () if plan is None else tuple(plan.made),
-            None if plan is None else plan.best,
-            stopped,
+            history=self.state.history,
+            skipped=tuple(self.state.skipped),
+            updates=self.state.update,
+            epochs=self._loop.epochs(),
+            seconds=seconds,
+            evaluations=() if fit.evaluations is None else tuple(fit.evaluations.made),
+            best=None if fit.evaluations is None else fit.evaluations.best,
+            stopped=stopped,
         )
 
-    def _run_until(self, goal: StopCondition, plan: EvaluationPlan | None, stoppers: Stoppers, *, ema: bool) -> None:
-        ledger, driver, saver = self._results, self._loop, self._saver
-        while self._emit.stop is None and not driver.reached(goal):
-            nearest = goal if plan is None else goal.before(updates=plan.due)
-            driver.run_next(nearest if saver is None else saver.ahead(nearest))
-            ledger.read_if_due()
-            if plan is not None and ledger.expected >= plan.due:
-                ledger.read_all()  # some of the expected updates may have been skipped
-                if ledger.update >= plan.due:
-                    self._evaluate(ema=ema, plan=plan)
-            if saver is not None and saver.may_be_due(ledger.expected, driver.micro_batches):
-                ledger.read_all()
-                if saver.may_be_due(ledger.update, driver.micro_batches):
-                    self._save(plan, stoppers)
-        ledger.read_all()
+    def _open(self, fit: _Fit) -> None:
+        """Take the run's directory, plan what comes first, and tell that `fit` begins."""
+        self._results.read_all()
+        update = self.state.update
+        if self._saver is not None:
+            self._saver.open(update, self._loop.micro_batches)
+        if fit.evaluations is not None:
+            fit.evaluations.go_on(update)
+        feed = self._plan.feed
+        planned = fit.stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
+        mode = self.program.execution.mode
+        self._emit(events.FitStarted, update=update, updates=planned, device=self.device, execution=mode)
+        if self._goes_on:  # after the event, at which early stopping forgets what it remembers
+            self.state.evaluations.hand_over(fit.evaluations, fit.stoppers)
+        self._goes_on = False
+        self.state.evaluations = EvaluationState()
+        self._warn_of_small_micro_batches()
+
+    def _run(self, fit: _Fit) -> None:
+        """Hand windows to the device until the end, evaluating and saving on the way."""
+        state, results, loop, saver = self.state, self._results, self._loop, self._saver
+        plan = fit.evaluations
+        while self._emit.stop is None and not loop.reached(fit.stop):
+            nearest = fit.stop if plan is None else fit.stop.before(updates=plan.due)
+            loop.run_next(nearest if saver is None else saver.before(nearest))
+            results.read_if_due()
+            if plan is not None and results.expected_updates >= plan.due:
+                results.read_all()  # some of the expected updates may have been skipped
+                if state.update >= plan.due:
+                    self._evaluate(ema=fit.ema, plan=plan)
+            if saver is not None and saver.may_be_due(results.expected_updates, loop.micro_batches):
+                results.read_all()
+                if saver.may_be_due(state.update, loop.micro_batches):
+                    self._save(fit)
+        results.read_all()
 
     def _close(self) -> None:
         if self._saver is not None:
             self._saver.close()
 
-    def _save(self, plan: EvaluationPlan | None, stoppers: Stoppers, *, last: bool = False) -> None:
+    def _save(self, fit: _Fit, *, last: bool = False) -> None:
         """Save into the run's directory, if there is one."""
-        self._books = EvaluationState.of(plan, stoppers)
-        if self._saver is not None:
-            update = self._results.update
-            place = Place(update, self._loop.micro_batches, len(self._books.made))
-            metric = None if plan is None or not plan.made_at(update) else self._saver.metric_of(plan.made[-1].metrics)
-            self._saver.save(place, lambda: take(self._parts, self._books), metric, last=last)
+        plan = fit.evaluations
+        self.state.evaluations = EvaluationState.of(plan, fit.stoppers)
+        if self._saver is None:
+            return
+        update = self.state.update
+        metric = None
+        if plan is not None and plan.made_at(update):
+            metric = self._saver.metric_of(plan.made[-1].metrics)
+        place = Place(update, self._loop.micro_batches, len(self.state.evaluations.made))
+        self._saver.save(place, self._capture, metric, last=last)
+
+    def _capture(self) -> SavedRun:
+        """Copy the run's state to the host; everything handed to the device is waited for."""
+        self._results.read_all()
+        return capture(self._plan, self.program, self._loop, self.state)
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a directory that is not there.
@@ -278,7 +311,7 @@ class Trainer:
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(take(self._parts, self._books)))
+        return write_checkpoint(Path(path), to_contents(self._capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -299,8 +332,8 @@ class Trainer:
 
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
-        run = open_run(path)
-        return cls(experiment, run.backend if backend is None else backend, resume=run, **options)
+        saved = open_run(path)
+        return cls(experiment, saved.backend if backend is None else backend, resume=saved, **options)
 
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
@@ -317,19 +350,20 @@ class Trainer:
     def _evaluate(
         self, data: Any = None, batch_size: int | None = None, *, ema: bool, plan: EvaluationPlan | None = None
     ) -> dict[str, Any]:
-        source, size = evaluation_source(data, self.experiment), evaluation_size(batch_size, self.experiment)
+        source = evaluation_source(data, self.experiment)
+        size = evaluation_size(batch_size, self.experiment)
         if ema:
             check_ema(self.experiment)
         self._results.read_all()
-        with memory_errors(self._native, self.experiment, size):
-            found = evaluate(
-                self.program, self._loop.state, self.experiment, source, size, check=self._feed.check, ema=ema
-            )
-        update, scheduled = self._results.update, plan is not None
+        check = self._plan.feed.check
+        state = self.state.program_state
+        with memory_errors(self._plan.backend, self.experiment, size):
+            metrics = evaluate(self.program, state, self.experiment, source, size, check=check, ema=ema)
+        update = self.state.update
         if plan is not None:
-            plan.enter(update, found)
-        self._emit(events.EvaluationFinished, update=update, metrics=found, ema=ema, scheduled=scheduled)
-        return found
+            plan.enter(update, metrics)
+        self._emit(events.EvaluationFinished, update=update, metrics=metrics, ema=ema, scheduled=plan is not None)
+        return metrics
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters, by canonical name and in canonical layout."""
@@ -373,19 +407,34 @@ class Trainer:
 
         Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
         """
-        source = check_recomputable(self.experiment, self.backend, self.program, data)
+        source, program = as_recomputable(self.experiment, self.backend, self.program, data)
         self._results.read_all()
-        self._loop.recompute_statistics(cut(source, int(self.experiment.micro_batch_size)))
+        self._loop.recompute_statistics(program, batches_of(source, int(self.experiment.micro_batch_size)))
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
         self._results.read_all()
-        return dict(zip(self.program.info.parameter_names, self._results.gradient_shares.tolist(), strict=True))
+        names = self.program.info.parameter_names
+        return dict(zip(names, self.state.gradient_shares.tolist(), strict=True))
+
+    def gradient_norms(self) -> np.ndarray:
+        """The norm of each parameter's gradient at each update of this trainer: float64 [updates, parameters].
+
+        Normalised, before clipping; in the order of `program.info.parameter_names`.
+
+        Raises:
+            ConfigurationError: the trainer was made without `record_gradient_norms=True`.
+        """
+        self._results.read_all()
+        norms = self.state.gradient_norms
+        if norms is None:
+            raise ConfigurationError("Trainer", ["there are no gradient norms; pass record_gradient_norms=True"])
+        return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
 
     def snapshot(self) -> Snapshot:
         """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
         self._results.read_all()
-        return self.program.snapshot(self._loop.state)
+        return self.program.snapshot(self.state.program_state)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot: its parameters, model state, optimizer slots and number of updates, which decides the
@@ -393,19 +442,16 @@ class Trainer:
         """
         self._loop.restore(snapshot)
 
-    @property
-    def _parts(self) -> RunParts:
-        example = self._feed.example()
-        return RunParts(self.experiment, self.backend, self.program, self._loop, self._results, example)
-
     def _ask_to_stop(self, signal: str) -> None:
         self._emit.stop = self._emit.stop or events.Stop(signal)
 
     def _warn_of_small_micro_batches(self) -> None:
         """Once per run, where a model takes batch statistics from small micro-batches."""
-        size, layers = int(self.experiment.micro_batch_size), self.program.info.batch_norm_layers
+        size = int(self.experiment.micro_batch_size)
+        layers = self.program.info.batch_norm_layers
         if self._warned or not layers or size >= SMALL_MICRO_BATCH or self.experiment.batch_statistics == "frozen":
             return
-        self._warned, message = True, small_micro_batch_message(layers, size)
+        self._warned = True
+        message = small_micro_batch_message(layers, size)
         self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
-        warnings.warn(message, BatchStatisticsWarning, stacklevel=3)
+        warnings.warn(message, BatchStatisticsWarning, stacklevel=4)

@@ -79,7 +79,7 @@ def test_nothing_is_kept_unless_asked_for(variant: Variant) -> None:
     trainer.restore(kept.snapshot())
     trainer.fit(updates=2)
     assert trainer.snapshot().ema == {}
-    assert trainer._loop.state.ema == {}
+    assert trainer.state.program_state.ema == {}
     with pytest.raises(ConfigurationError, match="ema_decay="):
         trainer.ema_parameters()
 
@@ -112,6 +112,6 @@ def test_arguments(options: dict, words: str) -> None:
 def test_a_backend_without_averages_says_so() -> None:
     """A backend whose snapshots hold none, though the experiment asks for one, is named."""
     trainer = TORCH.trainer(TORCH.experiment(regression(12), ema_decay=0.5), START)
-    trainer._loop.state.ema = {}
+    trainer.state.program_state.ema = {}
     with pytest.raises(CapabilityError, match="'torch' keeps no moving average"):
         trainer.ema_parameters()

@@ -18,6 +18,7 @@ from torch import nn
 
 import multibackend as mb
 from multibackend.errors import DataError
+from multibackend.protocol import Position
 from multibackend.protocol.tracing import Forced, Trace, arrays_in, plain_settings, with_arrays
 from multibackend.testing import assert_arrays_match, assert_bit_identical, assert_raises
 from multibackend.testing.conformance.problems import regression
@@ -44,7 +45,7 @@ def traced(backend: str, builder: Callable[..., Any], **options: Any) -> tuple[m
         **{**DEFAULTS, **options},
     )
     trainer = mb.Trainer(experiment, backend)
-    stack = Feed(experiment).next(0, 1, trainer.program.info.output_shape, left=1, epochs=None)
+    stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info.output_shape, most=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     program: Any = trainer.program
     state = program.restore(trainer.snapshot())
@@ -101,8 +102,8 @@ def inside_kinds(backend: str, builder: Any) -> list[str]:
 def test_torch_module_is_left_alone() -> None:
     """No hook, no gradient, no mode, no random number is left behind, also after an error on the way."""
     trainer, _ = traced("torch", TorchBlocks)
-    state = trainer._loop.state
-    stack = Feed(trainer.experiment).next(0, 1, trainer.program.info.output_shape, left=1, epochs=None)
+    state = trainer.state.program_state
+    stack = Feed(trainer.experiment).next(Position(), 0, 1, trainer.program.info.output_shape, most=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     state.module.blocks[1].eval()
     generator = torch.get_rng_state()

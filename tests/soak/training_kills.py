@@ -92,7 +92,7 @@ def _tell_inside(trainer: mb.Trainer, memory: mmap.mmap) -> None:
 
     def told(goal: Any) -> None:
         run_next(goal)
-        memory[INSIDE] = trainer._loop._open is not None
+        memory[INSIDE] = trainer.state.begun is not None
 
     trainer._loop.run_next = told
 

@@ -11,7 +11,7 @@ from multibackend_stub.backend import Linear, StubBackend
 import multibackend as mb
 from multibackend.core.bytesize import format_bytes, parse_bytes
 from multibackend.errors import CapabilityError, ConfigurationError, OutOfMemoryError
-from multibackend.protocol import MemoryAware
+from multibackend.protocol import Execution, MemoryAware
 from multibackend.testing import assert_raises
 from multibackend.testing.conformance.problems import regression
 from multibackend.training.auto_batch_size import divisors, largest_that_fits, memory_errors, resolve
@@ -126,7 +126,7 @@ def test_the_answer_is_kept() -> None:
         resolve(other, backend)
         assert len(backend.asked) > asked
     asked = len(backend.asked)
-    resolve(one, backend, device="cpu")
+    resolve(one, backend, Execution(device="cpu"))
     assert len(backend.asked) > asked
 
 

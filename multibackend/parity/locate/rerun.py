@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.core.arrays import Arrays
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
-from multibackend.protocol import Program, Rates, Snapshot, Traceable, WindowResults, WindowStack
+from multibackend.protocol import Position, Program, Rates, Snapshot, Traceable, WindowResults, WindowStack
 from multibackend.training.input.feed import Feed
 from multibackend.training.results import MOST_UNREAD
 from multibackend.training.trainer import Trainer
@@ -50,6 +50,7 @@ class Runner:
         self._rates = trainer._results.rates
         self._room = trainer.program.windows_per_dispatch
         self._feed = Feed(trainer.experiment, read_ahead=False)
+        self._position = Position()
         self._state = self.program.restore(start)
         self.snapshot = start
         self.update = start.update
@@ -58,7 +59,9 @@ class Runner:
         """The next window."""
         program: Program = self.program
         # room and rates as a trainer hands them over, so that the program that it compiled serves
-        stack = self._feed.next(self.update, self._room, program.info.output_shape, left=1, epochs=None)
+        shape = program.info.output_shape
+        stack = self._feed.next(self._position, self.update, self._room, shape, most=1, epochs=None)
+        self._position = stack.stop
         before, rates = self.snapshot, self._table(self._rates.between(self.update, self.update + 1)[0])
         self._state, unread = program.run(self._state, program.place(stack), Rates(self.update, rates))
         results = program.read(unread)

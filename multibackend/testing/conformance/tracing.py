@@ -9,6 +9,7 @@ import numpy as np
 
 from multibackend.errors import MatchError
 from multibackend.experiment import Experiment
+from multibackend.protocol import Position
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical, assert_snapshots_identical
 from multibackend.testing.conformance.problems import START, regression
@@ -24,7 +25,7 @@ __all__ = ["TraceConformance"]
 def _micro_batches(trainer: Trainer) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, tuple[int, int, int]]]:
     """Of the window that the trainer would run next, if it is the run's first: fields, factors and stamps."""
     experiment: Experiment = trainer.experiment
-    stack = Feed(experiment).next(0, 1, trainer.program.info.output_shape, left=1, epochs=None)
+    stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info.output_shape, most=1, epochs=None)
     found = list(stack.micro_batches(0))
     for index, (batch, factors) in enumerate(found):
         yield batch, factors, (0, index, len(found))
@@ -81,8 +82,8 @@ class TraceConformance:
         for updates in (1, 2):
             for batch, factors, stamp in _micro_batches(traced):
                 before = traced.snapshot()
-                program.trace(traced._loop.state, batch, factors, stamp=stamp)
-                program.trace(traced._loop.state, batch, factors, stamp=stamp, train=False)
+                program.trace(traced.state.program_state, batch, factors, stamp=stamp)
+                program.trace(traced.state.program_state, batch, factors, stamp=stamp, train=False)
                 assert_snapshots_identical(traced.snapshot(), before)
             traced.fit(updates=updates)
             plain.fit(updates=updates)

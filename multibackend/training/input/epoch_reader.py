@@ -52,7 +52,8 @@ class EpochReader:
         self.micro_batch_size = micro_batch_size
         self.order = order_of(source, seed=seed, shuffle=shuffle)
         self._losses = tuple(losses)
-        self._drop_last, self._normalize = drop_last, normalize
+        self._drop_last = drop_last
+        self._normalize = normalize
 
     def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
         """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
@@ -61,12 +62,15 @@ class EpochReader:
         `len(steps)`. At least one window must be left in the epoch: see `settle`.
         """
         bounds = self._bounds(position, steps)
-        start, stop = int(bounds[0]), int(bounds[-1])
+        start = int(bounds[0])
+        stop = int(bounds[-1])
         rows = self.order.take(position.epoch, start, stop - start)
         sizes = np.diff(bounds)
         counts = (sizes // self.micro_batch_size).astype(np.int32)
         ragged_size = int(sizes[-1] % self.micro_batch_size)
-        ragged = {name: array[-ragged_size:] for name, array in rows.items()} if ragged_size else None
+        ragged = None
+        if ragged_size:
+            ragged = {name: array[-ragged_size:] for name, array in rows.items()}
         fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
         divisors = window_divisors(self._losses, fields, counts, ragged, normalize=self._normalize)
         return WindowStack(
@@ -84,33 +88,39 @@ class EpochReader:
 
     def settle(self, position: Position, steps: int) -> Position:
         """`position`, or the beginning of the next epoch where no window of `steps` micro-batches is left."""
+        # a window that is not full counts where it is not dropped: one example is enough
         needed = steps * self.micro_batch_size if self._drop_last else 1
         enough = self.order.available(position.epoch, position.offset, needed) >= needed
         return position if enough else Position(position.epoch + 1, 0)
 
     def _bounds(self, position: Position, steps: Sequence[int]) -> np.ndarray:
         """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
-        offset, ends = position.offset, np.cumsum(steps) * self.micro_batch_size
-        found = self.order.available(position.epoch, offset, int(ends[-1]))
-        bounds = offset + np.append(0, ends[ends <= found])
-        short = len(bounds) <= len(steps) and bounds[-1] < offset + found and not self._drop_last
-        if len(bounds) == 1 and not short:
+        offset = position.offset
+        ends = np.cumsum(steps) * self.micro_batch_size
+        available = self.order.available(position.epoch, offset, int(ends[-1]))
+        bounds = offset + np.append(0, ends[ends <= available])
+        # what is left behind the last full window makes a shorter one, unless it is dropped
+        has_partial = len(bounds) <= len(steps) and bounds[-1] < offset + available and not self._drop_last
+        if len(bounds) == 1 and not has_partial:
             raise DataError(
                 f"drop_last=True leaves no window in epoch {position.epoch}: one window has {ends[0]} examples, the "
-                f"epoch {offset + found}; use fewer accumulation steps or drop_last=False"
+                f"epoch {offset + available}; use fewer accumulation steps or drop_last=False"
             )
-        return np.append(bounds, offset + found) if short else bounds
+        return np.append(bounds, offset + available) if has_partial else bounds
 
     def _arrange(self, array: np.ndarray, counts: np.ndarray, capacity: int, room: int) -> np.ndarray:
-        """Rows of consecutive windows → [room, capacity, micro-batch, ...]."""
-        room, size, shape = max(room, len(counts)), self.micro_batch_size, array.shape[1:]
-        if len(array) == room * capacity * size:
+        """Arrange the rows of consecutive windows as [room, capacity, micro-batch, ...]."""
+        room = max(room, len(counts))
+        size = self.micro_batch_size
+        shape = array.shape[1:]
+        if len(array) == room * capacity * size:  # nothing to fill up: a view will do
             return array.reshape(room, capacity, size, *shape)
         result = aligned_empty((room, capacity, size, *shape), array.dtype)
         if (counts[:-1] == capacity).all():  # all but the last window are full: their rows are contiguous
             rows = int(counts.sum()) * size
             flat = result.reshape(-1, *shape)
-            flat[:rows], flat[rows:] = array[:rows], 0
+            flat[:rows] = array[:rows]
+            flat[rows:] = 0
             return result
         result[...] = 0
         row = 0

@@ -44,7 +44,8 @@ def order_of(source: Source | Stream, *, seed: int, shuffle: bool) -> Order:
 
 def batches(source: Source | Stream, size: int) -> Iterator[Fields]:
     """A whole source once, not shuffled, `size` examples at a time."""
-    order, offset = order_of(source, seed=0, shuffle=False), 0
+    order = order_of(source, seed=0, shuffle=False)
+    offset = 0
     while count := order.available(0, offset, size):
         yield order.take(0, offset, count)
         offset += count
@@ -55,7 +56,9 @@ class IndexedOrder:
 
     def __init__(self, source: Source, seed: int, shuffle: bool) -> None:
         self.length: int = len(source)
-        self._source, self._seed, self._shuffle = source, seed, shuffle
+        self._source = source
+        self._seed = seed
+        self._shuffle = shuffle
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, order): one epoch is kept
 
     def open(self, epoch: int) -> None:
@@ -77,7 +80,8 @@ class StreamOrder:
     """
 
     def __init__(self, stream: Stream, seed: int) -> None:
-        self._stream, self._seed = stream, seed
+        self._stream = stream
+        self._seed = seed
         self._lengths: dict[int, int] = {}  # of the epochs that were read to their end
         # (epoch being read, how many of its examples are known to exist). One attribute, because the trainer looks at
         # it while another thread reads
@@ -108,7 +112,9 @@ class StreamOrder:
                 f"epoch {epoch} had at least {offset + count} examples at first and now has {self._known[1]}; the "
                 "iterable must give the same examples whenever it is asked for the same epoch"
             )
-        parts, start, stop = [], self._first, offset + count
+        parts = []
+        start = self._first
+        stop = offset + count
         for chunk in self._buffer:
             rows = _rows(chunk)
             if start + rows > offset and start < stop:
@@ -118,7 +124,8 @@ class StreamOrder:
 
     def _open(self, epoch: int) -> None:
         self._buffer.clear()
-        self._first, self._known = 0, (-1, 0)  # not open
+        self._first = 0
+        self._known = (-1, 0)  # not open, should the next line raise
         self._chunks = iter(self._stream.chunks(epoch, stream_seed(self._seed, _STREAMS, epoch)))
         self._known = (epoch, 0)
 

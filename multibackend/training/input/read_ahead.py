@@ -30,7 +30,10 @@ class _Read:
 
 
 class ReadAhead:
-    """At most one read is under way or waits to be claimed. The thread starts with the first and ends with `rest`."""
+    """At most one read is under way or waits to be claimed.
+
+    The thread starts with the first and ends with `end_thread`.
+    """
 
     def __init__(self) -> None:
         self._read: _Read | None = None
@@ -53,14 +56,15 @@ class ReadAhead:
         No read is under way afterwards.
         """
         self._wait()
-        read, self._read = self._read, None
+        read = self._read
+        self._read = None
         if read is None or read.key != key:
             return None
         if read.error is not None:
             raise read.error
         return read.value
 
-    def rest(self) -> None:
+    def end_thread(self) -> None:
         """End the thread, after the read that is under way; its result stays to be claimed."""
         if self._thread is not None:
             self._jobs.put(None)

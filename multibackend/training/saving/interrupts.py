@@ -53,7 +53,7 @@ class SignalHandler:
         """Where a signal came: say how to go on, and raise `Interrupted`."""
         if self.caught is None:
             return
-        if (run_dir / RUN_FILE).exists():
+        if (run_dir / RUN_FILE).exists():  # a run of the command line
             way = f"multibackend resume {shlex.quote(os.fspath(run_dir))}"
         else:
             way = f'Trainer(experiment, "{backend}", run_dir={os.fspath(run_dir)!r}, resume="auto"), and fit as before'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from multibackend.checkpoint import CheckpointStore, list_checkpoints, newest_ch
 from multibackend.checkpoint.retention import Retention
 from multibackend.core.validation import Problems
 from multibackend.errors import CheckpointError, CheckpointWarning, ConfigurationError
-from multibackend.training.saving.run_state import RunState, to_contents
+from multibackend.training.saving.saved_run import SavedRun, to_contents
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["DEFAULT_RULES", "RESUME", "Checkpointing", "Place", "Saver", "check_resuming", "choose_start"]
@@ -63,7 +64,7 @@ class Checkpointing:
         problems.boolean("background", self.background)
         try:
             self.retention()
-        except ConfigurationError as error:
+        except ConfigurationError as error:  # its problems are listed with ours
             for sentence in error.problems:
                 problems.add(sentence)
         problems.raise_if_any()
@@ -88,7 +89,7 @@ def check_resuming(run_dir: Path | None, checkpointing: object, resume: object) 
     problems = Problems("Trainer")
     if checkpointing is not None and not isinstance(checkpointing, Checkpointing):
         problems.add(f"checkpointing must be a multibackend.Checkpointing(...), got {checkpointing!r}", wrong_type=True)
-    if not isinstance(resume, RunState) and problems.choice("resume", resume, RESUME) and resume != "never":
+    if not isinstance(resume, SavedRun) and problems.choice("resume", resume, RESUME) and resume != "never":
         if run_dir is None:
             problems.add(f"resume={resume!r} needs run_dir=, the directory that holds the checkpoints")
         elif checkpointing is None:
@@ -110,23 +111,23 @@ def choose_start(run_dir: Path, resume: str) -> Path | None:
     Raises:
         CheckpointError: "must", and there is no valid one; or "never", and there are some.
     """
-    there = list_checkpoints(run_dir)
+    checkpoints = list_checkpoints(run_dir)
     if resume == "never":
-        if there:
+        if checkpoints:
             raise CheckpointError(
-                f"{run_dir} holds checkpoints of an earlier run, the newest {there[-1].name}; go on from it with "
+                f"{run_dir} holds checkpoints of an earlier run, the newest {checkpoints[-1].name}; go on from it with "
                 'resume="auto" (on the command line --resume auto), or choose another directory',
                 path=run_dir,
             )
         return None
-    newest = newest_checkpoint(run_dir) if there else None
+    newest = newest_checkpoint(run_dir) if checkpoints else None
     if newest is None and resume == "must":
         raise CheckpointError(
             f'resume="must", and there is no valid checkpoint in {run_dir}; resume="auto" begins anew where there is '
             "none",
             path=run_dir,
         )
-    if newest is None and there:
+    if newest is None and checkpoints:
         warnings.warn(f"no checkpoint in {run_dir} is valid: the run begins anew", CheckpointWarning, stacklevel=5)
     return newest
 
@@ -142,14 +143,25 @@ class Saver:
     """
 
     def __init__(self, run_dir: Path, rules: Checkpointing, start: Path | None, *, chosen: bool = False) -> None:
-        self.run_dir, self._rules = run_dir, rules
+        self.run_dir = run_dir
+        self._rules = rules
         self._known = set() if start is None else {start.name}  # checkpoints that this run may stand beside
         if chosen and start is not None and start.resolve().parent.parent == run_dir.resolve():
             self._known |= {path.name for path in list_checkpoints(run_dir)}
         self._store: CheckpointStore | None = None
-        self._place: Place | None = None
+        self._saved_place: Place | None = None
         self._saved_at = 0.0
-        self._due: tuple[float, float] = (float("inf"), float("inf"))
+        self._due_update = math.inf
+        self._due_micro_batch = math.inf
+
+    @classmethod
+    def of(
+        cls, run_dir: Path | None, rules: Checkpointing | None, saved: SavedRun | None, *, chosen: bool
+    ) -> Saver | None:
+        """The saver of a run; None where it has no directory, or is not to be saved."""
+        if run_dir is None or rules is None:
+            return None
+        return cls(run_dir, rules, None if saved is None else saved.path, chosen=chosen)
 
     def open(self, update: int, micro_batches: int) -> None:
         """Take the directory, and plan the first save after this point.
@@ -168,8 +180,8 @@ class Saver:
         )
         self._saved_at = time.monotonic()
         self._plan(update, micro_batches)
-        there = self._store.list()
-        newest = there[-1] if there else None
+        checkpoints = self._store.list()
+        newest = checkpoints[-1] if checkpoints else None
         if newest is not None and newest.name not in self._known:
             newest = self._store.newest()  # what is damaged may lie above ours
         if newest is not None and newest.name not in self._known:
@@ -180,10 +192,9 @@ class Saver:
                 path=self.run_dir,
             )
 
-    def ahead(self, goal: StopCondition) -> StopCondition:
-        """The goal, or the next save on the way to it."""
-        updates, micro_batches = self._due
-        return goal.before(updates=updates, micro_batches=micro_batches)
+    def before(self, stop: StopCondition) -> StopCondition:
+        """Where a run ends, or the next save on the way to it."""
+        return stop.before(updates=self._due_update, micro_batches=self._due_micro_batch)
 
     def may_be_due(self, updates: int, micro_batches: int) -> bool:
         """Whether a save may be due after so many updates and micro-batches.
@@ -194,22 +205,23 @@ class Saver:
         self._check()
         seconds = self._rules.every_seconds
         late = seconds is not None and time.monotonic() - self._saved_at >= seconds
-        return late or updates >= self._due[0] or micro_batches >= self._due[1]
+        return late or updates >= self._due_update or micro_batches >= self._due_micro_batch
 
     def save(
-        self, place: Place, take: Callable[[], RunState], metric: float | None = None, *, last: bool = False
+        self, place: Place, capture: Callable[[], SavedRun], metric: float | None = None, *, last: bool = False
     ) -> None:
-        """Save the run as it stands at a place, unless that was done; the last time wait until it is on the device."""
+        """Save the run as it stands at a place, unless that was done; the last time wait until it is on the disk."""
         assert self._store is not None
         self._saved_at = time.monotonic()
         self._plan(place.update, place.micro_batches)
-        if place == self._place:
-            return self._check(wait=last)
-        contents, self._place = to_contents(take()), None
+        if place == self._saved_place:
+            self._check(wait=last)
+            return
+        contents = to_contents(capture())
+        self._saved_place = None  # until the store has taken it
         handle = self._store.save(contents, metric=metric, background=self._rules.background and not last)
-        self._place = place
+        self._saved_place = place
         self._known.add(handle.path.name)
-        return None
 
     def metric_of(self, metrics: Mapping[str, Any]) -> float | None:
         """What `keep_best` goes by, of an evaluation."""
@@ -222,7 +234,8 @@ class Saver:
         Raises:
             CheckpointError: that save has failed.
         """
-        store, self._store = self._store, None
+        store = self._store
+        self._store = None
         if store is not None:
             store.close()
 
@@ -231,12 +244,14 @@ class Saver:
         try:
             self._store.check(wait=wait)
         except CheckpointError:
-            self._place = None
+            self._saved_place = None
             raise
 
     def _plan(self, update: int, micro_batches: int) -> None:
-        steps = (self._rules.every, self._rules.every_micro_batches)
-        done = (update, micro_batches)
-        self._due = tuple(  # type: ignore[assignment]
-            float("inf") if step is None else at - at % step + step for at, step in zip(done, steps, strict=True)
-        )
+        self._due_update = _next_multiple(update, self._rules.every)
+        self._due_micro_batch = _next_multiple(micro_batches, self._rules.every_micro_batches)
+
+
+def _next_multiple(number: int, step: int | None) -> float:
+    """The smallest multiple of `step` above a number; infinite without a step."""
+    return math.inf if step is None else number - number % step + step

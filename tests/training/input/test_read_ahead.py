@@ -218,9 +218,9 @@ def test_where_it_is_the_default() -> None:
         "padded loader": (pad_to_buckets(IterableSource(Loader()), fields={"x": 0}, lengths=[3]), False),
     }
     for name, (data, expected) in used.items():
-        assert mb.Trainer(experiment(data), "stub")._feed.read_ahead is expected, name
+        assert mb.Trainer(experiment(data), "stub")._plan.feed.read_ahead is expected, name
     schedule = experiment(Recorded(6), gradient_accumulation_steps={0: 1, 2: 2})
-    assert not mb.Trainer(schedule, "stub", read_ahead=True)._feed.read_ahead
+    assert not mb.Trainer(schedule, "stub", read_ahead=True)._plan.feed.read_ahead
     assert_raises(
         ConfigurationTypeError, lambda: mb.Trainer(experiment(Recorded(6)), "stub", read_ahead=1), "read_ahead", "1"
     )
@@ -243,11 +243,11 @@ def test_claims_by_key() -> None:
     ahead.submit("a", lambda: 1 / 0)
     assert ahead.claim("b") is None
     ahead.submit("c", lambda: 3)
-    ahead.rest()
-    ahead.rest()
+    ahead.end_thread()
+    ahead.end_thread()
     assert ahead.claim("c") == 3
     assert ahead.claim("c") is None
     ahead.submit("d", lambda: 4)
     assert ahead.claim("d") == 4
-    ahead.rest()
+    ahead.end_thread()
     assert not readers()

@@ -1,4 +1,4 @@
-"""Examples to windows: every example once, counts and factors right, the same from any position."""
+"""Examples to windows: every example once, counts and divisors right, the same from any position."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -8,6 +8,7 @@ from multibackend.core.rng import epoch_order
 from multibackend.data import ArraySource
 from multibackend.losses import CrossEntropy, Custom, MeanSquaredError
 from multibackend.protocol import Position, WindowStack
+from multibackend.protocol.values import inverse
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.reference import cut
 from multibackend.testing.tolerances import FORMULA
@@ -77,12 +78,12 @@ def test_counts_and_weights(length: int, size: int, steps: int, seed: int, chunk
 
 @settings(deadline=None, max_examples=60)
 @given(**SHAPES)
-def test_factors_make_a_mean(length: int, size: int, steps: int, seed: int) -> None:
-    """By window sum(factor * weight) is 1; by micro-batch each of the m has factor * weight = 1 / m, or no weight."""
+def test_divisors_make_a_mean(length: int, size: int, steps: int, seed: int) -> None:
+    """By window sum(weight / divisor) is 1; by micro-batch each of the m has weight / divisor = 1 / m, or no weight."""
     for normalize in ("window", "microbatch"):
         for stack in epoch(reader(length, size, seed=seed, normalize=normalize), steps, 3):
             for window in range(len(stack)):
-                parts = [(f[0] * 2 * b["w"].sum(), b["w"].sum()) for b, f in stack.micro_batches(window)]
+                parts = [(2 * inverse(d)[0] * b["w"].sum(), b["w"].sum()) for b, d in stack.micro_batches(window)]
                 shares = [share for share, weight in parts if weight > 0]
                 if normalize == "window":
                     assert_arrays_match(float(sum(shares)), float(bool(shares)), relative=FORMULA)
@@ -100,7 +101,7 @@ def test_reading_from_any_position(length: int, size: int, steps: int, seed: int
     fresh = reader(length, size, seed=seed)
     first, second = (r.read(position, [steps] * 2, capacity=steps, room=2) for r in (there, fresh))
     assert ids(first) == ids(second)
-    assert_arrays_match(first.factors, second.factors, relative=0.0)
+    assert_arrays_match(first.divisors, second.divisors, relative=0.0)
 
 
 @settings(deadline=None, max_examples=60)
@@ -122,16 +123,16 @@ def test_mixed_steps_and_spare_capacity() -> None:
 
 
 def test_weights_known_on_the_device_only() -> None:
-    """A custom loss leaves the weights open: NaN on the host, factors without them."""
+    """A custom loss leaves the weights open: NaN on the host, divisors without them."""
     source = ArraySource(data(7))
     loss = Custom(lambda xp, outputs, batch: outputs)
-    for normalize, expected in (("window", [1, 1, 1]), ("microbatch", [1 / 3] * 3)):
+    for normalize, expected in (("window", [1, 1, 1]), ("microbatch", [3] * 3)):
         windows = EpochReader(source, [loss], micro_batch_size=3, seed=0, normalize=normalize)
         stack = windows.read(Position(), [3], capacity=3)
-        assert stack.dynamic
+        assert stack.weighed_by_model
         assert np.isnan(stack.weights).all()
-        factors = [factors[0] for _, factors in stack.micro_batches(0)]
-        assert_arrays_match(factors, [float(f) for f in expected], relative=FORMULA)
+        divisors = [divisors[0] for _, divisors in stack.micro_batches(0)]
+        assert_arrays_match(divisors, [float(divisor) for divisor in expected], relative=FORMULA)
 
 
 def test_padding_weighs_nothing() -> None:

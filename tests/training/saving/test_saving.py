@@ -289,7 +289,7 @@ def test_parameters_load_into_a_plain_torch_model(tmp_path: Path) -> None:
     model.load_state_dict({**load_file(path / "parameters.safetensors"), **load_file(path / "model_state.safetensors")})
     x = torch.from_numpy(data()["x"])
     with torch.no_grad():
-        expected, found = first._loop.state.module.eval()(x), model.eval()(x)
+        expected, found = first.state.program_state.module.eval()(x), model.eval()(x)
     assert torch.equal(found, expected)
 
 

@@ -1,0 +1,115 @@
+"""What a trainer is about to run: the experiment with every open choice made, on a backend, from a beginning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from multibackend.core.validation import Problems
+from multibackend.experiment import AUTO, Experiment
+from multibackend.protocol import Backend, Execution, Program
+from multibackend.protocol.dropout_masks import layer_name, pair_layers
+from multibackend.protocol.registry import load_backend
+from multibackend.training.auto_batch_size import MicroBatchChoice, memory_errors, resolve
+from multibackend.training.input.feed import Feed
+from multibackend.training.saving.saved_run import SavedRun
+
+__all__ = ["Plan", "check_arguments", "mask_names"]
+
+
+def check_arguments(
+    experiment: object, callbacks: object, device: object, windows_per_dispatch: object, read_ahead: object
+) -> None:
+    """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
+    problems = Problems("Trainer")
+    if not isinstance(experiment, Experiment):
+        problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        problems.add(f"callbacks must be a sequence of functions, got {callbacks!r}", wrong_type=True)
+    if device is not None and not isinstance(device, str):
+        problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
+    if windows_per_dispatch is not None:
+        problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
+    if read_ahead is not None:
+        problems.boolean("read_ahead", read_ahead)
+    problems.raise_if_any()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment ready to be compiled.
+
+    Attributes:
+        experiment: with a micro-batch size that is a number.
+        backend: runs it.
+        execution: how windows are executed.
+        feed: reads its training data.
+        saved: the run that it goes on from; None to begin anew.
+        micro_batch: how `micro_batch_size="auto"` was decided; None where a number was given.
+    """
+
+    experiment: Experiment
+    backend: Backend
+    execution: Execution
+    feed: Feed
+    saved: SavedRun | None
+    micro_batch: MicroBatchChoice | None
+
+    @classmethod
+    def of(
+        cls,
+        experiment: Experiment,
+        backend: str,
+        execution: Execution,
+        saved: SavedRun | None,
+        *,
+        read_ahead: bool | None,
+    ) -> Plan:
+        """Make every choice that an experiment leaves open."""
+        native = load_backend(backend)
+        if saved is not None:
+            experiment = _with_saved_batch_size(experiment, saved)
+        experiment, micro_batch = resolve(experiment, native, execution)
+        feed = Feed(experiment, read_ahead=read_ahead)
+        return cls(experiment, native, execution, feed, saved, micro_batch)
+
+    def compile(self) -> tuple[Plan, Program]:
+        """Make the experiment executable and check that its data fit the model.
+
+        The plan that comes back differs where dropout layers were renamed so that they draw the masks of a saved run.
+        """
+        example = self.feed.example()
+        with memory_errors(self.backend, self.experiment):
+            program = self.backend.compile(self.experiment, example=example, execution=self.execution)
+            plan = self._with_saved_masks(program)
+            if plan is not self:
+                program = plan.backend.compile(plan.experiment, example=example, execution=plan.execution)
+            self.feed.check(example, program.info.output_shape)
+        return plan, program
+
+    def _with_saved_masks(self, program: Program) -> Plan:
+        """This plan, or one whose dropout layers have the names of the saved run's, where they need other ones."""
+        layers = mask_names(self.experiment, program)
+        if self.saved is None or not layers or not self.saved.dropout_layers:
+            return self
+        rename = self.experiment.model.rename
+        if {layer_name(path, rename) for path in layers} == set(self.saved.dropout_layers):
+            return self
+        pairs = pair_layers(self.saved.dropout_layers, layers, rename)
+        renamed = {path: partner for path, partner in pairs.items() if layer_name(path, rename) != partner}
+        if not renamed:
+            return self
+        return replace(self, experiment=self.experiment.replace(model=self.experiment.model.renamed(renamed)))
+
+
+def mask_names(experiment: Experiment, program: Program) -> tuple[str, ...]:
+    """The dropout layers that draw portable masks; none where dropout is native."""
+    return program.info.dropout_layers if experiment.dropout == "portable" else ()
+
+
+def _with_saved_batch_size(experiment: Experiment, saved: SavedRun) -> Experiment:
+    """Take the micro-batch size that the saved run had found, where it is left open: another one is another run."""
+    size = saved.experiment.get("micro_batch_size")
+    if experiment.micro_batch_size != AUTO or not isinstance(size, int):
+        return experiment
+    return experiment.replace(micro_batch_size=size, memory_budget=None)

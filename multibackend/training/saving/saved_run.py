@@ -1,0 +1,280 @@
+"""A run's state on the host, and its form as the contents of a checkpoint: `docs/run_state.md` has the groups.
+
+Random numbers need no state: masks, shuffling and framework randomness alike are pure functions of the seed, the
+update, the micro-batch and the epoch (`multibackend.core.rng`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from multibackend.checkpoint import Contents
+from multibackend.core.arrays import Arrays
+from multibackend.core.history import History, SkippedWindow
+from multibackend.core.precision import LossScale
+from multibackend.errors import CheckpointError
+from multibackend.matching import Matching
+from multibackend.protocol import PartialWindow, Position, Snapshot
+from multibackend.training.evaluation_state import EvaluationState
+
+__all__ = ["SavedRun", "from_contents", "in_names_of", "to_contents"]
+
+_REASONS = ("nonfinite", "weightless", "overflow")
+_SKIPPED = "skipped/"
+_SKIPPED_COLUMNS = ("update", "epoch", "offset", "reason")
+_SHARES = "gradient_shares"
+_ACCUMULATOR = "accumulator/"
+_MODEL_STATE = "model_state/"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """All that a run needs to go on.
+
+    Attributes:
+        snapshot: parameters, model state, optimizer slots, update, loss scale, moving average.
+        position: where the next window begins in the data, or the one that has begun.
+        partial: the window that has begun.
+        micro_batches: in the whole windows so far.
+        history, skipped, idle_examples: as `multibackend.training.run_state.RunState` has them.
+        gradient_shares: the same by parameter.
+        backend: the one that wrote it.
+        dropout_layers: the names by which masks were drawn.
+        experiment: `multibackend.training.saving.experiment_description.describe`.
+        evaluations: those made so far, and what early stopping remembers.
+        kinds: the sort of layer that each array belongs to, where the backend tells.
+        path: of the checkpoint that it was read from.
+    """
+
+    snapshot: Snapshot
+    position: Position
+    partial: PartialWindow | None
+    micro_batches: int
+    history: History
+    skipped: Sequence[SkippedWindow]
+    idle_examples: int
+    gradient_shares: Mapping[str, float]
+    backend: str
+    dropout_layers: tuple[str, ...]
+    experiment: Mapping[str, Any]
+    evaluations: EvaluationState
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def best_parameters(self) -> Arrays:
+        """Parameters of the best evaluation; empty where they are not kept."""
+        best = self.evaluations.best
+        return {} if best is None else best.parameters or {}
+
+
+def to_contents(run: SavedRun) -> Contents:
+    """A run's state as what a checkpoint holds; arrays are not copied."""
+    groups = {
+        "parameters": run.snapshot.parameters,
+        "model_state": run.snapshot.model_state,
+        "optimizer": _optimizer_group(run.snapshot),
+        "ema": run.snapshot.ema,
+        "evaluations": run.evaluations.arrays(),
+        "best": run.best_parameters,
+        "history": _history_group(run),
+        "window": {} if run.partial is None else _window_group(run.partial),
+    }
+    return Contents(
+        tensors={name: arrays for name, arrays in groups.items() if arrays},
+        state=_metadata(run),
+        update=run.snapshot.update,
+        micro_batches=0 if run.partial is None else run.partial.done,
+    )
+
+
+def _metadata(run: SavedRun) -> dict[str, Any]:
+    """What is no array."""
+    scale = run.snapshot.loss_scale
+    return {
+        "backend": run.backend,
+        "experiment": dict(run.experiment),
+        "data": {"epoch": run.position.epoch, "offset": run.position.offset, "micro_batches": run.micro_batches},
+        "schedule": {"update": run.snapshot.update},
+        "kinds": dict(run.kinds),
+        "randomness": {
+            "seed": run.experiment.get("seed"),
+            "law": "pure functions of seed, update, micro-batch and epoch",
+            "dropout_layers": list(run.dropout_layers),
+        },
+        "loss_scale": None if scale is None else {"scale": scale.scale, "updates": scale.updates},
+        "idle_examples": run.idle_examples,
+        "history": {"terms": list(run.history.terms)},
+        "evaluations": run.evaluations.metadata(),
+    }
+
+
+def _optimizer_group(snapshot: Snapshot) -> dict[str, np.ndarray]:
+    """Slots as "SLOT/NAME"."""
+    group = {}
+    for slot, arrays in snapshot.optimizer.items():
+        for name, array in arrays.items():
+            group[f"{slot}/{name}"] = array
+    return group
+
+
+def _history_group(run: SavedRun) -> dict[str, np.ndarray]:
+    group = dict(run.history.arrays()) if len(run.history) else {}
+    rows = [(window.update, window.epoch, window.offset, _REASONS.index(window.reason)) for window in run.skipped]
+    if rows:
+        columns = np.array(rows, np.int64).T.copy()
+        group |= {_SKIPPED + name: column for name, column in zip(_SKIPPED_COLUMNS, columns, strict=True)}
+    shares = [run.gradient_shares[name] for name in sorted(run.snapshot.parameters)]
+    return {**group, _SHARES: np.array(shares)}
+
+
+def _window_group(partial: PartialWindow) -> dict[str, np.ndarray]:
+    return {
+        **{_ACCUMULATOR + name: array for name, array in partial.accumulator.items()},
+        **{_MODEL_STATE + name: array for name, array in partial.model_state.items()},
+        "totals": partial.totals,
+        "factors": partial.inverse_divisors,  # their name in the format since its first version
+        "weights": partial.weights,
+    }
+
+
+def from_contents(contents: Contents) -> SavedRun:
+    """A run's state from a checkpoint; raises `CheckpointError` for one that holds no run."""
+    try:
+        return _read(contents)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        # whatever a hostile or foreign file holds in place of what is expected
+        raise CheckpointError(
+            f"the checkpoint holds no run of this library: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _read(contents: Contents) -> SavedRun:
+    state = contents.state
+    tensors = contents.tensors
+    data = state["data"]
+    columns = tensors.get("history", {})
+    shares = zip(sorted(tensors["parameters"]), columns[_SHARES].tolist(), strict=True)
+    return SavedRun(
+        snapshot=_read_snapshot(contents),
+        position=Position(_natural(data["epoch"]), _natural(data["offset"])),
+        partial=_read_window(tensors["window"], contents.micro_batches) if contents.micro_batches else None,
+        micro_batches=_natural(data["micro_batches"]),
+        history=_read_history(state, columns),
+        skipped=_read_skipped(columns),
+        idle_examples=_natural(state["idle_examples"]),
+        gradient_shares=dict(shares),
+        backend=_typed(state["backend"], str),
+        dropout_layers=tuple(_typed(state["randomness"]["dropout_layers"], list)),
+        experiment=_typed(state["experiment"], dict),
+        kinds=_typed(state.get("kinds", {}), dict),
+        evaluations=EvaluationState.read(tensors.get("evaluations", {}), state["evaluations"], tensors.get("best", {})),
+    )
+
+
+def _read_snapshot(contents: Contents) -> Snapshot:
+    tensors = contents.tensors
+    slots: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in tensors.get("optimizer", {}).items():
+        slot, _, name = key.partition("/")
+        slots.setdefault(slot, {})[name] = array
+    scale = contents.state["loss_scale"]
+    return Snapshot(
+        parameters=dict(tensors["parameters"]),
+        model_state=dict(tensors.get("model_state", {})),
+        optimizer=slots,
+        update=contents.update,
+        loss_scale=None if scale is None else LossScale(float(scale["scale"]), _typed(scale["updates"], int)),
+        ema=dict(tensors.get("ema", {})),
+    )
+
+
+def _read_history(state: Mapping[str, Any], columns: Arrays) -> History:
+    history = History(_typed(state["history"]["terms"], list))
+    known = {name: columns[name] for name in history.columns if name in columns}
+    if known:
+        history.extend(**known)
+    return history
+
+
+def _read_skipped(columns: Arrays) -> list[SkippedWindow]:
+    names = [_SKIPPED + name for name in _SKIPPED_COLUMNS]
+    numbers = [columns[name].tolist() for name in names if name in columns]
+    windows = []
+    for update, epoch, offset, reason in zip(*numbers, strict=True):
+        windows.append(SkippedWindow(update, epoch, offset, _REASONS[reason]))
+    return windows
+
+
+def _read_window(arrays: Arrays, done: int) -> PartialWindow:
+    totals = arrays["totals"]
+    inverse_divisors = arrays["factors"]
+    weights = arrays["weights"]
+    shapes = [array.shape for array in (totals, inverse_divisors, weights)]
+    if any(len(shape) != 2 for shape in shapes) or shapes[0] != shapes[1]:
+        raise ValueError(f"the window's sums have the shapes {shapes}")
+    accumulator = _below(arrays, _ACCUMULATOR)
+    return PartialWindow(done, accumulator, _below(arrays, _MODEL_STATE), totals, inverse_divisors, weights)
+
+
+def _below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRun:
+    """A run's state in the names and layouts of another program.
+
+    Args:
+        run: from a checkpoint.
+        initial: the program's state at its beginning.
+        matching: of the run's arrays, the reference, with the program's.
+    """
+    snapshot = run.snapshot
+    translate = matching.to_other
+    arrays = translate({**snapshot.model_state, **snapshot.parameters})
+    moved = replace(
+        snapshot,
+        parameters={name: arrays[name] for name in initial.parameters if name in arrays},
+        model_state={name: arrays.get(name, array) for name, array in initial.model_state.items()},
+        optimizer={slot: translate(values) for slot, values in snapshot.optimizer.items()},
+        ema=translate(snapshot.ema),
+    )
+    partial = run.partial
+    if partial is not None:
+        accumulator = translate(partial.accumulator)
+        partial = replace(partial, accumulator=accumulator, model_state=translate(partial.model_state))
+    return replace(
+        run,
+        snapshot=moved,
+        partial=partial,
+        gradient_shares=_moved_shares(run.gradient_shares, initial, matching),
+        evaluations=run.evaluations.with_parameters(translate(run.best_parameters)),
+    )
+
+
+def _moved_shares(shares: Mapping[str, float], initial: Snapshot, matching: Matching) -> dict[str, float]:
+    """Gradient shares by the program's parameters; of an array that was cut each part gets the share of the whole."""
+    moved = dict.fromkeys(initial.parameters, 0.0)
+    for link in matching.links:
+        if link.other in moved:
+            moved[link.other] = max(moved[link.other], shares.get(link.reference, 0.0))
+    return moved
+
+
+def _typed(value: Any, kind: Callable[..., T]) -> T:
+    if not isinstance(value, kind):  # type: ignore[arg-type]
+        raise TypeError(f"{value!r:.80} should be a {getattr(kind, '__name__', kind)}")
+    return value  # type: ignore[return-value]
+
+
+def _natural(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r:.80} should be a whole number >= 0")
+    return value
