@@ -2,7 +2,7 @@
 
 from multibackend.core.differences import relative_differences
 from multibackend.parity.accumulation import AccumulationReport, check_accumulation
-from multibackend.parity.compare import compare
+from multibackend.parity.comparison import compare
 from multibackend.parity.findings import STAGES, Cause, Divergence
 from multibackend.parity.report import CompareReport
 from multibackend.parity.tolerances import Tolerance, tolerance_for

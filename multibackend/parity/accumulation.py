@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -20,7 +21,8 @@ from multibackend.training.trainer import Trainer
 
 __all__ = ["AccumulationReport", "check_accumulation"]
 
-_TOLERANCE = 1e-10  # float64 gradients of one window, relative to the largest; sums in another order differ by 1e-15
+# float64 gradients of one window, relative to the largest: sums in another order differ by 1e-15
+_TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class AccumulationReport:
     """What `check_accumulation` found.
 
     Attributes:
-        backend, micro_batch_size, steps: what was compared with one batch of micro_batch_size * steps examples.
-        differences: for each parameter, max|g_k - g_1| relative to the largest gradient of the model.
+        backend, micro_batch_size, steps: compared with one batch of micro_batch_size * steps.
+        differences: for each parameter, max|g_k - g_1| relative to the model's largest gradient.
         tolerance: what counts as equal.
         reasons: sentences that say why the two differ; empty where they match.
     """
@@ -52,7 +54,7 @@ class AccumulationReport:
 
 @dataclass(frozen=True)
 class _Window:
-    """What one window did: its gradient, and which model state it changed."""
+    """The effect of one window: its gradient, and the names of the model state that it changed."""
 
     gradient: dict[str, np.ndarray]
     changed_state: tuple[str, ...]
@@ -68,25 +70,29 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     (False, ("batch statistics: ...",))
     """
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
-    size, steps = int(experiment.micro_batch_size), max(2, experiment.accumulation.steps(0))
-    order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
-    window = _one_window(experiment, order.take(0, 0, order.available(0, 0, size * steps)))
+    size = int(experiment.micro_batch_size)
+    steps = max(2, experiment.accumulation.steps(0))  # a single one is one batch already
+    window = _one_window(experiment, size * steps)
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)
     trainer = Trainer(large, backend)
     start = trainer.parameters()
-    whole, parts = _run(large, backend, start), _run(small, backend, start)
-    differences = _differences(whole.gradient, parts.gradient)
+    whole = _run(large, backend, start)
+    differences = _differences(whole, _run(small, backend, start))
     reasons: tuple[str, ...] = ()
     if max(differences.values()) > _TOLERANCE:
         reasons = _reasons(small, large, trainer, start, whole)
     return AccumulationReport(backend, size, steps, differences, _TOLERANCE, reasons)
 
 
-def _one_window(experiment: Experiment, data: Mapping[str, np.ndarray]) -> Experiment:
-    """The experiment reduced to one plain window: its update is the gradient itself."""
+def _one_window(experiment: Experiment, examples: int) -> Experiment:
+    """Reduce an experiment to one window of its first examples, whose update is the gradient itself.
+
+    Clipping and a scaled rate would change it, and a lower precision would hide small differences.
+    """
+    order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)
     return experiment.replace(
-        train_data=data,
+        train_data=order.take(0, 0, order.available(0, 0, examples)),
         eval_data=None,
         shuffle=False,
         drop_last=False,
@@ -99,57 +105,81 @@ def _one_window(experiment: Experiment, data: Mapping[str, np.ndarray]) -> Exper
     )
 
 
-def _run(experiment: Experiment, backend: str, start: Mapping[str, np.ndarray]) -> _Window:
+def _run(experiment: Experiment, backend: str, start: Arrays) -> _Window:
+    """Train one window from given parameters."""
     trainer = Trainer(experiment, backend)
     trainer.load_parameters(start)
     before = trainer.snapshot().model_state
     trainer.fit(updates=1)
     after = trainer.snapshot()
+    # p' = p - g under plain descent at rate 1
+    gradient = {name: start[name] - array for name, array in after.parameters.items()}
     changed = [name for name, array in after.model_state.items() if not np.array_equal(array, before[name])]
-    return _Window({name: start[name] - array for name, array in after.parameters.items()}, tuple(changed))
+    return _Window(gradient, tuple(changed))
 
 
-def _differences(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, float]:
-    largest = max(float(np.abs(gradient).max(initial=0.0)) for gradient in first.values()) or 1.0
-    return {name: float(np.abs(first[name] - second[name]).max(initial=0.0)) / largest for name in first}
+def _differences(first: _Window, second: _Window) -> dict[str, float]:
+    """Measure each difference against the largest gradient of the model, by parameter."""
+    largest = max(float(np.abs(gradient).max(initial=0.0)) for gradient in first.gradient.values()) or 1.0
+    differences = {}
+    for name, gradient in first.gradient.items():
+        differences[name] = float(np.abs(gradient - second.gradient[name]).max(initial=0.0)) / largest
+    return differences
 
 
-def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Any, whole: _Window) -> tuple[str, ...]:
+def _differ(first: _Window, second: _Window) -> bool:
+    return max(_differences(first, second).values()) > _TOLERANCE
+
+
+def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arrays, whole: _Window) -> tuple[str, ...]:
     """Test one suspect after the other."""
-    reasons, backend, probe = [], trainer.backend, trainer.program.info.output_shape is not None
+    backend = trainer.backend
+    reasons = []
+    # from the same parameters another seed can only change what is drawn while training
     other_seed = _run(large.replace(seed=int(large.seed) + 1), backend, start)
-    random = max(_differences(whole.gradient, other_seed.gradient).values()) > _TOLERANCE
-    if random:
+    if _differ(whole, other_seed):
         reasons.append(_dropout_reason(small, dropout_layers(trainer)))
     if whole.changed_state:
-        shown = ", ".join(whole.changed_state[:3]) + (", ..." if len(whole.changed_state) > 3 else "")
         reasons.append(
-            f"batch statistics: training changes {shown}, so a layer such as BatchNorm normalises each micro-batch of "
-            f"{small.micro_batch_size} by its own statistics. Use LayerNorm or GroupNorm, larger micro-batches, or "
-            'batch_statistics="frozen"'
+            f"batch statistics: training changes {_listed(whole.changed_state)}, so a layer such as BatchNorm "
+            f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
+            'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    if probe and not reasons:
-        plain = [_run(e.replace(loss=Custom(_sum_of_squares)), backend, start) for e in (small, large)]
-        if max(_differences(plain[1].gradient, plain[0].gradient).values()) > _TOLERANCE:
-            reasons.append("the model: what it computes for an example depends on the others in its micro-batch")
-        elif small.normalize == "microbatch":
-            reasons.append('normalize="microbatch": the mean of means differs where micro-batches weigh unequally')
-        else:
-            reasons.append("the loss: its value for an example depends on the others in its micro-batch")
+    # either of these would make the next runs differ too; a sum of squares needs one array of outputs
+    if not reasons and trainer.program.info.output_shape is not None:
+        reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)
 
 
+def _model_or_loss_reason(small: Experiment, large: Experiment, backend: str, start: Arrays) -> str:
+    """Tell the model from the loss by a loss that treats every example alone."""
+    plain = Custom(_sum_of_squares)
+    parts = _run(small.replace(loss=plain), backend, start)
+    whole = _run(large.replace(loss=plain), backend, start)
+    if _differ(whole, parts):
+        return "the model: what it computes for an example depends on the others in its micro-batch"
+    if small.normalize == "microbatch":
+        return 'normalize="microbatch": the mean of means differs where micro-batches weigh unequally'
+    return "the loss: its value for an example depends on the others in its micro-batch"
+
+
 def _dropout_reason(experiment: Experiment, layers: tuple[str, ...]) -> str:
-    listed = ", ".join(map(repr, layers[:3])) + (", ..." if len(layers) > 3 else "")
+    listed = _listed([repr(layer) for layer in layers])
     if experiment.dropout == "portable" and layers:
         return (
             f"portable dropout in {listed}: a mask is a function of (seed, update, micro-batch, layer, element), so k "
             "micro-batches have other masks than one batch, the same on every backend; equal in expectation only"
         )
+    where = f" ({listed})" if layers else ""
     return (
-        f"dropout or other randomness{f' ({listed})' if layers else ''}: the gradient depends on the seed, and k "
-        "micro-batches draw other numbers than one batch; equal in expectation only"
+        f"dropout or other randomness{where}: the gradient depends on the seed, and k micro-batches draw other numbers "
+        "than one batch; equal in expectation only"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown}, ..." if len(names) > 3 else shown
 
 
 def _sum_of_squares(xp: Any, outputs: Any, batch: Batch) -> Any:

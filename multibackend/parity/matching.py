@@ -1,9 +1,7 @@
-"""Match the parameters of two trainers' models: by names and shapes, and where these leave something open by running
-both models."""
+"""Match the parameters of two trainers' models by names and shapes, else by running both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -25,86 +23,88 @@ from multibackend.training.trainer import Trainer
 
 __all__ = ["Probe", "match_models"]
 
-
-_RATE = 2.0**20  # of the update that shows the gradient: an exact power of two, so large that no digit is lost
+# of the update that shows the gradient: an exact power of two, so large that no digit is lost
+_RATE = 2.0**20
 _CHECK = 99  # the seed of the values at which the result is checked
 
 
 def match_models(reference: Trainer, other: Trainer) -> Matching:
-    """Which array of one model is which of the other, and the changes of layout between them.
+    """Find which array of one model is which of the other, and the changes of layout between them.
 
-    `Model(matching=...)` is reused after a check; else names, shapes, kinds and order decide, `rename` and `transform`
-    first, and what they leave open is settled by running both models on one micro-batch in float64.
+    `Model(matching=...)` is reused after a check; else names, shapes, kinds and order decide,
+    `rename` and `transform` first, and what they leave open is settled by running both models on
+    one micro-batch in float64.
 
     Raises:
         ParameterMatchError: an array has no partner; the nearest candidates are named.
     """
-    snapshots = reference.snapshot(), other.snapshot()
-    sides = side_of(snapshots[0], reference.program), side_of(snapshots[1], other.program)
+    start = reference.snapshot()
+    reference_side = side_of(start, reference.program)
+    other_side = side_of(other.snapshot(), other.program)
     model = reference.experiment.model
-    given = given_matching(reference.experiment.model)
+    given = given_matching(model)
     if given is not None:
-        return _checked(given, sides)
-    sides = unstack(*sides), unstack(*reversed(sides))
+        return _checked(given, reference_side, other_side)
+    sides = (unstack(reference_side, other_side), unstack(other_side, reference_side))
     proposal = propose(*sides, rename=model.rename, transform=model.transform)
-    left = [
-        name in side.parameters
-        for side, names in zip(sides, (proposal.reference_left, proposal.other_left), strict=True)
-        for name in names
-    ]
-    if proposal.plain or not (proposal.open or any(left) or _by_likeness(proposal)):
+    if proposal.plain or not _needs_a_run(proposal, *sides):
         return finish(proposal, *sides)
-    return _settled(proposal, sides, {**snapshots[0].parameters, **snapshots[0].model_state}, Probe(reference, other))
+    return _settled(proposal, sides, {**start.parameters, **start.model_state}, Probe(reference, other))
 
 
-def _checked(given: Matching, sides: tuple[Side, Side]) -> Matching:
-    """A given matching, turned round where it was found with the backends the other way round."""
-    shapes = sides[0].shapes, sides[1].shapes
+def _checked(matching: Matching, reference: Side, other: Side) -> Matching:
+    """Check a matching that was given; turn it round where its backends are the other way round."""
     try:
-        given.check(*shapes)
+        matching.check(reference.shapes, other.shapes)
     except ParameterMatchError as error:
         try:
-            given.reversed().check(*shapes)
+            matching.reversed().check(reference.shapes, other.shapes)
         except ParameterMatchError:
+            # the first error names what is wrong as the caller wrote it
             raise error from None
-        return given.reversed()
-    return given
+        return matching.reversed()
+    return matching
 
 
-def _by_likeness(proposal: Proposal) -> bool:
-    return any(pair.evidence not in ("name", "rename", "transform") for pair in proposal.pairs)
+def _needs_a_run(proposal: Proposal, reference: Side, other: Side) -> bool:
+    """Whether something is open, a parameter has no partner, or a pair rests on likeness alone."""
+    if proposal.open or any(pair.evidence not in ("name", "rename", "transform") for pair in proposal.pairs):
+        return True
+    # model state without a partner is no reason: a counter of one framework is nothing in the other
+    left_in_reference = reference.parameters.intersection(proposal.reference_left)
+    left_in_other = other.parameters.intersection(proposal.other_left)
+    return bool(left_in_reference or left_in_other)
 
 
 def _settled(proposal: Proposal, sides: tuple[Side, Side], initial: Arrays, probe: Probe) -> Matching:
-    """What running both models says about a proposal."""
+    """Settle a proposal by running both models, then check the result at random values."""
     settled = settle(proposal, *sides, initial, probe)
     values = sides[0].joined(draw(settled, *sides, sides[0].sliced(initial), seed=_CHECK))
     links = settled.links(*sides)
-    ours, theirs = probe(values, Matching(links))
-    idle = _idle(ours), _idle(theirs)
-    found = agreement(links, ours, theirs)
+    answers = probe(values, Matching(links))
+    idle = (_idle(answers[0]), _idle(answers[1]))
+    differences = agreement(links, *answers)
     matching = finish(settled, *sides, idle=idle)
-    return replace(matching, links=tuple(_with_agreement(link, found) for link in matching.links))
+    return replace(matching, links=tuple(_with_agreement(link, differences.get(link)) for link in matching.links))
 
 
 def _idle(answers: Arrays) -> frozenset[str]:
-    """The parameters whose gradient is exactly 0."""
+    """Names of the parameters whose gradient is exactly 0."""
     return frozenset(name for name, array in answers.items() if not np.any(array))
 
 
-def _with_agreement(link: Link, found: Mapping[Link, float]) -> Link:
-    """With what the check at random values says of it."""
-    difference = found.get(link)
+def _with_agreement(link: Link, difference: float | None) -> Link:
+    """Add to a link's evidence what the check at random values says of it."""
     if difference is None or not link.evidence:
         return link
     return replace(link, evidence=f"{link.evidence}; gradients then differ by {difference:.0e}")
 
 
 class Probe:
-    """Runs both models on one micro-batch, in float64 where they can: from values of the reference to gradients."""
+    """A run of both models on one micro-batch, in float64 if possible: from values to gradients."""
 
     def __init__(self, reference: Trainer, other: Trainer) -> None:
-        trainers = reference, other
+        trainers = (reference, other)
         try:
             self._build(trainers, "float64")
         except MultibackendError:
@@ -114,37 +114,52 @@ class Probe:
 
     def _build(self, trainers: tuple[Trainer, Trainer], precision: str) -> None:
         experiments = [_plain(trainer.experiment, precision) for trainer in trainers]
+        # one feed, the reference's, so that both see the same micro-batch whatever their own data are
         feed = Feed(experiments[0], read_ahead=False)
         example = feed.example()
-        self._programs = [
-            load_backend(trainer.backend).compile(experiment, example=example, execution=Execution(trainer.device))
-            for trainer, experiment in zip(trainers, experiments, strict=True)
-        ]
-        self._stack = feed.next(Position(), 0, 1, self._programs[0].info.output_shape, most=1, epochs=None)
+        self._programs = []
+        for trainer, experiment in zip(trainers, experiments, strict=True):
+            backend = load_backend(trainer.backend)
+            program = backend.compile(experiment, example=example, execution=Execution(trainer.device))
+            self._programs.append(program)
+        shape = self._programs[0].info.output_shape
+        self._stack = feed.next(Position(), 0, 1, shape, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
     def __call__(self, values: Arrays, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        ours, theirs = self._answer(0, values), self._answer(1, matching.to_other(values))
-        return ours, theirs
+        return self._answer(0, values), self._answer(1, matching.to_other(values))
 
     def _answer(self, index: int, values: Arrays) -> dict[str, np.ndarray]:
-        """The gradient of each parameter, and by how much each array of model state moved."""
-        program, base = self._programs[index], self._initial[index]
-
-        def filled(arrays: Arrays) -> dict[str, np.ndarray]:
-            return {n: np.asarray(values.get(n, a)).astype(a.dtype).reshape(a.shape) for n, a in arrays.items()}
-
-        start = Snapshot(parameters=filled(base.parameters), model_state=filled(base.model_state))
+        """Return each parameter's gradient, and by how much each array of model state moved."""
+        program = self._programs[index]
+        initial = self._initial[index]
+        start = Snapshot(
+            parameters=_filled(initial.parameters, values),
+            model_state=_filled(initial.model_state, values),
+        )
         state, results = program.run(program.restore(start), program.place(self._stack), Rates(0, np.full(64, _RATE)))
         program.read(results)
         end = program.snapshot(state)
-        answer = {n: (start.parameters[n] - array) / _RATE for n, array in end.parameters.items()}
-        moved = {n: np.asarray(array - start.model_state[n], np.float64) for n, array in end.model_state.items()}
-        return {**answer, **{n: array for n, array in moved.items() if np.any(array)}}
+        # p' = p - rate * g
+        answer = {name: (start.parameters[name] - array) / _RATE for name, array in end.parameters.items()}
+        for name, array in end.model_state.items():
+            moved = np.asarray(array - start.model_state[name], np.float64)
+            if np.any(moved):
+                answer[name] = moved
+        return answer
+
+
+def _filled(target: Arrays, values: Arrays) -> dict[str, np.ndarray]:
+    """Replace the arrays of `target` for which there are values, in the target's dtype and shape."""
+    filled = {}
+    for name, array in target.items():
+        value = np.asarray(values.get(name, array))
+        filled[name] = value.astype(array.dtype).reshape(array.shape)
+    return filled
 
 
 def _plain(experiment: Experiment, precision: str) -> Experiment:
-    """One micro-batch and plain gradient descent, which shows the gradient."""
+    """Reduce an experiment to one micro-batch and plain descent, which shows the gradient."""
     return experiment.replace(
         optimizer=SGD(learning_rate=1.0),
         precision=precision,
@@ -157,7 +172,7 @@ def _plain(experiment: Experiment, precision: str) -> Experiment:
         memory_budget=None,
         rematerialize=False,
         drop_last=False,
-        on_nonfinite="skip",
+        on_nonfinite="skip",  # at values drawn at random a gradient may overflow
         metrics=(),
         eval_data=None,
     )

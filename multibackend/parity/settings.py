@@ -13,46 +13,65 @@ from multibackend.protocol.registry import list_backends
 
 __all__ = ["settings_of"]
 
+# functions and objects of the user are written with it, and it is another one in each process
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def settings_of(experiment: Experiment, backends: Sequence[str]) -> Mapping[str, str]:
-    """The options of an experiment that its numbers depend on, and the versions that ran it.
+    """Describe the options of an experiment that its numbers depend on, and the versions that ran it.
 
     >>> settings_of(experiment, ("torch", "jax"))["seed"]   # doctest: +SKIP
     '0'
     """
-    terms = experiment.loss_terms
-    clip = experiment.max_grad_norm
-    examples = experiment.examples
-    installed = {info.name: info.version for info in list_backends()}
-    versions = [installed.get(backend, "") for backend in backends]
     return {
-        "loss": _words(next(iter(terms.values())) if len(terms) == 1 else dict(terms)),
+        "loss": _loss(experiment),
         "optimizer": _words(experiment.optimizer),
-        "gradient clipping": "none" if clip is None else f"to a global norm of {clip:g}",
+        "gradient clipping": _clipping(experiment),
         "micro-batch": f"{experiment.micro_batch_size} examples",
         "micro-batches per update": _words(experiment.gradient_accumulation_steps),
-        "training examples": "a stream" if examples is None else f"{examples}",
+        "training examples": "a stream" if experiment.examples is None else str(experiment.examples),
         "data order": "shuffled by the seed" if experiment.shuffle else "as given",
         "seed": str(experiment.seed),
         "dropout": experiment.dropout,
-        "versions": ", ".join(filter(None, versions)),
+        "versions": _versions(backends),
         "machine": f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
     }
 
 
+def _loss(experiment: Experiment) -> str:
+    terms = experiment.loss_terms
+    if len(terms) != 1:
+        return _words(dict(terms))
+    (loss,) = terms.values()
+    return _words(loss)
+
+
+def _clipping(experiment: Experiment) -> str:
+    limit = experiment.max_grad_norm
+    return "none" if limit is None else f"to a global norm of {limit:g}"
+
+
+def _versions(backends: Sequence[str]) -> str:
+    """List the versions of the frameworks, of those that tell one."""
+    installed = {info.name: info.version for info in list_backends()}
+    versions = [installed.get(backend, "") for backend in backends]
+    return ", ".join(version for version in versions if version)
+
+
 def _words(value: Any) -> str:
-    """A specification as one would write it: what is not the default, functions without their addresses."""
+    """Write a specification as one would by hand: defaults left out, functions without addresses."""
     if is_dataclass(value) and not isinstance(value, type):
-        given = [(field.name, getattr(value, field.name)) for field in fields(value) if _is_given(value, field)]
-        return f"{type(value).__name__}({', '.join(f'{name}={_words(part)}' for name, part in given)})"
+        arguments = []
+        for field in fields(value):
+            argument = getattr(value, field.name)
+            if field.repr and repr(argument) != repr(_default(field)):
+                arguments.append(f"{field.name}={_words(argument)}")
+        return f"{type(value).__name__}({', '.join(arguments)})"
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key!r}: {_words(part)}' for key, part in value.items())}}}"
+        entries = [f"{key!r}: {_words(entry)}" for key, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
     return _ADDRESS.sub("", repr(value))
 
 
-def _is_given(value: Any, field: Field[Any]) -> bool:
-    """Whether a field is not what it would have been."""
-    default = field.default_factory() if field.default_factory is not MISSING else field.default
-    return field.repr and repr(getattr(value, field.name)) != repr(default)
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -16,9 +16,10 @@ class Tolerance:
 
     Attributes:
         loss: largest relative difference of the losses of an update.
-        parameters: largest relative difference of a parameter, as `relative_differences` measures it.
+        parameters: largest relative difference of a parameter, by `relative_differences`.
         undetermined: the same for a parameter whose gradient is nothing but rounding.
-        noise: a parameter counts as such where its gradient's norm was never more than this share of the global norm.
+        noise: a parameter counts as such where its gradient's norm was never more than this share
+            of the global norm.
         reason: why these numbers.
     """
 
@@ -34,7 +35,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=1e-10,
         parameters=1e-9,
         undetermined=1e-5,
-        noise=64 * float(np.finfo(np.float64).eps),
+        noise=64 * float(np.finfo(np.float64).eps),  # 64 spacings of the format at 1
         reason="float64 rounds at 1e-16, so what is left above these bounds after a hundred updates is a real "
         "difference; 1e-12 is usual",
     ),
@@ -51,7 +52,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=2e-2,
         parameters=float("inf"),
         undetermined=float("inf"),
-        noise=2.0**-6,
+        noise=2.0**-6,  # two spacings at 1: 64 of them would be half of the norm
         reason="bf16 rounds at 4e-3 and the frameworks round in other places (torch's autocast keeps normalisation and "
         "softmax in float32): losses stay within 2 %, single parameters part",
     ),
@@ -59,7 +60,7 @@ TOLERANCES: Mapping[str, Tolerance] = {
         loss=2e-2,
         parameters=float("inf"),
         undetermined=float("inf"),
-        noise=2.0**-9,
+        noise=2.0**-9,  # two spacings at 1
         reason="fp16 rounds at 5e-4 and the frameworks round in other places (torch's autocast keeps normalisation and "
         "softmax in float32): losses stay within 2 %, single parameters part",
     ),
@@ -67,5 +68,5 @@ TOLERANCES: Mapping[str, Tolerance] = {
 
 
 def tolerance_for(precision: str) -> Tolerance:
-    """The bounds for runs of a precision."""
+    """Return the bounds for runs of a precision."""
     return TOLERANCES[precision]

@@ -15,7 +15,7 @@ from multibackend.errors import CapabilityError, ConfigurationError, DataError, 
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
 from multibackend.metrics import Metric
-from multibackend.parity.compare import start_alike
+from multibackend.parity.comparison import start_alike
 from multibackend.protocol import NativeArrays, WeightsReader
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed

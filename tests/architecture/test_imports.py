@@ -54,7 +54,7 @@ def test_loggers_are_imported_when_asked_for() -> None:
     listeners = "from multibackend.loggers import mlflow, tensorboard, wandb"
     pages = "import multibackend.parity, multibackend.parity.html.page"
     code = f"import multibackend, multibackend.cli\n{listeners}\n{pages}"
-    assert not loaded(code) & {"tensorboardX", "wandb", "mlflow", "plotly"}
+    assert not loaded(code) & {"tensorboardX", "wandb", "mlflow", "plotly", "jinja2"}
 
 
 def submodules(backend: str) -> set[str]:

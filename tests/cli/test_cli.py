@@ -112,7 +112,7 @@ def test_compare_writes_a_page(file: str, tmp_path: Path, capsys: pytest.Capture
     assert f"The report as a page: {page}" in capsys.readouterr().out
     text = page.read_text(encoding="utf-8")
     command = f"multibackend compare {file} --precision float64 --updates 3 --broken --html"
-    assert f"{command} &#x27;{page}&#x27;</code>" in text
+    assert f"{command} &#39;{page}&#39;</code>" in text
     assert "✗ The runs part at update 1: loss." in text
 
 

@@ -1,4 +1,4 @@
-"""The plots as plotly's own dictionaries. A string "--name" stands for the page's colour of that name (page.css)."""
+"""The plots as plotly's own dictionaries. A string "--name" is a colour of page.css."""
 
 from __future__ import annotations
 
@@ -15,40 +15,48 @@ __all__ = ["FIRST", "SECOND", "Figure", "LogAxis", "difference_figure", "heat_fi
 
 Figure = dict[str, Any]
 
-FIRST, SECOND = "--first", "--second"
+FIRST = "--first"
+SECOND = "--second"
 MOST_MARKED = 40  # more points than that are drawn as a line only
-LONGEST_LABEL, LONGEST_NARROW_LABEL = 34, 16
+LONGEST_LABEL = 34  # characters of a layer's name beside the heat map
+LONGEST_NARROW_LABEL = 16  # the same on a phone, where it would leave the map no room
+# steps of equal decades; page.css has them for light and for dark, each even in lightness
 _HEAT = ("--heat-0", "--heat-1", "--heat-2", "--heat-3", "--heat-4", "--heat-5")
 _FAR = 100.0  # a loss that falls by more than this factor is drawn on a log scale
 
 
-def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], parted: int | None) -> Figure:
-    """Both loss curves: the reference wide and solid, the other narrow, dashed and on top, so that both are seen."""
-    styles = (
-        {"line": {"color": FIRST, "width": 6}, "marker": {"color": FIRST, "size": 9, "symbol": "circle"}},
-        {
-            "line": {"color": SECOND, "width": 2.5, "dash": "dash"},
-            "marker": {"color": SECOND, "size": 6, "symbol": "diamond"},
-        },
-    )
-    traces = [
-        {
+def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], divergence: int | None) -> Figure:
+    """Draw both loss curves: the reference wide, the other narrow, dashed and on top, so that both show."""
+    wide = {
+        "line": {"color": FIRST, "width": 6},
+        "marker": {"color": FIRST, "size": 9, "symbol": "circle"},
+    }
+    narrow = {
+        "line": {"color": SECOND, "width": 2.5, "dash": "dash"},
+        "marker": {"color": SECOND, "size": 6, "symbol": "diamond"},
+    }
+    traces = []
+    for backend, style in zip(losses, (wide, narrow), strict=True):
+        name = _without_markup(backend)
+        trace = {
             "type": "scatter",
             "mode": _mode(updates),
-            "name": _plain(backend),
+            "name": name,
             "x": updates.tolist(),
-            "y": _finite(values),
-            "hovertemplate": f"update %{{x}}<br>{_plain(backend)} %{{y:.9g}}<extra></extra>",
-            **style,
+            "y": _finite(losses[backend]),
+            "hovertemplate": f"update %{{x}}<br>{name} %{{y:.9g}}<extra></extra>",
         }
-        for (backend, values), style in zip(losses.items(), styles, strict=True)
-    ]
-    together = np.concatenate(list(losses.values()))
-    together = together[np.isfinite(together)]
-    far = together.size > 0 and together.min() > 0 and together.max() > _FAR * together.min()
-    layout = _layout("loss", updates, parted)
-    layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"} if far else {}
+        traces.append(trace | style)
+    layout = _layout("loss", updates, divergence)
+    if _falls_far(np.concatenate(list(losses.values()))):
+        layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
     return {"data": traces, "layout": layout}
+
+
+def _falls_far(losses: np.ndarray) -> bool:
+    """Whether the end of a curve would lie on the foot of a linear axis."""
+    finite = losses[np.isfinite(losses)]
+    return bool(finite.size > 0 and finite.min() > 0 and finite.max() > _FAR * finite.min())
 
 
 class LogAxis:
@@ -68,58 +76,71 @@ class LogAxis:
         sizes = np.log10(shown[np.isfinite(shown) & (shown > 0)])
         self.has_zero = bool((np.asarray(values) == 0).any())
         self.has_infinity = bool(np.isinf(values).any())
-        low = math.floor(sizes.min() + 1e-9) if sizes.size else -16
-        high = math.ceil(sizes.max() - 1e-9) if sizes.size else 0
-        self.low, self.high = low, max(high, low + 1)
-        self.zero, self.infinity = float(low - 1), float(self.high + 1)
+        self.low = -16  # where there is no number at all: float64's rounding
+        self.high = 0
+        if sizes.size:
+            # log10 rounds: 1e-8 may come out a little below -8, and would take a whole decade more
+            self.low = math.floor(sizes.min() + 1e-9)
+            self.high = math.ceil(sizes.max() - 1e-9)
+        self.high = max(self.high, self.low + 1)
+        self.zero = float(self.low - 1)
+        self.infinity = float(self.high + 1)
 
     def place(self, value: float) -> float:
-        """Where a difference is drawn: its log10, or the place of zero or infinity."""
+        """Return where a difference is drawn: its log10, or the place of zero or infinity."""
         if value == 0:
             return self.zero
-        return math.log10(value) if math.isfinite(value) else self.infinity
+        if not math.isfinite(value):
+            return self.infinity
+        return math.log10(value)
 
     @property
     def range(self) -> tuple[float, float]:
         """From end to end, with some room."""
-        low, high = self.zero if self.has_zero else self.low, self.infinity if self.has_infinity else self.high
+        low = self.zero if self.has_zero else self.low
+        high = self.infinity if self.has_infinity else self.high
         return low - 0.4, high + 0.4
 
     @property
     def ticks(self) -> list[float]:
         """At most about eight decades, and the places of zero and infinity where they are used."""
         stride = max(1, math.ceil((self.high - self.low) / 8))
-        decades = [float(decade) for decade in range(self.high, self.low - 1, -stride)][::-1]
+        # counted from above, where the differences are that matter
+        decades = [float(decade) for decade in range(self.high, self.low - 1, -stride)]
+        decades.reverse()
         return [self.zero] * self.has_zero + decades + [self.infinity] * self.has_infinity
 
     @property
     def labels(self) -> list[str]:
         """What is written at `ticks`."""
         special = {self.zero: "0", 0.0: "1", self.infinity: "∞"}
-        return [special.get(tick) or f"1e{int(tick):+03d}" for tick in self.ticks]
+        return [special.get(tick) or _power(tick) for tick in self.ticks]
 
 
 def difference_figure(
     updates: np.ndarray,
     differences: np.ndarray,
     tolerance: float,
-    parted: int | None,
+    divergence: int | None,
     rounding: np.ndarray | None = None,
 ) -> Figure:
-    """The relative difference of the losses on a log axis; zeros are hollow, in a place of their own at the foot.
+    """Draw the relative difference of the losses on a log axis; zeros are hollow, at its foot.
 
     Args:
         updates: [points] their numbers.
         differences: [points].
         tolerance: up to which two runs match; the band below it is shaded.
-        parted: the update at which the runs part.
+        divergence: the update at which the runs part.
         rounding: [points] what rounding alone makes, where it was measured.
     """
-    axis = LogAxis(differences, [tolerance, *(() if rounding is None else rounding.tolist())])
+    bounds = [tolerance]
+    if rounding is not None:
+        bounds += rounding.tolist()
+    axis = LogAxis(differences, bounds)
     traces = _difference_traces(updates, differences, axis)
     if rounding is not None:
         traces += _rounding_traces(updates, rounding, axis)
-    layout = _layout("relative difference", updates, parted)
+    layout = _layout("relative difference", updates, divergence)
     layout["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
     if math.isfinite(tolerance) and tolerance > 0:
         _shade(layout, axis.range[0], tolerance)
@@ -129,42 +150,38 @@ def difference_figure(
 
 
 def _difference_traces(updates: np.ndarray, differences: np.ndarray, axis: LogAxis) -> list[dict[str, Any]]:
-    """The differences as a line, and those that are exactly zero as hollow points."""
-    zero = differences == 0
-    common = {
-        "type": "scatter",
-        "x": updates.tolist(),
-        "text": [relative(float(difference)) for difference in differences],
+    """Draw the differences as a line, and those that are exactly zero as hollow points."""
+    sizes = differences.tolist()
+    common = {"type": "scatter", "x": updates.tolist(), "text": [relative(size) for size in sizes]}
+    line: dict[str, Any] = {
+        **common,
+        "mode": _mode(updates),
+        "name": "difference",
+        # None breaks the line: joined to the zeros it would fall to the foot and rise again
+        "y": [axis.place(size) if size != 0 else None for size in sizes],
+        "line": {"color": "--difference", "width": 2.5},
+        "marker": {"color": "--difference", "size": 8},
+        "hovertemplate": "update %{x}<br>difference %{text}<extra></extra>",
     }
-    traces: list[dict[str, Any]] = [
-        {
-            **common,
-            "mode": _mode(updates),
-            "name": "difference",
-            "y": [None if absent else axis.place(float(d)) for d, absent in zip(differences, zero, strict=True)],
-            "line": {"color": "--difference", "width": 2.5},
-            "marker": {"color": "--difference", "size": 8},
-            "hovertemplate": "update %{x}<br>difference %{text}<extra></extra>",
-        }
-    ]
-    if zero.any():
-        size = 8 if len(updates) <= MOST_MARKED else 5
-        traces.append(
-            {
-                **common,
-                "mode": "markers",
-                "name": "no difference at all",
-                "y": [axis.zero if absent else None for absent in zero],
-                "marker": {"color": "--difference", "size": size, "symbol": "circle-open", "line": {"width": 2}},
-                "hovertemplate": "update %{x}<br>no difference: all bits are equal<extra></extra>",
-            }
-        )
-    return traces
+    if not axis.has_zero:
+        return [line]
+    diameter = 8 if len(updates) <= MOST_MARKED else 5
+    hollow = {
+        **common,
+        "mode": "markers",
+        "name": "no difference at all",
+        "y": [axis.zero if size == 0 else None for size in sizes],
+        "marker": {"color": "--difference", "size": diameter, "symbol": "circle-open", "line": {"width": 2}},
+        "hovertemplate": "update %{x}<br>no difference: all bits are equal<extra></extra>",
+    }
+    return [line, hollow]
 
 
 def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -> list[dict[str, Any]]:
-    """What rounding alone makes, as a line with the band below it."""
+    """Draw what rounding alone makes as a line with the band below it."""
+    sizes = rounding.tolist()
     common = {"type": "scatter", "mode": "lines", "x": updates.tolist(), "connectgaps": True}
+    # without a line or a name: "tonexty" fills from the line down to the trace before it
     foot = {
         **common,
         "y": [axis.range[0]] * len(updates),
@@ -175,8 +192,8 @@ def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -
     line = {
         **common,
         "name": "rounding alone",
-        "y": [axis.place(float(size)) if size > 0 else None for size in rounding],
-        "text": [relative(float(size)) for size in rounding],
+        "y": [axis.place(size) if size > 0 else None for size in sizes],
+        "text": [relative(size) for size in sizes],
         "line": {"color": "--muted", "width": 2, "dash": "dot"},
         "fill": "tonexty",
         "fillcolor": "--rounding",
@@ -186,13 +203,14 @@ def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -
 
 
 def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
-    """The band in which two runs match."""
-    band = {"type": "rect", "layer": "below", "xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": math.log10(tolerance)}
-    layout["shapes"].append({**band, "fillcolor": "--band", "line": {"width": 0}})
+    """Shade the band in which two runs match."""
+    band = {"type": "rect", "layer": "below", "fillcolor": "--band", "line": {"width": 0}}
+    band |= {"xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": math.log10(tolerance)}
+    layout["shapes"].append(band)
 
 
 def _tolerance_trace(layout: dict[str, Any], tolerance: float) -> dict[str, Any]:
-    """The upper edge of that band, named in the legend, where it hides no point."""
+    """Draw the upper edge of that band, named in the legend, where it hides no point."""
     return {
         "type": "scatter",
         "mode": "lines",
@@ -204,38 +222,38 @@ def _tolerance_trace(layout: dict[str, Any], tolerance: float) -> dict[str, Any]
     }
 
 
-def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> Figure:
-    """Rows are layers, columns updates, the colour is log10 of the difference, on the same scale for every report.
+def heat_figure(heat: Heat, precision: str, divergence: tuple[str, int] | None) -> Figure:
+    """Draw a map of layers by updates; the colour is log10 of the difference.
 
     Args:
         heat: what to show.
         precision: of the runs; float64's scale begins at 1e-16, that of the others at 1e-8.
-        parted: the row and the update where the runs first part.
+        divergence: the row and the update where the runs first part.
     """
+    # one scale for all reports, so that two pages can be held side by side
     low = -16.0 if precision == "float64" else -8.0
     traces = [_heat_trace(heat, low)]
-    if parted is not None and parted[0] in heat.rows:
-        column = int(heat.updates[heat.updates <= parted[1]].max(initial=heat.updates[0]))
-        ring = {"size": 15, "symbol": "circle-open", "color": "--bad", "line": {"width": 3}}
-        point = {"type": "scatter", "mode": "markers", "x": [column], "y": [heat.rows.index(parted[0])]}
-        traces.append({**point, "marker": ring, "hoverinfo": "skip", "showlegend": False, "cliponaxis": False})
+    if divergence is not None and divergence[0] in heat.rows:
+        traces.append(_ring(heat, *divergence))
     rows = len(heat.rows)
     layout = _layout("", heat.updates, None)
+    # 20 pixels a row: the names stay readable, and a model of three layers has a map too
     layout["height"] = max(220, 110 + 20 * rows)
     layout["xaxis"] |= {"showgrid": False, "range": [0.5, float(heat.updates[-1]) + 0.5]}
     layout["yaxis"] |= {
-        "range": [rows - 0.5, -0.5],
+        "range": [rows - 0.5, -0.5],  # the model's first layer at the top
         "tickvals": list(range(rows)),
         "ticktext": [_tail(row, LONGEST_LABEL) for row in heat.rows],
         "showgrid": False,
     }
+    # what page.js changes on a phone: shorter names, and the colour bar above the map
     narrow = {
         "layout.yaxis.ticktext": [_tail(row, LONGEST_NARROW_LABEL) for row in heat.rows],
         "layout.height": layout["height"] + 60,
         "layout.margin.t": 10,
         "data.0.xgap": 0,
         "data.0.colorbar.tickvals": [-0.5 + low, low / 2, 0.0],
-        "data.0.colorbar.ticktext": ["0", f"1e{int(low / 2):+03d}", "1"],
+        "data.0.colorbar.ticktext": ["0", _power(low / 2), "1"],
         "data.0.colorbar.orientation": "h",
         "data.0.colorbar.y": 1,
         "data.0.colorbar.yanchor": "bottom",
@@ -243,17 +261,36 @@ def heat_figure(heat: Heat, precision: str, parted: tuple[str, int] | None) -> F
     return {"data": traces, "layout": layout, "narrow": narrow}
 
 
+def _ring(heat: Heat, row: str, update: int) -> dict[str, Any]:
+    """Mark a row at the column that stands for an update."""
+    column = int(heat.updates[heat.updates <= update].max(initial=heat.updates[0]))
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [column],
+        "y": [heat.rows.index(row)],
+        "marker": {"size": 15, "symbol": "circle-open", "color": "--bad", "line": {"width": 3}},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "cliponaxis": False,
+    }
+
+
 def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
-    sizes = np.nan_to_num(heat.differences, nan=np.inf)
+    """Draw the map itself; what lies below 10^low, zero too, is shown one decade below it."""
+    sizes = np.nan_to_num(heat.differences, nan=np.inf)  # NaN on one side is the worst difference
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log10(sizes), low - 1, 0.0)
     decades = [low + step * (-low / 4) for step in range(5)]
-    labels = [f"1e{int(decade):+03d}" for decade in decades[:-1]]
+    labels = [_power(decade) for decade in decades[:-1]]
     text = []
-    for row, worst, line in zip(heat.rows, heat.worst, sizes, strict=True):
-        ends = f"{_plain(row)}<br>update ", f"<br>most in {_plain(worst)}"
-        pairs = zip(heat.updates, line, strict=True)
-        text.append([f"{ends[0]}{update}: {relative(float(size))}{ends[1]}" for update, size in pairs])
+    for row, parameter, differences in zip(heat.rows, heat.worst, sizes.tolist(), strict=True):
+        layer = _without_markup(row)
+        worst = _without_markup(parameter)
+        hovers = []
+        for update, size in zip(heat.updates, differences, strict=True):
+            hovers.append(f"{layer}<br>update {update}: {relative(size)}<br>most in {worst}")
+        text.append(hovers)
     return {
         "type": "heatmap",
         "x": heat.updates.tolist(),
@@ -274,15 +311,17 @@ def _mode(updates: np.ndarray) -> str:
     return "lines+markers" if len(updates) <= MOST_MARKED else "lines"
 
 
-def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, Any]:
-    """What all plots share; `parted` draws a line at the update where the runs part."""
-    room = 0.5 + 0.01 * len(updates)
-    ends = [float(updates[0]) - room, float(updates[-1]) + room] if len(updates) else [0.0, 1.0]
+def _layout(values: str, updates: np.ndarray, divergence: int | None) -> dict[str, Any]:
+    """Lay out what all plots share."""
+    ends = [0.0, 1.0]
+    if len(updates):
+        room = 0.5 + 0.01 * len(updates)  # plotly's own range would cut the points at the ends
+        ends = [float(updates[0]) - room, float(updates[-1]) + room]
     axis = {"gridcolor": "--rule", "linecolor": "--rule", "zeroline": False, "automargin": True, "fixedrange": False}
     layout: dict[str, Any] = {
         "height": 340,
         "margin": {"l": 10, "r": 16, "t": 36, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": "rgba(0,0,0,0)",  # the page's own colour shows, light or dark
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": "--ink", "size": 14},
         "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--rule", "font": {"color": "--ink"}},
@@ -292,33 +331,41 @@ def _layout(values: str, updates: np.ndarray, parted: int | None) -> dict[str, A
         "shapes": [],
         "annotations": [],
     }
-    if parted is not None:
-        line = {"color": "--bad", "width": 1.5, "dash": "dot"}
-        layout["shapes"].append(
-            {"type": "line", "x0": parted, "x1": parted, "yref": "paper", "y0": 0, "y1": 1, "line": line}
-        )
-        layout["annotations"].append(
-            {
-                "x": parted, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top", "xshift": 4,
-                "text": f"parts at {parted}", "showarrow": False, "font": {"color": "--bad"}, "bgcolor": "--paper",
-            }
-        )  # fmt: skip
+    if divergence is not None:
+        _mark_update(layout, divergence)
     return layout
 
 
+def _mark_update(layout: dict[str, Any], update: int) -> None:
+    """Draw a line at the update where the runs part, and say so at its top."""
+    line = {"type": "line", "line": {"color": "--bad", "width": 1.5, "dash": "dot"}}
+    line |= {"x0": update, "x1": update, "yref": "paper", "y0": 0, "y1": 1}
+    layout["shapes"].append(line)
+    label = {"text": f"parts at {update}", "font": {"color": "--bad"}, "bgcolor": "--paper"}
+    label |= {"x": update, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top"}
+    layout["annotations"].append({**label, "xshift": 4, "showarrow": False})
+
+
+def _power(exponent: float) -> str:
+    """Write a power of ten: "1e-08"."""
+    return f"1e{int(exponent):+03d}"
+
+
 def _finite(values: np.ndarray) -> list[float | None]:
-    """Numbers that JSON has."""
+    """Return numbers that JSON has: None for NaN and infinity, where plotly leaves a gap."""
     return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def _plain(text: str) -> str:
-    """A name in a hover text: plotly reads a few tags there, so that there may be none."""
+def _without_markup(text: str) -> str:
+    """Escape a name for a hover text, in which plotly reads a few tags, and "%{x}" too."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
 
 
-def _tail(text: str, longest: int) -> str:
-    """The end of a name, where names of layers differ."""
-    if len(text) > longest:
-        text = text[1 - longest :]
-        text = "…" + (text[text.index(".") + 1 :] if "." in text.strip(".") else text)
-    return _plain(text)
+def _tail(name: str, longest: int) -> str:
+    """Return the end of a name, where names of layers differ, if possible from a dot on."""
+    if len(name) <= longest:
+        return _without_markup(name)
+    end = name[1 - longest :]
+    if "." in end.strip("."):
+        end = end[end.index(".") + 1 :]
+    return _without_markup(f"…{end}")

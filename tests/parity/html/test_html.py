@@ -19,8 +19,9 @@ from multibackend.errors import ConfigurationError, PackageNotInstalledError
 from multibackend.parity import CompareReport
 from multibackend.parity.html.figures import LogAxis, difference_figure, heat_figure, loss_figure
 from multibackend.parity.html.layers import by_layer, thinned
-from multibackend.parity.html.markup import script_json
-from multibackend.parity.html.page import render
+from multibackend.parity.html.page import environment, render
+
+pytest.importorskip("jinja2", reason="the extra 'html' is not installed")
 
 PLOTLY = "/* plotly's JavaScript, which these tests do not run */"
 EVERYTHING = everything()
@@ -253,11 +254,21 @@ def test_text_of_a_user_is_never_markup() -> None:
 def test_json_in_a_script_cannot_end_it() -> None:
     """No bracket of an element is left in it, and it reads back as it was; NaN is refused."""
     value = {"</script>": ["<!--", "a & b", 1.5, None]}
-    written = script_json(value)
+    template = environment().from_string("{{ value | tojson }}")
+    written = template.render(value=value)
     assert not set(written) & set("<>&")
     assert json.loads(written) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
-        script_json([float("nan")])
+        template.render(value=[float("nan")])
+
+
+def test_a_text_is_escaped_and_a_missing_one_is_an_error() -> None:
+    """Whatever its type, in text and in an attribute; a name that no function prepared is not left blank."""
+    template = environment().from_string('<p title="{{ text }}">{{ text }}</p>')
+    escaped = "&lt;b&gt; &amp; &#34;&#39;"
+    assert template.render(text="<b> & \"'") == f'<p title="{escaped}">{escaped}</p>'
+    with pytest.raises(Exception, match="'text' is undefined"):
+        template.render()
 
 
 def test_evaluations_and_command() -> None:
@@ -360,7 +371,7 @@ def test_zero_and_infinity_have_places_on_a_log_axis() -> None:
 def test_differences_are_drawn_where_they_are() -> None:
     """The line leaves out zeros, which are hollow points; the band ends at the tolerance."""
     gaps = np.array([0.0, 1e-8, 0.0, np.inf])
-    figure = difference_figure(np.arange(1, 5), gaps, 1e-6, parted=4)
+    figure = difference_figure(np.arange(1, 5), gaps, 1e-6, divergence=4)
     line, hollow, edge = figure["data"]
     assert line["y"][:3] == [None, -8.0, None]
     assert hollow["y"][1] is None
@@ -434,10 +445,16 @@ def test_a_peak_is_never_thinned_away() -> None:
     assert "updates left out" in page.one("section", id="losses").text
 
 
-def test_without_plotly_the_command_that_installs_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["plotly.offline", "jinja2"])
+def test_without_a_package_the_command_that_installs_it_is_named(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A typed error, and no file."""
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(PackageNotInstalledError, match=r"'plotly' .* a page of HTML needs.*'multibackend\[html\]'"):
+    if module == "jinja2":
+        pytest.importorskip("plotly.offline", reason="the extra 'html' is not installed")
+    monkeypatch.setitem(sys.modules, module, None)
+    package = module.partition(".")[0]
+    with pytest.raises(PackageNotInstalledError, match=rf"'{package}' .* a page of HTML needs.*'multibackend\[html\]'"):
         compared(broken=False).write_html(tmp_path / "parity.html")
     assert list(tmp_path.iterdir()) == []
 
