@@ -20,6 +20,7 @@ from support import flax_models, torch_models
 import multibackend as mb
 from multibackend import events
 from multibackend.errors import ConfigurationError, OutOfMemoryError
+from multibackend.protocol import Execution
 from multibackend.protocol.registry import load_backend
 from multibackend.testing import assert_bit_identical, assert_raises, assert_snapshots_identical
 from multibackend.testing.conformance.problems import columns, regression
@@ -47,7 +48,7 @@ def experiment(model: mb.Model = MODEL, **options: Any) -> mb.Experiment:
 def needed(backend: str, size: int, model: mb.Model = MODEL, **options: Any) -> int:
     one = experiment(model, micro_batch_size=size, **options)
     native: Any = load_backend(backend)
-    return native.memory_of(one, example=one.train_data.take(np.arange(size)))
+    return native.memory_of(one, example=one.train_data.take(np.arange(size)), execution=Execution())
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])
