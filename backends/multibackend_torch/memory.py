@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from multibackend.core.arrays import Arrays
 from multibackend.errors import OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Position, Rates, WindowStack
@@ -92,9 +93,7 @@ class LiveBytes(TorchDispatchMode):
         return outputs
 
 
-def program_bytes(
-    program: TorchProgram, experiment: Experiment, example: Mapping[str, np.ndarray], limit: int | None
-) -> int:
+def program_bytes(program: TorchProgram, experiment: Experiment, example: Arrays, limit: int | None) -> int:
     """Measure the most that two updates hold at once, each of two micro-batches like `example`.
 
     Two updates, because the first makes the optimizer's tensors; two micro-batches, because gradients are there
@@ -116,7 +115,7 @@ def program_bytes(
     return live.most
 
 
-def _bytes_on_cuda(program: TorchProgram, stack: WindowStack, initial: Sequence[torch.Tensor]) -> int:
+def _bytes_on_cuda(program: TorchProgram, stack: WindowStack, initial: Iterable[torch.Tensor]) -> int:
     """Ask the allocator, which keeps count there, also of what kernels use for themselves."""
     torch.cuda.reset_peak_memory_stats(program._device)
     initial_bytes = sum(tensor.untyped_storage().nbytes() for tensor in initial)
@@ -132,7 +131,7 @@ def _make_two_updates(program: TorchProgram, state: TrainState, placed: PlacedWi
         state, _ = program.run(state, placed, rates)
 
 
-def _window(experiment: Experiment, example: Mapping[str, np.ndarray]) -> WindowStack:
+def _window(experiment: Experiment, example: Arrays) -> WindowStack:
     """Return a window whose fields have all its micro-batches, of which two are run."""
     # all of them, because the program puts the whole window on the device before it runs the first
     steps = max(2, experiment.accumulation.steps(0))

@@ -17,7 +17,7 @@ __all__ = ["build_model", "caller"]
 
 
 def build_model(model: Model, precision: Precision, seed: int, device: torch.device) -> torch.nn.Module:
-    """Call the user's builder with seeded generators; raise `ConfigurationError` for what is no module."""
+    """Call the user's builder with seeded generators; anything but a module is a `ConfigurationError`."""
     builder = model.builder("torch")
     with seeded(seed, device):
         module = builder()
@@ -28,7 +28,7 @@ def build_model(model: Model, precision: Precision, seed: int, device: torch.dev
 
 
 def caller(model: Model, module: torch.nn.Module) -> Call:
-    """Return the user's way to call the module, or one that passes its inputs, and `train` if it has that."""
+    """Return the user's way to call the module, or one with its inputs, and `train` where it takes that."""
     custom = model.call("torch")
     if custom is not None:
         return custom

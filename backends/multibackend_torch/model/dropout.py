@@ -63,7 +63,7 @@ class Dropout(nn.Dropout):
         return torch.where(keep, input * (1.0 / (1.0 - self.p)), 0.0)
 
     def _mask_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        """Return the input's shape, its spatial axes 1 where whole channels are dropped as by nn.Dropout2d."""
+        """Return the input's shape, its spatial axes 1 where whole channels are dropped."""
         if self.spatial is None:
             return tuple(shape)
         # torch takes [C, ...] without a batch for Dropout1d and Dropout3d, and [N, C, L] for Dropout2d
@@ -73,7 +73,7 @@ class Dropout(nn.Dropout):
 
 
 class Draws:
-    """The micro-batch of which a program draws masks, shared by its portable layers and their copies."""
+    """The micro-batch whose masks are drawn, one for all portable layers and their copies."""
 
     def __init__(self, seed: int, *, compiled: bool) -> None:
         self._root = root_key(seed)
@@ -86,7 +86,7 @@ class Draws:
         self.keep: Any = torch.compiler.disable(self._keep) if compiled else self._keep
 
     def __deepcopy__(self, memo: object) -> Draws:
-        return self  # the program trains a copy of its module, and moves the one `Draws` that it has
+        return self  # the program trains a copy of its module, and moves the one that it has
 
     def at(self, update: int, micro_batch: int) -> None:
         """Draw the masks of this micro-batch from now on."""
@@ -118,10 +118,10 @@ class Draws:
 def prepare_dropout(
     module: nn.Module, seed: int, *, portable: bool, rename: Mapping[str, str], compiled: bool
 ) -> tuple[tuple[str, ...], Draws | None]:
-    """Name the dropout layers of a module; make all of them, or the library's own, draw portable masks.
+    """Name the dropout layers of a module; let all of them, or the library's own, draw portable masks.
 
-    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and the `Draws` of the portable
-    ones; None where there are none.
+    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and what the portable
+    ones draw from; None where there are none.
 
     Raises:
         ConfigurationError: `portable`, and a module drops in a way that cannot be replaced.
@@ -150,7 +150,7 @@ def _rate(layer: nn.Module) -> float:
 
 
 def _replace(layers: Mapping[str, nn.Module]) -> None:
-    """Turn torch's dropout layers into portable ones, in place: every reference to them stays right."""
+    """Turn torch's layers into portable ones, in place: every reference to them stays right."""
     foreign = {path: layer for path, layer in layers.items() if not isinstance(layer, Dropout)}
     problems = Problems("dropout='portable'")
     for path, layer in foreign.items():

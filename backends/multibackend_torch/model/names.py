@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from multibackend.core.arrays import Arrays
 from multibackend.protocol import NativeArrays
 
 __all__ = [
@@ -39,16 +40,17 @@ def named_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def named_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return what a state_dict has besides trained parameters: persistent buffers and frozen parameters."""
+    """Return what else a state_dict has: persistent buffers, and parameters that are frozen."""
     trained = {id(p) for p in module.parameters() if p.requires_grad}
     tensors = module.state_dict(keep_vars=True)  # without it, detached tensors with other ids
     return {name: tensor.detach() for name, tensor in tensors.items() if id(tensor) not in trained}
 
 
 def kinds_of(module: nn.Module) -> dict[str, str]:
-    """Return each array's kind of layer, in order of definition; "" in a module of the user's own."""
+    """Return the kind of layer of each array, in order of definition; "" in a user's own module."""
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    return {name: _kind(module.get_submodule(name.rpartition(".")[0])) for name in [*names, *module.state_dict()]}
+    names += module.state_dict()
+    return {name: _kind(module.get_submodule(name.rpartition(".")[0])) for name in names}
 
 
 def _kind(layer: nn.Module) -> str:
@@ -64,13 +66,13 @@ def native_arrays(module: nn.Module) -> NativeArrays:
     first_names = {id(tensor): name for name, tensor in reversed(tensors.items())}
     # also where a hook of the module renames what is in its state_dict
     first_names |= {id(p): name for name, p in module.named_parameters()}
-    canonical_names = {name: first_names[id(tensor)] for name, tensor in tensors.items()}
+    canonical = {name: first_names[id(tensor)] for name, tensor in tensors.items()}
 
-    def to_native(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: arrays[canonical] for name, canonical in canonical_names.items() if canonical in arrays}
+    def to_native(arrays: Arrays) -> dict[str, np.ndarray]:
+        return {name: arrays[source] for name, source in canonical.items() if source in arrays}
 
-    def to_canonical(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {canonical_names.get(name, name): array for name, array in arrays.items()}
+    def to_canonical(arrays: Arrays) -> dict[str, np.ndarray]:
+        return {canonical.get(name, name): array for name, array in arrays.items()}
 
     return NativeArrays(to_native, to_canonical)
 
@@ -82,7 +84,7 @@ def to_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Mapping[str, np.ndarray]) -> None:
+def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Arrays) -> None:
     """Overwrite tensors in place with host arrays of the same names."""
     for name, array in arrays.items():
         tensors[name].copy_(torch.from_numpy(np.asarray(array, order="C")))

@@ -62,13 +62,13 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 class Momentum:
-    """A hook, shared by a module's copies, that rescales momentum to windows of `steps` micro-batches."""
+    """A hook, one for all copies of a module, that rescales momentum to windows of `steps`."""
 
     def __init__(self) -> None:
         self.steps = 1
 
     def __deepcopy__(self, memo: object) -> Momentum:
-        return self  # the program trains a copy of its module, and sets `steps` of the one that it has
+        return self  # the program trains a copy of its module, and sets the hook that it has
 
     def __call__(self, layer: nn.Module, inputs: object) -> None:
         layer.__dict__["momentum"] = window_momentum(layer.__dict__["whole_momentum"], self.steps)
@@ -82,7 +82,7 @@ def _freeze(layer: nn.Module, inputs: object) -> None:
 def prepare_statistics(module: nn.Module, mode: str) -> tuple[tuple[str, ...], Momentum | None]:
     """Apply `Experiment(batch_statistics=mode)` to a module.
 
-    Returns the paths of its layers with running statistics; for "window" also the hook that must know each one's size.
+    Returns the paths of its layers with running statistics; and the hook of "window", else None.
     """
     layers = batch_norm_layers(module)
     momentum = Momentum() if mode == "window" and layers else None
@@ -108,7 +108,7 @@ def averaging(module: nn.Module) -> Iterator[Callable[[int], None]]:
     def weigh(size: int) -> None:
         nonlocal examples
         examples += size
-        for layer in layers:  # momentum 1 for the first batch: nothing is left of training's statistics
+        for layer in layers:  # 1 for the first batch: nothing of training's statistics is left
             layer.momentum = size / examples
 
     for layer in layers:

@@ -52,7 +52,7 @@ class Observer:
         self._open: list[int] = []  # indices of the calls that have not returned
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Record a call as it begins, and return what to call it with instead: a forward pre-hook."""
+        """Record a call that begins, and return its forced inputs: a forward pre-hook."""
         name = self._names[id(module)]
         call = self._calls.get(name, -1) + 1
         self._calls[name] = call
@@ -60,7 +60,8 @@ class Observer:
         if self._open:
             caller = self._open[-1]
             self.layers[caller] = dataclasses.replace(self.layers[caller], leaf=False)
-        parameters = module._parameters.values()  # None for a bias that is switched off
+        ids = [id(parameter) for parameter in module._parameters.values()]  # None's, of a bias switched off
+        parameters = tuple(self._parameters[key] for key in ids if key in self._parameters)
         self.layers.append(
             LayerCall(
                 name,
@@ -70,7 +71,7 @@ class Observer:
                 (),
                 leaf=True,
                 settings=_settings(module),
-                parameters=tuple(self._parameters[id(p)] for p in parameters if id(p) in self._parameters),
+                parameters=parameters,
                 depth=len(self._open),
             )
         )
@@ -81,7 +82,7 @@ class Observer:
         return _with_forced((args, kwargs), inputs, forced, f"the inputs of {name!r}")
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
-        """Add its outputs to a call, and return what to put in their place: a forward hook."""
+        """Add its outputs to a call, and return its forced outputs: a forward hook."""
         index = self._open.pop()
         call = self.layers[index]
         tensors = arrays_in(outputs, is_tensor)

@@ -32,7 +32,7 @@ class Precision:
         return getattr(torch, self.format.parameters)
 
     def mixed(self, call: Call, device: torch.device) -> Call:
-        """Put a call under autocast: inputs in the arithmetic's dtype, outputs in the parameters'."""
+        """Put a call under autocast, its inputs in the arithmetic's dtype, its outputs in `dtype`."""
         if not self.format.mixed:
             return call
         low = getattr(torch, self.format.arithmetic)
@@ -59,7 +59,7 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
     def to_device(self, array: np.ndarray, device: torch.device) -> torch.Tensor:
-        """Make a tensor of a host array: floats in this precision, integers of over 8 bits as int64."""
+        """Make a tensor: of floats in this precision, of integers of more than 8 bits as int64."""
         if array.dtype.kind == "f":
             array = array.astype(self.format.parameters, copy=False)
         elif array.dtype.kind in "iu" and array.dtype.itemsize > 1:  # images stay bytes

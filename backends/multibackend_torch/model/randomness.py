@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of (seed, update, micro-batch); the process's own are untouched."""
+"""Random numbers as a pure function of (seed, update, micro-batch), beside those of the process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Randomness:
-    """Seed the generator for each micro-batch; put the process's state back after a run of windows."""
+    """Seed the generator for each micro-batch; restore the process's state after a run of windows."""
 
     def __init__(self, seed: int, device: torch.device, draws: Draws | None = None) -> None:
         self._seed = seed
@@ -56,7 +56,7 @@ class Randomness:
         if self._update != update:
             self._update = update
             self._update_seed = stream_seed(self._seed, update)
-        # 2**32 / golden ratio, odd: micro-batches have distinct seeds, neighbours differ in many bits
+        # 2**32 / golden ratio, odd: seeds are distinct, and those of neighbours differ in many bits
         self._generator.manual_seed(self._update_seed ^ (micro_batch * 0x9E3779B1))
         if self._draws is not None:
             self._draws.at(update, micro_batch)

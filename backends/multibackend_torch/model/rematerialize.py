@@ -21,11 +21,12 @@ __all__ = ["kept_activations", "rematerialize"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 Kind = type[nn.Module]
+Context = contextlib.AbstractContextManager[None]
 _ORIGINALS: dict[Kind, Kind] = {}  # by the class that recomputes, the one that it stands for
 
 
 def rematerialize(module: nn.Module, rule: Rematerialize) -> nn.Module:
-    """Change the modules that `rule` chooses, in place; raise `ConfigurationError` if it chooses none."""
+    """Change the modules that `rule` chooses, in place; it is a `ConfigurationError` if there are none."""
     if rule:
         parts = dict(module.named_modules())
         for path in choose_modules(rule, [_describe(path, part) for path, part in parts.items()]):
@@ -70,7 +71,7 @@ def _rematerialized(kind: Kind) -> Kind:
             return checkpoint(run, *args, use_reentrant=False, **kwargs)
         before = _buffers(self)
 
-        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        def contexts() -> tuple[Context, Context]:
             return contextlib.nullcontext(), _with_buffers(self, before)
 
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)

@@ -20,13 +20,15 @@ from multibackend_torch.model.calls import Batch
 
 __all__ = ["metric_sum", "weighted_sum"]
 
+WeightedSum = tuple[torch.Tensor, torch.Tensor]
 Sums = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
     """Compute (sum of w * l, sum of w or None) over a micro-batch."""
-    raise ConfigurationError(type(loss).__name__, ["the torch backend has no such loss; register it with weighted_sum"])
+    problem = "the torch backend has no such loss; register it with weighted_sum"
+    raise ConfigurationError(type(loss).__name__, [problem])
 
 
 def _expanded(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -96,7 +98,7 @@ def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
     return total, None
 
 
-def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> WeightedSum:
     """Compute (sum of w * value, sum of w) of a metric over a batch."""
     if metric.shape:  # an array, such as a confusion matrix, adds up its own way
         return metric.sums(xp, outputs, batch)
@@ -110,16 +112,16 @@ def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torc
 
 
 def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
-    """Call a custom function, which gets the array namespace where it is written for all backends."""
+    """Call a custom function, with the array namespace where it is written for all backends."""
     if not isinstance(function, Mapping):
         return function(xp, outputs, batch)
     if "torch" not in function:
-        listed = sorted(function)
-        raise ConfigurationError("Custom", [f"there is no function for the backend 'torch', only for {listed}"])
+        problem = f"there is no function for the backend 'torch', only for {sorted(function)}"
+        raise ConfigurationError("Custom", [problem])
     return function["torch"](outputs, batch)
 
 
-def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> WeightedSum:
     """Compute (sum of w * value, sum of w), with weight 1 for each value where none are given."""
     if not isinstance(values, torch.Tensor):
         raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")

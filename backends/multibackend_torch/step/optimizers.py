@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from multibackend import optimizers
+from multibackend.core.arrays import Arrays
 from multibackend.errors import ConfigurationError
 from multibackend.optimizers import GroupedParameters
 from multibackend_torch.step import update_rules
@@ -22,7 +23,7 @@ from multibackend_torch.step.update_rules import DirectionOptimizer
 __all__ = ["build_grouped", "build_optimizer", "read_slots", "set_learning_rate", "slot_names", "write_slots"]
 
 Parameters = Mapping[str, torch.nn.Parameter]
-Slots = Mapping[str, Mapping[str, np.ndarray]]
+Slots = Mapping[str, Arrays]
 _FACTOR = "learning_rate_factor"
 
 
@@ -57,7 +58,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def build_optimizer(spec: optimizers.Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """Build the native optimizer of a spec.
 
-    `parameters` is what `torch.optim` takes: tensors, or groups, whose "weight_decay" stands in place of the spec's.
+    `parameters` is what `torch.optim` takes: tensors or groups, whose "weight_decay" goes before the spec's.
     """
     problem = "the torch backend has no such optimizer; register it with build_optimizer"
     raise ConfigurationError(type(spec).__name__, [problem])
@@ -92,7 +93,8 @@ def _(spec: optimizers.RAdam, parameters: Iterable[Any]) -> torch.optim.Optimize
 
 @build_optimizer.register
 def _(spec: optimizers.NAdam, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    return update_rules.NAdam(parameters, **_floats(spec, "beta1", "beta2", "eps", "weight_decay", "momentum_decay"))
+    options = _floats(spec, "beta1", "beta2", "eps", "weight_decay", "momentum_decay")
+    return update_rules.NAdam(parameters, **options)
 
 
 @build_optimizer.register
@@ -123,7 +125,8 @@ def _(spec: optimizers.Adagrad, parameters: Iterable[Any]) -> torch.optim.Optimi
 
 @build_optimizer.register
 def _(spec: optimizers.Adadelta, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    return torch.optim.Adadelta(parameters, lr=0.0, foreach=True, **_floats(spec, "rho", "eps", "weight_decay"))
+    options = _floats(spec, "rho", "eps", "weight_decay")
+    return torch.optim.Adadelta(parameters, lr=0.0, foreach=True, **options)
 
 
 @build_optimizer.register
@@ -136,10 +139,11 @@ def _floats(spec: optimizers.Optimizer, *names: str) -> dict[str, Any]:
 
 
 def _adam_options(spec: Any) -> dict[str, Any]:
-    return {"lr": 0.0, "betas": (float(spec.beta1), float(spec.beta2)), **_floats(spec, "eps", "weight_decay")}
+    betas = (float(spec.beta1), float(spec.beta2))
+    return {"lr": 0.0, "betas": betas, **_floats(spec, "eps", "weight_decay")}
 
 
-# the names under which torch.optim keeps per-parameter tensors; options add to them, see `slot_names`
+# what torch.optim calls its per-parameter tensors; `slot_names` adds what options add
 _SLOTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adam: ("exp_avg", "exp_avg_sq"),
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
@@ -150,7 +154,7 @@ _SLOTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.Adadelta: ("square_avg", "acc_delta"),
 }
 
-_NATIVE = "torch."  # begins the slots of an optimizer of the user's, which no other backend can read
+_NATIVE = "torch."  # begins the slots of a user's optimizer, which no other backend can read
 
 
 def _is_native(optimizer: torch.optim.Optimizer) -> bool:
@@ -159,7 +163,7 @@ def _is_native(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def slot_names(optimizer: torch.optim.Optimizer, saved: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the names of its per-parameter tensors; of a native optimizer what of `saved` is torch's."""
+    """Return the names of its per-parameter tensors: of a native optimizer, torch's among `saved`."""
     if _is_native(optimizer):
         return tuple(slot for slot in saved if slot.startswith(_NATIVE))
     if isinstance(optimizer, DirectionOptimizer):

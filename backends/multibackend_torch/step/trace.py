@@ -1,4 +1,4 @@
-"""One micro-batch in torch, forward and backward, recorded layer by layer; the state stays as it is."""
+"""One micro-batch in torch, recorded layer by layer, forward and backward; the state is unchanged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from multibackend.core.arrays import Array
 from multibackend.losses import Loss
 from multibackend.protocol.tracing import Forced, LayerCall, Trace, arrays_in
 from multibackend.protocol.values import inverse
@@ -27,7 +28,7 @@ def trace_micro_batch(
     call: Call,
     losses: Sequence[Loss],
     batch: Batch,
-    divisors: np.ndarray,
+    divisors: Array,
     *,
     train: bool,
     gradients: bool,
@@ -36,7 +37,7 @@ def trace_micro_batch(
 ) -> Trace:
     """Run and record one micro-batch, see `multibackend.protocol.Traceable`.
 
-    The caller has stamped the random numbers. `by_micro_batch`: weights that only the loss knows divide its sum here.
+    The caller has stamped the random numbers. `by_micro_batch`: divide by weights that only the loss knows.
     """
     module = state.module
     observer = Observer(module, state.parameters, forced)
@@ -62,10 +63,8 @@ def trace_micro_batch(
     )
 
 
-def _gradients(
-    state: TrainState, totals: Sequence[torch.Tensor], inverse_divisors: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the gradient of the sum of total / divisor by name, 0 where a parameter has no part in it.
+def _gradients(state: TrainState, totals: list[torch.Tensor], inverse_divisors: Array) -> dict[str, Array]:
+    """Return the gradient of the sum of total / divisor by name, 0 for a parameter that has no part.
 
     `.grad` stays as it is: a window that has begun may have its gradients there.
     """
@@ -80,7 +79,7 @@ def _gradients(
     gradients: Sequence[torch.Tensor | None] = [None] * len(parameters)
     if dependent:
         gradients = torch.autograd.grad(dependent, parameters, loss_gradients, allow_unused=True)
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Array] = {}
     for (name, parameter), gradient in zip(state.trained.items(), gradients, strict=True):
         if gradient is None:
             arrays[name] = np.zeros_like(host(parameter))
@@ -89,7 +88,7 @@ def _gradients(
     return arrays
 
 
-def _with_root(layers: list[LayerCall], kind: str, outputs: tuple[np.ndarray, ...]) -> tuple[LayerCall, ...]:
+def _with_root(layers: list[LayerCall], kind: str, outputs: tuple[Array, ...]) -> tuple[LayerCall, ...]:
     """Return the calls, the whole model first even where `Model(call=...)` calls its parts only."""
     if layers and layers[0].name == "":
         return tuple(layers)

@@ -1,7 +1,7 @@
 """Optimizers that torch.optim lacks or defines otherwise, with foreach kernels.
 
-Each has its equations in the docstring of its spec in `multibackend.optimizers`. A foreach kernel takes the tensors of
-all parameters in one call: for a small model the calls cost more than the arithmetic.
+Each has its equations in the docstring of its spec in `multibackend.optimizers`. A foreach kernel takes all
+parameters in one call: for a small model the calls cost more than the arithmetic.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -21,6 +21,7 @@ __all__ = ["CenteredRMSprop", "DirectionOptimizer", "Lion", "Muon", "NAdam"]
 
 Tensors = list[torch.Tensor] | tuple[torch.Tensor, ...]
 Slots = Mapping[str, Tensors]
+Group = Mapping[str, Any]
 
 
 class DirectionOptimizer(torch.optim.Optimizer):
@@ -28,7 +29,7 @@ class DirectionOptimizer(torch.optim.Optimizer):
 
     Attributes:
         slots: the names of the per-parameter tensors; they start at 0.
-        count: updates made, Python's integer: what depends on it is computed on the host, in float64.
+        count: updates made; what depends on it is computed on the host, in float64.
     """
 
     slots: tuple[str, ...] = ()
@@ -50,11 +51,11 @@ class DirectionOptimizer(torch.optim.Optimizer):
             directions = self.directions(group, parameters, gradients, slots)
             torch._foreach_add_(parameters, directions, alpha=-group["lr"])
 
-    def slots_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def slots_of(self, group: Group) -> tuple[str, ...]:
         """Return the names of the per-parameter tensors of a group."""
         return self.slots
 
-    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+    def directions(self, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         """Compute d for each parameter; update slots in place, leave gradients alone."""
         raise NotImplementedError
 
@@ -89,8 +90,8 @@ def _average_square_(averages: Tensors, values: Tensors, beta: float) -> None:
     torch._foreach_addcmul_(averages, values, values, 1 - beta)
 
 
-def _corrected_roots(square_averages: Tensors, group: Mapping[str, Any], count: int) -> Tensors:
-    """Return sqrt(v / (1 - beta2^t)) + eps; the bias correction is computed on the host, in float64."""
+def _corrected_roots(square_averages: Tensors, group: Group, count: int) -> Tensors:
+    """Return sqrt(v / (1 - beta2^t)) + eps, by one factor that is computed in float64."""
     roots = torch._foreach_sqrt(square_averages)
     torch._foreach_mul_(roots, 1 / math.sqrt(1 - group["beta2"] ** count))
     torch._foreach_add_(roots, group["eps"])
@@ -107,7 +108,7 @@ class CenteredRMSprop(DirectionOptimizer):
         if options["momentum"]:
             self.slots += ("momentum_buffer",)
 
-    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+    def directions(self, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         gradients = _with_decay(gradients, parameters, group["weight_decay"])
         _average_square_(slots["square_avg"], gradients, group["beta2"])
         _average_(slots["grad_avg"], gradients, group["beta2"])
@@ -136,7 +137,7 @@ class NAdam(DirectionOptimizer):
         self._factors = 0  # t
         self._product = 1.0  # mu_1 ··· mu_t
 
-    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+    def directions(self, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         mu = self._mu(group, self.count)
         next_mu = self._mu(group, self.count + 1)
         product = self._product_until(group, self.count)
@@ -149,15 +150,15 @@ class NAdam(DirectionOptimizer):
         return torch._foreach_div(directions, roots)
 
     @staticmethod
-    def _mu(group: Mapping[str, Any], count: int) -> float:
+    def _mu(group: Group, count: int) -> float:
         return group["beta1"] * (1 - 0.5 * 0.96 ** (count * group["momentum_decay"]))
 
-    def _product_until(self, group: Mapping[str, Any], count: int) -> float:
+    def _product_until(self, group: Group, count: int) -> float:
         """Return mu_1 ··· mu_count. The same for all groups, which differ in weight decay only."""
         if self._factors > count:  # a snapshot of an earlier update was restored
             self._factors = 0
             self._product = 1.0
-        # a product that has underflowed stays 0, so a run that goes on after a million updates is not held up
+        # a product that has underflowed stays 0: to go on after a million updates costs no time
         while self._factors < count and self._product > 0:
             self._factors += 1
             self._product *= self._mu(group, self._factors)
@@ -170,7 +171,7 @@ class Lion(DirectionOptimizer):
 
     slots = ("exp_avg",)
 
-    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+    def directions(self, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         signs = torch._foreach_mul(slots["exp_avg"], group["beta1"])
         torch._foreach_add_(signs, gradients, alpha=1 - group["beta1"])
         torch._foreach_sign_(signs)
@@ -183,17 +184,17 @@ class Muon(DirectionOptimizer):
 
     slots = ("momentum_buffer", "exp_avg", "exp_avg_sq")
 
-    def slots_of(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+    def slots_of(self, group: Group) -> tuple[str, ...]:
         return self.slots[:1] if group["matrices"] else self.slots[1:]
 
-    def directions(self, group: dict[str, Any], parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
+    def directions(self, group: Group, parameters: Tensors, gradients: Tensors, slots: Slots) -> Tensors:
         if group["matrices"]:
             directions = self._orthogonal(group, gradients, slots)
         else:
             directions = self._adam(group, gradients, slots)
         return _with_decay(directions, parameters, group["weight_decay"])
 
-    def _adam(self, group: dict[str, Any], gradients: Tensors, slots: Slots) -> Tensors:
+    def _adam(self, group: Group, gradients: Tensors, slots: Slots) -> Tensors:
         _average_(slots["exp_avg"], gradients, group["beta1"])
         _average_square_(slots["exp_avg_sq"], gradients, group["beta2"])
         roots = _corrected_roots(slots["exp_avg_sq"], group, self.count)
@@ -201,7 +202,7 @@ class Muon(DirectionOptimizer):
         torch._foreach_mul_(directions, 1 / (1 - group["beta1"] ** self.count))
         return directions
 
-    def _orthogonal(self, group: dict[str, Any], gradients: Tensors, slots: Slots) -> Tensors:
+    def _orthogonal(self, group: Group, gradients: Tensors, slots: Slots) -> Tensors:
         momenta = slots["momentum_buffer"]
         torch._foreach_mul_(momenta, group["momentum"])
         torch._foreach_add_(momenta, gradients)
