@@ -20,7 +20,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"  # two workers on two cores: one thread each
 
 test-all: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 XLA_FLAGS= $(BIN)/python -m pytest -n 2  # XLA optimises in full, see tests/conftest.py
 
 lint: setup
 	$(BIN)/ruff check .

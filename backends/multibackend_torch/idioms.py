@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 __all__ = ["IDIOMS"]
 
+_SLOPES = ("0.01", "0.02", "0.05", "0.1", "0.2", "0.3")
+
 IDIOMS: Mapping[str, str] = {
     "relu": "F.relu(x)",
     "gelu (erf)": 'F.gelu(x, approximate="none")',
@@ -16,7 +18,8 @@ IDIOMS: Mapping[str, str] = {
     "quick gelu": "x * torch.sigmoid(1.702 * x)",
     "arrival activation none": "no activation there",
     "arrival activation softmax": "F.softmax(x, dim=-1)",
-    **{f"leaky relu {slope}": f"F.leaky_relu(x, {slope})" for slope in ("0.01", "0.02", "0.05", "0.1", "0.2", "0.3")},
+    # the slopes that the diagnosis tries: each is a trait of its own, not a VALUE
+    **{f"leaky relu {slope}": f"F.leaky_relu(x, {slope})" for slope in _SLOPES},
     "attention scale 1/sqrt(head dim)": "scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim)",
     "attention scale 1/sqrt(width)": "scores = q @ k.transpose(-1, -2) / math.sqrt(width)",
     "attention scale 1": "scores = q @ k.transpose(-1, -2)",
@@ -45,4 +48,4 @@ IDIOMS: Mapping[str, str] = {
     "update kind of decay coupled: into the gradient": "torch.optim.Adam(..., weight_decay=...)",
     "Linear digits of the factors all": 'torch.set_float32_matmul_precision("highest")',
 }
-"""By "topic trait value", by the value alone, or by "topic trait", where VALUE stands for the value."""
+"""Code by "topic trait value", by the value alone, or by "topic trait", where VALUE stands for the value."""

@@ -8,7 +8,7 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
-WIDTH, DEPTH = 6, 3
+WIDTH, DEPTH = 6, 2
 
 
 class TorchBlock(nn.Module):

@@ -17,26 +17,28 @@ __all__ = ["build_model", "caller"]
 
 
 def build_model(model: Model, precision: Precision, seed: int, device: torch.device) -> torch.nn.Module:
-    """Call the user's builder, the random generators seeded; raises `ConfigurationError` for what is no module."""
+    """Call the user's builder with seeded generators; anything but a module is a `ConfigurationError`."""
     builder = model.builder("torch")
     with seeded(seed, device):
         module = builder()
     if not isinstance(module, torch.nn.Module):
-        raise ConfigurationError(
-            "Model", [f"the torch builder must return a torch.nn.Module, got {type(module).__name__}"]
-        )
+        problem = f"the torch builder must return a torch.nn.Module, got {type(module).__name__}"
+        raise ConfigurationError("Model", [problem])
     return module.to(device=device, dtype=precision.dtype)
 
 
 def caller(model: Model, module: torch.nn.Module) -> Call:
-    """How to call the module: the user's way, or on its inputs, told the mode where its signature asks for it."""
+    """Return the user's way to call the module, or one with its inputs, and `train` where it takes that."""
     custom = model.call("torch")
     if custom is not None:
         return custom
-    asks = "train" in inspect.signature(module.forward).parameters
+    # once, not for every micro-batch: `signature` takes longer than a small layer
+    takes_train = "train" in inspect.signature(module.forward).parameters
 
     def call(module: torch.nn.Module, batch: Batch, train: bool) -> Any:
         inputs = model.arguments(batch)
-        return module(*inputs, train=train) if asks else module(*inputs)
+        if takes_train:
+            return module(*inputs, train=train)
+        return module(*inputs)
 
     return call

@@ -11,4 +11,4 @@ __all__ = ["Batch", "Call"]
 
 Batch = Mapping[str, torch.Tensor]
 Call = Callable[[torch.nn.Module, Batch, bool], Any]
-"""(module, batch, train) to outputs."""
+"""The user's function from (module, batch, train) to outputs."""

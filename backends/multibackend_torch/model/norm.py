@@ -53,7 +53,7 @@ class BatchNorm(_BatchNorm):
 
 
 def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers with running statistics, torch's own and the library's, by path."""
+    """Return the layers with running statistics, torch's own and the library's, by path."""
     return {
         path: layer
         for path, layer in module.named_modules()
@@ -62,27 +62,27 @@ def batch_norm_layers(module: nn.Module) -> dict[str, _BatchNorm]:
 
 
 class Momentum:
-    """Rescales the momentum of layers to windows of `steps` micro-batches: a hook, shared by all copies of a module."""
+    """A hook, one for all copies of a module, that rescales momentum to windows of `steps`."""
 
     def __init__(self) -> None:
         self.steps = 1
 
     def __deepcopy__(self, memo: object) -> Momentum:
-        return self
+        return self  # the program trains a copy of its module, and sets the hook that it has
 
     def __call__(self, layer: nn.Module, inputs: object) -> None:
         layer.__dict__["momentum"] = window_momentum(layer.__dict__["whole_momentum"], self.steps)
 
 
 def _freeze(layer: nn.Module, inputs: object) -> None:
-    """Before each forward pass: the layer is in evaluation mode, whatever mode the module is in."""
+    """Put a layer into evaluation mode before each forward pass, whatever the module's mode."""
     layer.training = False
 
 
 def prepare_statistics(module: nn.Module, mode: str) -> tuple[tuple[str, ...], Momentum | None]:
     """Apply `Experiment(batch_statistics=mode)` to a module.
 
-    Returns the paths of its layers with running statistics; and, for "window", what must be told the size of each.
+    Returns the paths of its layers with running statistics; and the hook of "window", else None.
     """
     layers = batch_norm_layers(module)
     momentum = Momentum() if mode == "window" and layers else None
@@ -97,24 +97,25 @@ def prepare_statistics(module: nn.Module, mode: str) -> tuple[tuple[str, ...], M
 
 @contextlib.contextmanager
 def averaging(module: nn.Module) -> Iterator[Callable[[int], None]]:
-    """Within it running statistics become means over batches, weighted by size.
+    """Make running statistics means over the batches that follow, weighted by size.
 
-    Gives the function that must be told the size of each batch before its forward pass.
+    Yields the function that must be called with the size of each batch before its forward pass.
     """
-    layers, seen = list(batch_norm_layers(module).values()), 0
-    kept = [(layer.momentum, dict(layer._forward_pre_hooks)) for layer in layers]
+    layers = list(batch_norm_layers(module).values())
+    before = [(layer.momentum, dict(layer._forward_pre_hooks)) for layer in layers]
+    examples = 0
 
     def weigh(size: int) -> None:
-        nonlocal seen
-        seen += size
-        for layer in layers:
-            layer.momentum = size / seen
+        nonlocal examples
+        examples += size
+        for layer in layers:  # 1 for the first batch: nothing of training's statistics is left
+            layer.momentum = size / examples
 
     for layer in layers:
         layer._forward_pre_hooks.clear()  # a window's momentum has no say here
     try:
         yield weigh
     finally:
-        for layer, (momentum, hooks) in zip(layers, kept, strict=True):
+        for layer, (momentum, hooks) in zip(layers, before, strict=True):
             layer.momentum = momentum
             layer._forward_pre_hooks.update(hooks)

@@ -1,4 +1,4 @@
-"""What each module of a torch model is called with and returns, by hooks that are gone afterwards."""
+"""What each module of a torch model is called with and returns, by hooks removed afterwards."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ __all__ = ["Observer", "host", "is_tensor", "observing"]
 
 
 def is_tensor(leaf: object) -> bool:
-    """Whether a leaf is an array."""
+    """Tell whether a leaf is an array."""
     return isinstance(leaf, torch.Tensor)
 
 
 def host(tensor: torch.Tensor) -> np.ndarray:
-    """A copy on the host; bfloat16, which numpy lacks, as float32."""
+    """Copy a tensor to the host; bfloat16, which numpy lacks, as float32."""
     tensor = tensor.detach().cpu()
-    return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return np.array(tensor.numpy())
 
 
 class Observer:
-    """Records the calls of a module's submodules in the order in which they begin.
+    """Record the calls of a module's submodules in the order in which they begin.
 
     Args:
         module: the whole model.
@@ -50,14 +52,16 @@ class Observer:
         self._open: list[int] = []  # indices of the calls that have not returned
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Before a module runs."""
+        """Record a call that begins, and return its forced inputs: a forward pre-hook."""
         name = self._names[id(module)]
-        call = self._calls[name] = self._calls.get(name, -1) + 1
+        call = self._calls.get(name, -1) + 1
+        self._calls[name] = call
         inputs = arrays_in((args, kwargs), is_tensor)
         if self._open:
-            above = self._open[-1]
-            self.layers[above] = dataclasses.replace(self.layers[above], leaf=False)
-        own = [self._parameters.get(id(parameter)) for parameter in module._parameters.values()]
+            caller = self._open[-1]
+            self.layers[caller] = dataclasses.replace(self.layers[caller], leaf=False)
+        ids = [id(parameter) for parameter in module._parameters.values()]  # None's, of a bias switched off
+        parameters = tuple(self._parameters[key] for key in ids if key in self._parameters)
         self.layers.append(
             LayerCall(
                 name,
@@ -67,49 +71,50 @@ class Observer:
                 (),
                 leaf=True,
                 settings=_settings(module),
-                parameters=tuple(parameter for parameter in own if parameter is not None),
+                parameters=parameters,
                 depth=len(self._open),
             )
         )
         self._open.append(len(self.layers) - 1)
-        wanted = self._forced.get((name, call), Forced()).inputs
-        return None if wanted is None else _replaced((args, kwargs), inputs, wanted, f"the inputs of {name!r}")
+        forced = self._forced.get((name, call), Forced()).inputs
+        if forced is None:
+            return None
+        return _with_forced((args, kwargs), inputs, forced, f"the inputs of {name!r}")
 
     def leave(self, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> Any:
-        """After it."""
+        """Add its outputs to a call, and return its forced outputs: a forward hook."""
         index = self._open.pop()
-        call, found = self.layers[index], arrays_in(outputs, is_tensor)
-        self.layers[index] = dataclasses.replace(call, outputs=tuple(map(host, found)))
-        wanted = self._forced.get((call.name, call.call), Forced()).outputs
-        return None if wanted is None else _replaced(outputs, found, wanted, f"the outputs of {call.name!r}")
+        call = self.layers[index]
+        tensors = arrays_in(outputs, is_tensor)
+        self.layers[index] = dataclasses.replace(call, outputs=tuple(map(host, tensors)))
+        forced = self._forced.get((call.name, call.call), Forced()).outputs
+        if forced is None:
+            return None
+        return _with_forced(outputs, tensors, forced, f"the outputs of {call.name!r}")
 
 
 @contextlib.contextmanager
 def observing(module: nn.Module, observer: Observer) -> Iterator[None]:
-    """Where an observer sees every call of the module and of those below it."""
-    handles = []
-    try:
+    """Show an observer every call of the module and of those below it."""
+    with contextlib.ExitStack() as hooks:  # torch's handles remove their hook as they are left
         for part in module.modules():
-            handles.append(part.register_forward_pre_hook(observer.enter, with_kwargs=True))
-            handles.append(part.register_forward_hook(observer.leave, with_kwargs=True))
+            hooks.enter_context(part.register_forward_pre_hook(observer.enter, with_kwargs=True))
+            hooks.enter_context(part.register_forward_hook(observer.leave, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _replaced(tree: Any, found: list[torch.Tensor], wanted: tuple[np.ndarray | None, ...], what: str) -> Any:
-    """The tree with forced arrays as tensors like those that they replace."""
-    new = [
-        None if array is None else torch.from_numpy(np.array(array)).to(dtype=old.dtype, device=old.device)
-        for old, array in zip(found, forced_arrays(found, wanted, what), strict=True)
-    ]
-    return with_arrays(tree, new, is_tensor)
+def _with_forced(tree: Any, tensors: list[torch.Tensor], forced: tuple[np.ndarray | None, ...], what: str) -> Any:
+    """Put forced arrays, as tensors like those that they replace, into a tree."""
+    replacements: list[torch.Tensor | None] = []
+    for tensor, array in zip(tensors, forced_arrays(tensors, forced, what), strict=True):
+        replacements.append(None if array is None else torch.from_numpy(np.array(array)).to(tensor))
+    return with_arrays(tree, replacements, is_tensor)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The hyperparameters; of a bias whether there is one."""
-    settings = plain_settings({name: value for name, value in vars(module).items() if name != "training"})
+    """Return a module's hyperparameters; of a bias whether there is one."""
+    settings = plain_settings(vars(module))
+    settings.pop("training", None)
     if "bias" in module._parameters:
         settings["bias"] = module._parameters["bias"] is not None
     return settings

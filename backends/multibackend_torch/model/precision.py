@@ -19,7 +19,7 @@ __all__ = ["Precision"]
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a run: of what is kept and of the model's arithmetic."""
+    """The dtypes of a run: that of its parameters and that of the model's arithmetic."""
 
     name: str
 
@@ -32,7 +32,7 @@ class Precision:
         return getattr(torch, self.format.parameters)
 
     def mixed(self, call: Call, device: torch.device) -> Call:
-        """The call under autocast on inputs of the arithmetic's dtype, its outputs in the parameters' dtype."""
+        """Put a call under autocast, its inputs in the arithmetic's dtype, its outputs in `dtype`."""
         if not self.format.mixed:
             return call
         low = getattr(torch, self.format.arithmetic)
@@ -40,14 +40,14 @@ class Precision:
         def mixed(module: torch.nn.Module, batch: Mapping[str, torch.Tensor], train: bool) -> Any:
             with torch.autocast(device.type, low):
                 outputs = call(module, _cast(batch, low), train)
-            return _cast(outputs, self.dtype)
+            return _cast(outputs, self.dtype)  # losses are computed in float32, outside autocast
 
         return mixed
 
     @contextlib.contextmanager
     def scope(self, device: torch.device) -> Iterator[None]:
-        """Where this precision holds: tf32 is off, whatever the process says."""
-        if device.type != "cuda":
+        """Switch tf32 off, whatever the process has set; put its settings back afterwards."""
+        if device.type != "cuda":  # nothing else has tf32
             yield
             return
         before = torch.get_float32_matmul_precision()
@@ -59,14 +59,18 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
     def to_device(self, array: np.ndarray, device: torch.device) -> torch.Tensor:
-        """A host array as a tensor: floats in this precision, integers of more than 8 bits as int64."""
+        """Make a tensor: of floats in this precision, of integers of more than 8 bits as int64."""
         if array.dtype.kind == "f":
             array = array.astype(self.format.parameters, copy=False)
-        elif array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+        elif array.dtype.kind in "iu" and array.dtype.itemsize > 1:  # images stay bytes
             array = array.astype(np.int64, copy=False)
         return torch.from_numpy(np.asarray(array, order="C")).to(device, non_blocking=True)
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """The floating-point tensors of a tree in another dtype."""
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
+    """Cast the floating-point tensors of a tree."""
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return tree_map_only(torch.Tensor, cast, tree)

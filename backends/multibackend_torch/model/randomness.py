@@ -1,4 +1,4 @@
-"""Random numbers of a run as a pure function of (seed, update, micro-batch), the process's own generators untouched."""
+"""Random numbers as a pure function of (seed, update, micro-batch), beside those of the process."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ __all__ = ["Randomness", "seeded"]
 
 
 def _generator(device: torch.device) -> torch.Generator:
-    """The generator from which layers on `device` draw."""
+    """Return the generator from which layers on `device` draw."""
     if device.type != "cuda":
         return torch.default_generator
-    torch.cuda.init()
-    return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    torch.cuda.init()  # before, the tuple of generators is empty
+    if device.index is None:
+        return torch.cuda.default_generators[torch.cuda.current_device()]
+    return torch.cuda.default_generators[device.index]
 
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators of the host and of `device`; put their states back afterwards."""
-    generators = {id(generator): generator for generator in (torch.default_generator, _generator(device))}.values()
+    generators = {torch.default_generator, _generator(device)}  # one and the same on a CPU
     states = [(generator, generator.get_state()) for generator in generators]
     try:
         for generator in generators:
@@ -36,20 +38,25 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 class Randomness:
-    """Seeds the generator for each micro-batch, and puts the process's state back after each run of windows."""
+    """Seed the generator for each micro-batch; restore the process's state after a run of windows."""
 
     def __init__(self, seed: int, device: torch.device, draws: Draws | None = None) -> None:
-        self._seed, self._device, self._draws = seed, device, draws
+        self._seed = seed
+        self._device = device
+        self._draws = draws
         self._generator = _generator(device)
-        self._window = (-1, 0)  # (update, its seed), kept because mixing costs more than seeding
+        self._update = -1
+        self._update_seed = 0  # that of `_update`: mixing a seed costs more than seeding
 
     def scope(self) -> contextlib.AbstractContextManager[None]:
         return seeded(self._seed, self._device)
 
     def stamp(self, update: int, micro_batch: int) -> None:
-        """Everything drawn from now on depends on the seed and these two numbers only."""
-        if self._window[0] != update:
-            self._window = (update, stream_seed(self._seed, update))
-        self._generator.manual_seed(self._window[1] ^ (micro_batch * 0x9E3779B1))
+        """Make everything drawn from now on depend on the seed and these two numbers only."""
+        if self._update != update:
+            self._update = update
+            self._update_seed = stream_seed(self._seed, update)
+        # 2**32 / golden ratio, odd: seeds are distinct, and those of neighbours differ in many bits
+        self._generator.manual_seed(self._update_seed ^ (micro_batch * 0x9E3779B1))
         if self._draws is not None:
             self._draws.at(update, micro_batch)

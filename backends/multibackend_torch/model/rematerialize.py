@@ -20,24 +20,27 @@ from multibackend.experiment.rematerialization import ModuleInfo, Rematerialize,
 __all__ = ["kept_activations", "rematerialize"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_ORIGINAL = "_class_that_keeps_activations"
+Kind = type[nn.Module]
+Context = contextlib.AbstractContextManager[None]
+_ORIGINALS: dict[Kind, Kind] = {}  # by the class that recomputes, the one that it stands for
 
 
 def rematerialize(module: nn.Module, rule: Rematerialize) -> nn.Module:
-    """`module`, the modules that `rule` chooses changed in place; raises `ConfigurationError` where it chooses none."""
-    named = dict(module.named_modules())
-    for path in choose_modules(rule, [_describe(path, part) for path, part in named.items()]) if rule else ():
-        named[path].__class__ = _rematerialized(type(named[path]))
+    """Change the modules that `rule` chooses, in place; it is a `ConfigurationError` if there are none."""
+    if rule:
+        parts = dict(module.named_modules())
+        for path in choose_modules(rule, [_describe(path, part) for path, part in parts.items()]):
+            parts[path].__class__ = _rematerialized(type(parts[path]))
     return module
 
 
 @contextlib.contextmanager
 def kept_activations(module: nn.Module) -> Iterator[None]:
-    """Where the chosen modules keep their activations after all, so that each is called once."""
-    chosen = [(part, type(part)) for part in module.modules() if hasattr(type(part), _ORIGINAL)]
+    """Let the chosen modules keep their activations after all, so that each is called once."""
+    chosen = [(part, type(part)) for part in module.modules() if type(part) in _ORIGINALS]
     try:
         for part, kind in chosen:
-            part.__class__ = getattr(kind, _ORIGINAL)
+            part.__class__ = _ORIGINALS[kind]
         yield
     finally:
         for part, kind in chosen:
@@ -55,51 +58,54 @@ def _describe(path: str, module: nn.Module) -> ModuleInfo:
 
 
 @functools.cache
-def _rematerialized(kind: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of `kind` whose forward pass keeps its inputs only."""
+def _rematerialized(kind: Kind) -> Kind:
+    """Return a subclass of `kind` whose forward pass keeps its inputs only."""
     original = kind.forward
 
-    @functools.wraps(original)  # the mode is passed where the signature asks for it, so it must stay
+    @functools.wraps(original)  # whether the mode is passed is read from the signature
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not (self.training and torch.is_grad_enabled()):
+        if not (self.training and torch.is_grad_enabled()):  # no backward pass will come
             return original(self, *args, **kwargs)
         run = functools.partial(original, self)
-        if torch.compiler.is_compiling():  # the compiler knows which writes to buffers belong to the first pass
+        if torch.compiler.is_compiling():  # which knows by itself what the first pass writes
             return checkpoint(run, *args, use_reentrant=False, **kwargs)
         before = _buffers(self)
 
-        def contexts() -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        def contexts() -> tuple[Context, Context]:
             return contextlib.nullcontext(), _with_buffers(self, before)
 
         return checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
-    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, _ORIGINAL: kind}
-    return type(kind.__name__, (kind,), {"forward": forward, **names})
+    names = {"__module__": kind.__module__, "__doc__": kind.__doc__, "forward": forward}
+    rematerialized = type(kind.__name__, (kind,), names)
+    _ORIGINALS[rematerialized] = kind
+    return rematerialized
 
 
 Buffers = list[tuple[nn.Module, str, torch.Tensor]]
 
 
 def _buffers(module: nn.Module) -> Buffers:
-    """Copies of the buffers of a module, as the forward pass finds them."""
-    return [
-        (part, name, buffer.clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
+    """Copy the buffers of a module, as the forward pass finds them."""
+    copies: Buffers = []
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                copies.append((part, name, buffer.clone()))
+    return copies
 
 
 @contextlib.contextmanager
 def _with_buffers(module: nn.Module, buffers: Buffers) -> Iterator[None]:
-    """Where the second forward pass runs: it starts from the buffers of the first, and what it does to them is
-    dropped. So BatchNorm's statistics are updated once, and a layer whose buffers decide its output repeats itself.
+    """Let a second forward pass start from the buffers of the first, and drop what it does to them.
+
+    So BatchNorm's statistics are updated once, and a layer whose buffers decide its output repeats it.
     """
-    kept = [part._buffers[name] for part, name, _ in buffers]
+    after_first_pass = [part._buffers[name] for part, name, _ in buffers]
     for part, name, before in buffers:
         part._buffers[name] = before
     try:
         yield
     finally:
-        for (part, name, _), buffer in zip(buffers, kept, strict=True):
+        for (part, name, _), buffer in zip(buffers, after_first_pass, strict=True):
             part._buffers[name] = buffer

@@ -7,7 +7,7 @@ batch alone (`Loss.weight_sums`), so that nothing is computed twice. torch's fus
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -16,28 +16,30 @@ import torch.nn.functional as F
 
 from multibackend import losses, metrics
 from multibackend.errors import ConfigurationError, DataError
+from multibackend_torch.model.calls import Batch
 
 __all__ = ["metric_sum", "weighted_sum"]
 
-Batch = Mapping[str, torch.Tensor]
+WeightedSum = tuple[torch.Tensor, torch.Tensor]
 Sums = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """(sum of w * l, sum of w or None) over a micro-batch."""
-    raise ConfigurationError(type(loss).__name__, ["the torch backend has no such loss; register it with weighted_sum"])
+    """Compute (sum of w * l, sum of w or None) over a micro-batch."""
+    problem = "the torch backend has no such loss; register it with weighted_sum"
+    raise ConfigurationError(type(loss).__name__, [problem])
 
 
 def _expanded(weights: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Weights [batch, ...] with axes of length 1 on the right, to broadcast against values."""
+    """Give weights [batch, ...] axes of length 1 on the right, to broadcast against values."""
     return weights.reshape(weights.shape + (1,) * (like.ndim - weights.ndim)).to(like.dtype)
 
 
 def _elementwise(kernel: Callable[..., torch.Tensor], loss: Any, outputs: torch.Tensor, batch: Batch) -> Sums:
-    """The sum of a torch loss kernel over scalars, weighted where the loss says so."""
+    """Sum up a torch loss kernel over scalars, weighted where the loss says so."""
     target = batch[loss.target].to(outputs.dtype)
-    if loss.weights is None:
+    if loss.weights is None:  # one operation forward and one backward
         return kernel(outputs, target, reduction="sum"), None
     values = kernel(outputs, target, reduction="none")
     return (values * _expanded(batch[loss.weights], values)).sum(), None
@@ -50,10 +52,7 @@ def _(loss: losses.MeanSquaredError, outputs: torch.Tensor, batch: Batch) -> Sum
 
 @weighted_sum.register
 def _(loss: losses.Huber, outputs: torch.Tensor, batch: Batch) -> Sums:
-    def kernel(outputs: torch.Tensor, target: torch.Tensor, reduction: str) -> torch.Tensor:
-        return F.huber_loss(outputs, target, reduction=reduction, delta=loss.delta)
-
-    return _elementwise(kernel, loss, outputs, batch)
+    return _elementwise(partial(F.huber_loss, delta=loss.delta), loss, outputs, batch)
 
 
 @weighted_sum.register
@@ -63,14 +62,15 @@ def _(loss: losses.BinaryCrossEntropy, outputs: torch.Tensor, batch: Batch) -> S
 
 @weighted_sum.register
 def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
-    labels, logits = batch[loss.target].long(), outputs
-    if outputs.ndim != 2:
-        labels, logits = labels.reshape(-1), outputs.reshape(-1, outputs.shape[-1])
-    table = None if loss.class_weights is None else outputs.new_tensor(loss.class_weights)
+    labels = batch[loss.target].long()
+    logits = outputs
+    if outputs.ndim != 2:  # torch wants the classes on axis 1; here they are on the last
+        labels = labels.reshape(-1)
+        logits = outputs.reshape(-1, outputs.shape[-1])
     values = F.cross_entropy(
         logits,
         labels,
-        weight=table,
+        weight=None if loss.class_weights is None else outputs.new_tensor(loss.class_weights),
         ignore_index=int(loss.ignore_index),
         label_smoothing=float(loss.label_smoothing),
         reduction="sum" if loss.weights is None else "none",
@@ -83,41 +83,49 @@ def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
 
 @weighted_sum.register
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
+    weights = None if loss.weights is None else batch[loss.weights]
+    weights_shape = () if weights is None else tuple(weights.shape)
     result = _call(loss.function, outputs, batch)
-    given = None if loss.weights is None else batch[loss.weights]
-    values, weights = result if isinstance(result, tuple) else (result, given)
+    if isinstance(result, tuple):
+        values, weights = result
+    else:
+        values = result
     total, weight = _reduce("loss", values, weights)
     if loss.per is None:
         return total, weight
-    shape = () if given is None else tuple(given.shape)
-    loss.check_values(tuple(values.shape), len(next(iter(batch.values()))), shape)
+    # the host has counted the weights from the batch alone, believing what `per` says of the values
+    loss.check_values(tuple(values.shape), len(next(iter(batch.values()))), weights_shape)
     return total, None
 
 
-def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(sum of w * value, sum of w) of a metric over a batch."""
-    if metric.shape:
+def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> WeightedSum:
+    """Compute (sum of w * value, sum of w) of a metric over a batch."""
+    if metric.shape:  # an array, such as a confusion matrix, adds up its own way
         return metric.sums(xp, outputs, batch)
     if isinstance(metric, metrics.Custom):
         result = _call(metric.function, outputs, batch)
     else:
         result = metric.values(xp, outputs, batch)
-    return _reduce(metric.name, *(result if isinstance(result, tuple) else (result, None)))
+    if isinstance(result, tuple):
+        return _reduce(metric.name, *result)
+    return _reduce(metric.name, result, None)
 
 
 def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
+    """Call a custom function, with the array namespace where it is written for all backends."""
     if not isinstance(function, Mapping):
         return function(xp, outputs, batch)
     if "torch" not in function:
-        listed = sorted(function)
-        raise ConfigurationError("Custom", [f"there is no function for the backend 'torch', only for {listed}"])
+        problem = f"there is no function for the backend 'torch', only for {sorted(function)}"
+        raise ConfigurationError("Custom", [problem])
     return function["torch"](outputs, batch)
 
 
-def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> WeightedSum:
+    """Compute (sum of w * value, sum of w), with weight 1 for each value where none are given."""
     if not isinstance(values, torch.Tensor):
         raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
-    if not values.dtype.is_floating_point:
+    if not values.dtype.is_floating_point:  # a metric may count with booleans or integers
         values = values.to(torch.get_default_dtype())
     if weights is None:
         return values.sum(), values.new_tensor(float(values.numel()))

@@ -57,7 +57,11 @@ MISTAKES: dict[str, tuple[mb.Experiment, str, str, str, str]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+# each is found as another row of the same stage and kind is, or in `test_every_wrong_place_is_found`
+ALIKE = ("tanh gelu", "swapped q and k", "mask shifted", "temperature", "another activation")
+
+
+@pytest.mark.parametrize("mistake", [pytest.param(m, marks=[pytest.mark.slow] * (m in ALIKE)) for m in MISTAKES])
 def test_planted_mistakes(mistake: str) -> None:
     """The stage and the layer are right; of activations there is exactly one finding, and its place is right."""
     planted, stage, what, kind, container = MISTAKES[mistake]
