@@ -37,15 +37,16 @@ __all__ = [
 
 
 class DivisorShape(NamedTuple):
-    """How many divisors a window has."""
+    """How many divisors a window has: one for each full micro-batch and term of the loss."""
 
     steps: int
     terms: int
 
 
 def divisor_shape(fields: Arrays, functions: WindowFunctions) -> DivisorShape:
-    """Of a stack's fields [room, steps, ...]."""
-    return DivisorShape(next(iter(fields.values())).shape[1], functions.terms)
+    """Tell from a stack's fields, [room, steps, ...], how many divisors each of its windows has."""
+    steps = next(iter(fields.values())).shape[1]
+    return DivisorShape(steps, functions.terms)
 
 
 class Steering(NamedTuple):
@@ -77,37 +78,43 @@ class Steering(NamedTuple):
         floats[rates_start:] = rates.values
         return cls(integers, floats)
 
+    @classmethod
+    def of_shape(cls, room: int, shape: DivisorShape, rates: int, dtype: np.dtype) -> Steering:
+        """Return the shapes and dtypes of what `pack` makes, for compiling without data."""
+        floats = (room * shape.steps + 1) * shape.terms + rates
+        return cls(jax.ShapeDtypeStruct((2 + room,), np.dtype(np.int32)), jax.ShapeDtypeStruct((floats,), dtype))
+
     @property
     def first(self) -> jax.Array:
-        """Update index of the first rate."""
+        """The update index of the first rate."""
         return self.integers[0]
 
     @property
     def windows(self) -> jax.Array:
-        """How many windows of the stack are to run."""
+        """The number of windows that are to run."""
         return self.integers[1]
 
     @property
     def room(self) -> int:
-        """How many windows the stack has room for."""
+        """The number of windows that the stack has room for."""
         return self.integers.shape[0] - 2
 
     def steps_of(self, window: jax.Array) -> jax.Array:
-        """How many full micro-batches a window has."""
+        """Return how many full micro-batches a window has."""
         return at_index(self.integers, window + 2)
 
     def inverse_divisors(self, window: jax.Array, step: jax.Array, shape: DivisorShape) -> jax.Array:
-        """[terms], of a full micro-batch."""
+        """Return those of a full micro-batch, [terms]."""
         start = (window * shape.steps + step) * shape.terms
         return lax.dynamic_slice(self.floats, (start,), (shape.terms,))
 
     def ragged_inverse_divisors(self, shape: DivisorShape) -> jax.Array:
-        """[terms], of the ragged micro-batch."""
+        """Return those of the ragged micro-batch, [terms]."""
         start = self.room * shape.steps * shape.terms
         return self.floats[start : start + shape.terms]
 
     def rates(self, shape: DivisorShape) -> jax.Array:
-        """Learning rates, from that of update `first` on."""
+        """Return the learning rates, from that of update `first` on."""
         return self.floats[(self.room * shape.steps + 1) * shape.terms :]
 
 
@@ -152,19 +159,20 @@ class WindowRunner(Protocol):
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
     ) -> tuple[TrainState, list[tuple[Row, int]]]:
-        """Run the rest of the first window, from micro-batch `start` on, and make its update."""
+        """Run the remaining micro-batches of the first window, from `start` on, and make its update."""
         ...
 
     def compilations(self) -> int:
-        """How many programs were compiled."""
+        """Count the programs that were compiled."""
         ...
 
 
 def at_index(array: jax.Array, *index: jax.Array) -> jax.Array:
-    """`array[index]` without the wrap-around of negative indices, which would cost a comparison for each."""
-    rest = array.shape[len(index) :]
-    start = (*index, *(np.int32(0) for _ in rest))
-    return lax.dynamic_slice(array, start, (*(1 for _ in index), *rest)).reshape(rest)
+    """Return `array[index]` without the wrap-around of negative indices, which would cost a comparison for each."""
+    shape = array.shape[len(index) :]
+    start = (*index, *[np.int32(0)] * len(shape))
+    sizes = (*[1] * len(index), *shape)
+    return lax.dynamic_slice(array, start, sizes).reshape(shape)
 
 
 def start_with_own_buffers(functions: WindowFunctions, state: TrainState) -> Carry:
@@ -174,5 +182,5 @@ def start_with_own_buffers(functions: WindowFunctions, state: TrainState) -> Car
 
 
 def compilations(*functions: Any) -> int:
-    """How many programs jitted functions have compiled."""
+    """Count the programs that jitted functions have compiled."""
     return sum(function._cache_size() for function in functions)
