@@ -57,7 +57,7 @@ def export_orbax(trainer: _Trainer, path: str | Path) -> None:
         node[leaf] = array
     try:
         with orbax.StandardCheckpointer() as checkpointer:
-            checkpointer.save(Path(path).absolute(), tree)
+            checkpointer.save(Path(path).absolute(), tree)  # orbax refuses relative paths
     except (ValueError, OSError) as error:
         raise CheckpointError(f"orbax cannot write {path}: {error}", path=path) from error
 
@@ -91,6 +91,7 @@ def import_orbax(trainer: _Trainer, path: str | Path) -> None:
     if kinds:
         raise ParameterMatchError(f"the orbax checkpoint has other kinds of numbers: {kinds}")
     arrays = program.from_flax(native)
+    # a moving average of other parameters would be wrong: without one, a restored state begins it at its parameters
     parameters = {name: arrays[name] for name in snapshot.parameters}
     state = {name: arrays[name] for name in snapshot.model_state}
     trainer.restore(replace(snapshot, parameters=parameters, model_state=state, ema={}))

@@ -39,6 +39,7 @@ def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
     if count > 2**32:
         raise ConfigurationError("Dropout", [f"a mask has at most 2**32 elements, this one has the shape {shape}"])
     first, second = jax.random.key_data(key)
+    # counters by the place in the flat array: a mask does not depend on how its array is laid out in memory
     index = lax.iota(jnp.uint32, count)
     high, low = threefry2x32_p.bind(first, second, jnp.zeros_like(index), index)
     drawn = (high ^ low) >> np.uint32(9)
@@ -168,11 +169,7 @@ def prepare_linen(
 
 
 def _call_linen(
-    layer: linen.Dropout,
-    word: int,
-    inputs: jax.Array,
-    deterministic: bool | None = None,
-    rng: object = None,
+    layer: linen.Dropout, word: int, inputs: jax.Array, deterministic: bool | None = None, rng: object = None
 ) -> jax.Array:
     """Call a linen layer with a portable mask; the arguments after `word` are those of `linen.Dropout`."""
     off = linen.merge_param("deterministic", layer.deterministic, deterministic)

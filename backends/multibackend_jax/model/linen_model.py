@@ -59,6 +59,7 @@ def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOpt
         with contextlib.ExitStack() as interceptions:
             interceptions.enter_context(observed())
             interceptions.enter_context(linen_scope(rematerialized))
+            # in evaluation nothing is dropped and no statistics move: layers are called as they are
             for interceptor in interceptors if train else ():
                 interceptions.enter_context(linen.intercept_methods(interceptor))
             outputs, changed = module.apply(

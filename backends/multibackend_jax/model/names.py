@@ -118,7 +118,7 @@ class Leaf:
 
 def _general_layout(leaf: str, shape: tuple[int, ...], owner: Any) -> Layout:
     """Treat a projection over several axes, [in..., out...], as the Linear that it is: [out, in]."""
-    if leaf == "bias":
+    if leaf == "bias":  # [out...]
         return Layout(shape, (math.prod(shape),), (0,))
     outputs = owner.out_features if isinstance(owner, nnx.LinearGeneral) else owner.features
     output_axes = len(outputs) if isinstance(outputs, Sequence) else 1

@@ -31,7 +31,7 @@ def is_array(leaf: object) -> bool:
     """Whether a leaf is an array, random keys aside."""
     if not isinstance(leaf, jax.Array):
         return isinstance(leaf, np.ndarray)
-    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)  # keys have a dtype of their own, unknown to numpy
 
 
 def host(array: Any) -> np.ndarray:
@@ -81,7 +81,7 @@ class Observer:
         self._counts[name] = number + 1
         inputs = arrays_in((args, kwargs), is_array)
         call = Call(name, number, type(module).__name__, _settings(module), len(self._open), inputs)
-        if self._open:
+        if self._open:  # it is called by that module, which so is no leaf
             self._open[-1].leaf = False
         self.calls.append(call)
         self._open.append(call)

@@ -35,6 +35,7 @@ class Stamp:
     size: jax.Array
 
     def fold_into(self, key: jax.Array) -> jax.Array:
+        # one after the other: folded in as a sum, micro-batch 1 of one update would be 0 of the next
         key = jax.random.fold_in(key, self.update)
         return jax.random.fold_in(key, self.micro_batch)
 

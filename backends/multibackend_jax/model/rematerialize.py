@@ -54,6 +54,7 @@ def rematerialize_nnx(module: nnx.Module, rule: Rematerialize) -> None:
     if not rule:
         return
     parts = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
+    # by changing the class in place: names and every reference to the module stay right
     for path in choose_modules(rule, [_describe_nnx(path, parts[path]) for path in sorted(parts, key=_key)]):
         parts[path].__class__ = _rematerialized(type(parts[path]))
 
@@ -78,7 +79,7 @@ def _key(path: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple(keys)
 
 
-@functools.cache
+@functools.cache  # so that modules of one class stay of one class
 def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
     """Return a subclass of `kind` whose call keeps its inputs only."""
     original: Callable[..., Any] = kind.__call__  # pyright: ignore[reportAttributeAccessIssue] - chosen because it has one
@@ -155,6 +156,7 @@ def _split(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[list[Any]], tup
         return isinstance(leaf, jax.Array | np.ndarray | nnx.Pytree | nnx.Variable)
 
     leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_traced)
+    # the rest stays as it is: a traced `train` could not be asked for its value
     places = [index for index, leaf in enumerate(leaves) if is_traced(leaf)]
 
     def rebuild(arrays: list[Any]) -> tuple[Any, Any]:

@@ -48,6 +48,7 @@ class Dispatch:
         return compilations(self.micro, self.ragged, self.finish)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+        # to the device once, not with each micro-batch
         steering = jax.device_put(Steering.pack(placed.stack, len(placed.stack), rates, self._dtype))
         results = []
         for window in range(len(placed.stack)):

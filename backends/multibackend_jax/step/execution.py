@@ -66,10 +66,11 @@ class Steering(NamedTuple):
         """Pack what steers the first `windows` windows of a stack."""
         room, steps = next(iter(stack.fields.values())).shape[:2]
         terms = stack.divisors.shape[-1]
-        integers = np.zeros(2 + room, np.int32)
+        integers = np.zeros(2 + room, np.int32)  # places that no window takes stay 0 and are not read
         integers[0] = rates.first
         integers[1] = windows
         integers[2 : 2 + len(stack)] = stack.counts
+        # multiplied by rather than divided by: 1 / divisor is computed once, in float64
         ragged_start = room * steps * terms
         rates_start = ragged_start + terms
         floats = np.zeros(rates_start + len(rates.values), dtype)

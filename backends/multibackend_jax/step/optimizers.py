@@ -6,8 +6,7 @@ Each yields the direction d of p = p - lr * d; `scale_by_rate` then multiplies b
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any, cast
 
@@ -181,17 +180,9 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(init, update)
 
 
-def _is_chain(state: Any) -> bool:
-    return type(state) is tuple  # the state of a single transformation is a NamedTuple
-
-
-def _single_states(inner: Any) -> Iterator[Any]:
-    """Yield the states of single transformations, of all groups, in order."""
-    if not _is_chain(inner):
-        yield inner
-        return
-    for state in inner:
-        yield from _single_states(state)
+def _is_single(state: Any) -> bool:
+    """Whether a state is that of a single transformation: chains and groups are plain tuples, it is a NamedTuple."""
+    return type(state) is not tuple
 
 
 def _slots_of(state: Any, number: int) -> Mapping[str, Mapping[str, jax.Array]]:
@@ -206,7 +197,7 @@ def _slots_of(state: Any, number: int) -> Mapping[str, Mapping[str, jax.Array]]:
 def read_slots(inner: Any) -> Mapping[str, Mapping[str, jax.Array]]:
     """Return the per-parameter arrays of an inner optimizer state, by canonical slot, native layout."""
     slots: dict[str, dict[str, jax.Array]] = {}
-    for number, state in enumerate(_single_states(inner)):
+    for number, state in enumerate(jax.tree.leaves(inner, is_leaf=_is_single)):
         for slot, arrays in _slots_of(state, number).items():
             slots.setdefault(slot, {}).update(arrays)  # each group has some of the parameters of a slot
     return slots
@@ -214,15 +205,11 @@ def read_slots(inner: Any) -> Mapping[str, Mapping[str, jax.Array]]:
 
 def write_slots(inner: Any, slots: Mapping[str, Mapping[str, jax.Array]], count: int) -> Any:
     """Return `inner` with its per-parameter arrays and its count of updates replaced."""
-    numbers = itertools.count()
 
     def replacement(slot: str, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: jnp.asarray(slots[slot][name], array.dtype) for name, array in arrays.items()}
 
-    def replaced(state: Any) -> Any:
-        if _is_chain(state):
-            return tuple(replaced(part) for part in state)
-        number = next(numbers)
+    def replaced(state: Any, number: int) -> Any:
         if isinstance(state, NativeState):
             return state.replaced(slots, number)
         changes: dict[str, Any] = {}
@@ -234,4 +221,5 @@ def write_slots(inner: Any, slots: Mapping[str, Mapping[str, jax.Array]], count:
             changes["count"] = jnp.asarray(count, jnp.int32)
         return state._replace(**changes)
 
-    return replaced(inner)
+    states, structure = jax.tree.flatten(inner, is_leaf=_is_single)
+    return jax.tree.unflatten(structure, [replaced(state, number) for number, state in enumerate(states)])

@@ -143,5 +143,4 @@ class Scan:
 
         # as many rows as the stack has room for, not windows: one compilation serves full and partial dispatches
         _, row = jax.eval_shape(self._one, state, fields, steering)
-        rows = jnp.zeros((steering.room, *row.shape), row.dtype)
-        return lax.fori_loop(0, steering.windows, body, (state, rows))
+        return lax.fori_loop(0, steering.windows, body, (state, jnp.zeros((steering.room, *row.shape), row.dtype)))

@@ -58,8 +58,9 @@ class Tracer:
         if form not in self._compiled:
             self._compiled[form] = self._compile(arguments, list(forced), train=train, gradients=gradients)
         run, calls = self._compiled[form]
-        terms, arrays, outputs, model_state, gradient = jax.device_get(run(*arguments))
+        terms, arrays, outputs, model_state, gradient = jax.device_get(run(arguments))
         layouts = functions.model.layouts
+        # the gradients are those of an update, so without the loss scale; what layers returned never had it
         return Trace(
             layers=_layer_calls(calls, arrays, functions.model, outputs),
             outputs=tuple(map(host, outputs)),
@@ -73,27 +74,22 @@ class Tracer:
     ) -> tuple[Any, list[Call]]:
         """Compile the pass for the shapes of its arguments, and return it with the calls that it makes."""
         calls: list[Call] = []
-        run = functools.partial(self._run, forced, calls, train=train, gradients=gradients)
+        run = functools.partial(self._run, names=forced, calls=calls, train=train, gradients=gradients)
         with kept_activations():  # what a rematerialised module computes inside cannot be handed out
-            return jax.jit(run).lower(*arguments).compile(), calls
+            return jax.jit(run).lower(arguments).compile(), calls
 
     def _run(
         self,
+        arguments: tuple[Any, ...],
+        *,
         names: list[tuple[str, int]],
         calls: list[Call],
-        parameters: Arrays,
-        model_state: Arrays,
-        batch: Arrays,
-        inverse_divisors: jax.Array,
-        stamp: tuple[Any, Any, Any],
-        values: list[tuple[Any, Any]],
-        loss_scale: jax.Array,
-        *,
         train: bool,
         gradients: bool,
     ) -> Any:
         """Run forward and, where asked for, backward; fills `calls` while it is traced."""
         functions = self._functions
+        parameters, model_state, batch, inverse_divisors, stamp, values, loss_scale = arguments
         forced = {name: Forced(*arrays) for name, arrays in zip(names, values, strict=True)}
 
         def objective(trained: Arrays) -> tuple[jax.Array, Any]:

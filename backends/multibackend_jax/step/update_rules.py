@@ -165,7 +165,7 @@ def scale_by_radam(spec: optimizers.RAdam) -> optax.GradientTransformation:
 
     def rule(count: jax.Array) -> LeafRule:
         rho = _rectified_length(spec.beta2, count)
-        rectified = rho > 5
+        rectified = rho > 5  # torch's bound; the paper has 4
         safe = jnp.where(rectified, rho, 5.0)  # below, the root would be of a negative number
         r = safe  # any value will do where the limit is so low that rho never comes to 5
         if limit > 5:
@@ -285,7 +285,7 @@ def _orthogonalised(matrix: jax.Array) -> jax.Array:
         return _orthogonalised(matrix.T).T
     a, b, c = optimizers.Muon.coefficients
     norm = jnp.linalg.norm(matrix)
-    x = matrix / jnp.where(norm > 0, norm, 1)
+    x = matrix / jnp.where(norm > 0, norm, 1)  # a gradient of zeros stays one
     for _ in range(optimizers.Muon.iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -177,6 +177,7 @@ class WindowFunctions:
             inverse_weight = jnp.ones_like(weight)
         loss_scale = jnp.ones_like(inverse_weight) if carry.loss_scale is None else carry.loss_scale
         gradient_scale = inverse_weight / loss_scale
+        # of the accumulator as it is, and scaled afterwards: a normalised copy would be one more pass over memory
         squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * gradient_scale
         finite = jnp.isfinite(norm)
@@ -185,6 +186,7 @@ class WindowFunctions:
         learning_rate = rates[state.optimizer.gradient_step - first]
         overflow = ~finite & (loss_scale > LossScale.smallest)
         failed = state.failed
+        # an overflow at a loss scale that can still fall is fp16's way to find the scale, never a failure
         if self.experiment.on_nonfinite == "raise":
             failed = state.failed | ~(finite | overflow)
         # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
