@@ -26,7 +26,6 @@ __all__ = ["build_grouped", "read_slots", "write_slots"]
 _SLOTS: dict[type, dict[str, str]] = {
     optax.TraceState: {"trace": "momentum_buffer"},
     optax.ScaleByAdamState: {"mu": "exp_avg", "nu": "exp_avg_sq"},
-    optax.ScaleByLionState: {"mu": "exp_avg"},
 }
 
 Transformations = tuple[optax.GradientTransformation, ...]
@@ -127,7 +126,7 @@ def _(spec: optimizers.RAdam) -> Transformations:
 
 @direction.register
 def _(spec: optimizers.Lion) -> Transformations:
-    return (optax.scale_by_lion(spec.beta1, spec.beta2), *_decay(spec.weight_decay))
+    return (update_rules.scale_by_lion(spec), *_decay(spec.weight_decay))
 
 
 @direction.register

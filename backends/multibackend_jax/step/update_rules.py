@@ -27,6 +27,7 @@ __all__ = [
     "scale_by_adagrad",
     "scale_by_adamax",
     "scale_by_amsgrad",
+    "scale_by_lion",
     "scale_by_muon",
     "scale_by_nadam",
     "scale_by_radam",
@@ -202,6 +203,16 @@ def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
     direct = 2 / (1 - beta2) - 1 - 2 * t / jnp.expm1(jnp.maximum(z, 0.5))
     # at z = 0.5 the first power that the series leaves out is 1e-13
     return jnp.where(z < 0.5, series, direct)
+
+
+def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
+    """See `multibackend.optimizers.Lion`; without its weight decay."""
+
+    # optax's own adds the two products of an average in the other order: m then has other last bits (jax 0.10 on CPU)
+    def leaf(g: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
+        return jnp.sign(_average(spec.beta1, m, g)), _average(spec.beta2, m, g)
+
+    return _by_leaf({"exp_avg": 0.0}, lambda count: leaf)
 
 
 def scale_by_rmsprop(spec: optimizers.RMSprop) -> optax.GradientTransformation:
