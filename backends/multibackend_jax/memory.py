@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def device_bytes(device: Any) -> int | None:
-    """Return the memory that this process may use on an accelerator; None for a CPU, which has no limit of its own."""
+    """Return the memory that this process may use on an accelerator; None for a CPU."""
     if device.platform == "cpu":
         return None
     statistics = device.memory_stats() or {}  # None on platforms that keep none
@@ -45,7 +45,7 @@ def device_bytes(device: Any) -> int | None:
 
 
 def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
-    """Return the most that is occupied at once while windows run: state, windows on the device, and temporaries.
+    """Return the most bytes in use at once while windows run: state, windows, temporaries.
 
     For each compiled program: arguments + outputs - what is shared by both + temporary memory, as XLA's
     `memory_analysis` has them, and what stays on the device meanwhile without being an argument, such as the values
@@ -67,7 +67,7 @@ def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
 
 
 def compiled_programs(program: JaxProgram, example: Arrays, steps: int) -> Iterator[tuple[jax.stages.Compiled, int]]:
-    """Yield what runs in windows of `steps` micro-batches like `example`, each with the bytes that stay around it."""
+    """Yield what runs in windows of `steps` micro-batches, each with the bytes around it."""
     precision = program._precision
     runner = program._runner
     room = program.windows_per_dispatch

@@ -87,11 +87,14 @@ def import_orbax(trainer: _Trainer, path: str | Path) -> None:
     native = {names.get(place, ".".join(place)): array for place, array in _leaves(tree)}
     expected = program.to_flax({**snapshot.model_state, **snapshot.parameters})
     check_same_names(expected, native, "the arrays of the orbax checkpoint")
-    kinds = {name: array.dtype.kind for name, array in native.items() if array.dtype.kind != expected[name].dtype.kind}
+    kinds = {}
+    for name, array in native.items():
+        if array.dtype.kind != expected[name].dtype.kind:
+            kinds[name] = array.dtype.kind
     if kinds:
         raise ParameterMatchError(f"the orbax checkpoint has other kinds of numbers: {kinds}")
     arrays = program.from_flax(native)
-    # a moving average of other parameters would be wrong: without one, a restored state begins it at its parameters
+    # without a moving average, a restored state begins it at its parameters
     parameters = {name: arrays[name] for name in snapshot.parameters}
     state = {name: arrays[name] for name in snapshot.model_state}
     trainer.restore(replace(snapshot, parameters=parameters, model_state=state, ema={}))

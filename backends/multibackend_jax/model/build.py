@@ -1,4 +1,4 @@
-"""Flax modules, built from the user's function; nnx and linen ones are made pure functions each in their own way."""
+"""Flax modules, built from the user's function and made pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_model(
     frozen: bool = False,
     rematerialize: Rematerialize = False,
 ) -> FlaxModel:
-    """Call the user's builder and wrap what it returns; raises `ConfigurationError` for what is no Flax module."""
+    """Call the user's builder; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
     module = builder(rngs=nnx.Rngs(seed)) if _takes_rngs(builder) else builder()
     options = ModelOptions(seed, portable_dropout, frozen, rematerialize)

@@ -19,7 +19,7 @@ _MODES = {"train": True, "training": True, "deterministic": False, "use_running_
 
 
 def caller(model: Model, forward: Callable[..., Any]) -> Call:
-    """Return how to call the module: the user's way, or on its inputs, told the mode where `forward` asks for it."""
+    """Return how to call the module: the user's way, or on its inputs and with the mode."""
     custom = model.call("jax")
     if custom is not None:
         return custom

@@ -39,7 +39,7 @@ def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
     if count > 2**32:
         raise ConfigurationError("Dropout", [f"a mask has at most 2**32 elements, this one has the shape {shape}"])
     first, second = jax.random.key_data(key)
-    # counters by the place in the flat array: a mask does not depend on how its array is laid out in memory
+    # counted by place in the flat array, as the definition has it
     index = lax.iota(jnp.uint32, count)
     high, low = threefry2x32_p.bind(first, second, jnp.zeros_like(index), index)
     drawn = (high ^ low) >> np.uint32(9)
@@ -98,7 +98,7 @@ class Dropout(nnx.Dropout):
 
 
 class LinenDropout(linen.Dropout):
-    """The same layer for linen modules, with the arguments of `linen.Dropout`; named by `name` or by its path."""
+    """The same layer for linen modules, with the arguments of `linen.Dropout`."""
 
     def __post_init__(self) -> None:
         problems = Problems("LinenDropout")
@@ -116,7 +116,7 @@ def _make_portable(layer: Any, key: jax.Array, word: int, name: str | None) -> N
 
 
 def prepare_nnx(module: nnx.Module, seed: int, *, portable: bool, rename: Mapping[str, str]) -> tuple[str, ...]:
-    """Name the dropout layers of an nnx module and make them draw portable masks: all of them, or the library's own.
+    """Name the dropout layers of an nnx module and make all, or the library's own, portable.
 
     Returns the names (paths, unless given) of all dropout layers whose rate is not 0, in order of definition.
 
@@ -145,8 +145,8 @@ def prepare_linen(
 ) -> tuple[tuple[str, ...], Callable[..., Any] | None]:
     """Return the paths of a linen module's dropout layers whose rate is not 0, in order of call.
 
-    With them an interceptor for `linen.intercept_methods`, which makes layers draw portable masks: all of them, or the
-    library's own; None where there are none.
+    With them an interceptor for `linen.intercept_methods` that makes all of them, or the library's
+    own, draw portable masks; None where there are none.
 
     Raises:
         ConfigurationError: `portable`, and a layer drops in a way that cannot be replaced.
@@ -154,8 +154,9 @@ def prepare_linen(
     dropout_layers = {".".join(path): layer for path, layer in layers.items() if _rate(layer) > 0}
     if portable:
         _check_replaceable(dropout_layers)
-    portable_layers = [path for path, layer in dropout_layers.items() if portable or isinstance(layer, LinenDropout)]
-    words = name_layers(portable_layers, rename)
+    words = name_layers(
+        [path for path, layer in dropout_layers.items() if portable or isinstance(layer, LinenDropout)], rename
+    )
 
     def interceptor(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
@@ -165,7 +166,7 @@ def prepare_linen(
                 return _call_linen(layer, words[path], *args, **kwargs)
         return next_function(*args, **kwargs)
 
-    return tuple(dropout_layers), interceptor if portable_layers else None
+    return tuple(dropout_layers), interceptor if words else None
 
 
 def _call_linen(
@@ -178,7 +179,8 @@ def _call_linen(
     if layer.rate == 1:
         return jnp.zeros_like(inputs)
     scope: Any = layer.scope
-    # a lifted loop over layers passes on only the streams that it names: its layers share a path, and must not a mask
+    # a lifted loop passes on only the streams that it names: its layers share a path, and must not
+    # share a mask
     stream = STREAM if STREAM in scope.rngs else layer.rng_collection
     call = scope.rng_counters[stream]
     scope.rng_counters[stream] = call + 1

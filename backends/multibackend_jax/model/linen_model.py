@@ -28,7 +28,7 @@ Layers = dict[Path, linen.Module]
 
 
 def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOptions, example: Batch) -> FlaxModel:
-    """Make a linen module, or an object that holds one, a pure function; `example` is a batch to initialise it with."""
+    """Make a linen module, or an object that holds one, a pure function."""
     module = built
     call = caller(model, type(built).__call__)
     initial: dict[str, Any] = {}
@@ -44,7 +44,8 @@ def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOpt
     parameters = {name: leaf.array for name, leaf in leaves.items() if leaf.path[0] == "params"}
     others = {name: leaf.array for name, leaf in leaves.items() if leaf.path[0] != "params"}
     mutable = sorted({paths[name][0] for name in others})
-    rematerialized = rematerialize_linen(layers, [paths[name][1:] for name in parameters], options.rematerialize)
+    parameter_paths = [paths[name][1:] for name in parameters]
+    rematerialized = rematerialize_linen(layers, parameter_paths, options.rematerialize)
     dropout_layers, portable = prepare_linen(layers, portable=options.portable_dropout, rename=model.rename)
     mask_key = run_key(options.seed)
     interceptors = [] if portable is None else [portable]
@@ -59,7 +60,7 @@ def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOpt
         with contextlib.ExitStack() as interceptions:
             interceptions.enter_context(observed())
             interceptions.enter_context(linen_scope(rematerialized))
-            # in evaluation nothing is dropped and no statistics move: layers are called as they are
+            # in evaluation layers neither drop nor move statistics
             for interceptor in interceptors if train else ():
                 interceptions.enter_context(linen.intercept_methods(interceptor))
             outputs, changed = module.apply(
@@ -102,6 +103,7 @@ def _initialise(
         return next_function(*args, **kwargs)
 
     def variables() -> Any:
+        # in evaluation mode, which asks for no streams but these
         return module.init(_streams(key), example, method=lambda bound, batch: call(bound, batch, False))
 
     with linen.intercept_methods(record):
@@ -122,7 +124,8 @@ def _named(variables: Mapping[Path, Any], layers: Layers, precision: Precision) 
 
 
 def _in_order_of_calls(paths: Mapping[str, Path], layers: Layers) -> list[str]:
-    """Sort names by the first call of the layers that own them: linen keeps variables by name, not by definition."""
+    """Sort names by the first call of their layers."""
+    # linen sorts variables by name; the order of calls is the nearest to that of definition
     positions = {path: index for index, path in enumerate(layers)}
     return sorted(paths, key=lambda name: positions.get(paths[name][1:-1], len(positions)))
 

@@ -24,7 +24,7 @@ __all__ = ["Layout", "Leaf", "canonical_names", "native_arrays"]
 
 _WEIGHTS = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
-# a layer of the user's own may have a "kernel" of any meaning: only names and layouts of Flax's own layers are known
+# a "kernel" of the user's own layer may mean anything: only Flax's layers are known
 _LAYER_MODULES = ("flax.nnx.nn.", "flax.linen.linear", "flax.linen.normalization", "flax.linen.attention")
 
 _BATCH_NORMS = (nnx.BatchNorm, linen.BatchNorm)
@@ -80,7 +80,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Leaf:
-    """An array of a Flax module: the path at which it is kept, and the layer that owns it; None for no known one."""
+    """An array of a Flax module, the path at which it is kept and the layer that owns it."""
 
     path: tuple[str, ...]
     array: jax.Array
@@ -109,7 +109,7 @@ class Leaf:
         if isinstance(self.owner, _TRANSPOSED):
             if self.owner.transpose_kernel:  # already [*spatial, out, in]: torch's, but for the order of axes
                 return swapped
-            # torch's layer is the gradient of a convolution, so it mirrors its kernel in space; Flax's does not
+            # torch's layer is the gradient of a convolution: its kernel is mirrored in space
             return Layout(shape, shape, (rank - 2, rank - 1, *spatial), flipped=rank - 2)
         if isinstance(self.owner, _CONVOLUTIONS) or rank == 2:
             return swapped
@@ -117,7 +117,7 @@ class Leaf:
 
 
 def _general_layout(leaf: str, shape: tuple[int, ...], owner: Any) -> Layout:
-    """Treat a projection over several axes, [in..., out...], as the Linear that it is: [out, in]."""
+    """Treat a projection over several axes, [in..., out...], as a Linear: [out, in]."""
     if leaf == "bias":  # [out...]
         return Layout(shape, (math.prod(shape),), (0,))
     outputs = owner.out_features if isinstance(owner, nnx.LinearGeneral) else owner.features
@@ -151,6 +151,7 @@ def canonical_names(paths: Sequence[Sequence[Any]], owners: Sequence[object]) ->
 
 def _is_flax_layer(owner: object) -> bool:
     """Whether a module is one of Flax's own layers, or derives from one."""
+    # by the module that defines it: a list of classes would lack those of the next Flax
     modules = (base.__module__ for base in type(owner).__mro__)
     return any(module.startswith(_LAYER_MODULES) for module in modules)
 
@@ -169,7 +170,7 @@ def native_arrays(paths: Mapping[str, str], layouts: Mapping[str, Layout]) -> Na
                 canonical[path] = array
                 continue
             layout = layouts[names[path]]
-            # an array of another shape stays as it is: the shape that is then reported is the one that was given
+            # an array of another shape stays as it is: that shape is then reported
             fits = layout.native == array.shape
             canonical[names[path]] = layout.to_canonical(array) if fits else array
         return canonical

@@ -28,15 +28,16 @@ def wrap_nnx(module: nnx.Module, model: Model, precision: Precision, options: Mo
     rematerialize_nnx(module, options.rematerialize)
     layers = {tuple(path): layer for path, layer in nnx.iter_modules(module)}
     _free_embeddings(layers.values())
-    # a module without `__call__` can be called the user's way only, which asks for no signature
+    # without `__call__` a module is called the user's way, which asks for no signature
     call = caller(model, type(module).__call__ if callable(module) else lambda: None)
-    # the mode is an attribute of the layers and so a part of the graph: one graph for each mode
+    # the mode is an attribute of layers and so a part of the graph: one graph for each
     graphs = {}
     for train in (False, True):
         module.train() if train else module.eval()
         if train and options.frozen_statistics:
             freeze_nnx(layers.values())
-        graphs[train], parameter_state, random_state, other_state = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        graphs[train], *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
+    parameter_state, random_state, other_state = states
     parameters = _Leaves(parameter_state, layers, precision)
     others = _Leaves(other_state, layers, precision)
 
@@ -49,13 +50,14 @@ def wrap_nnx(module: nnx.Module, model: Model, precision: Precision, options: Mo
         return outputs, others.flatten(new_state)
 
     leaves = {**parameters.leaves, **others.leaves}
+    named_layers = {".".join(map(str, path)): layer for path, layer in layers.items()}
     return FlaxModel(
         parameters.arrays,
         others.arrays,
         layouts={name: leaf.layout for name, leaf in leaves.items()},
         apply=apply,
         dropout_layers=dropout_layers,
-        statistics=decays_of({".".join(map(str, path)): layer for path, layer in layers.items()}, others.arrays),
+        statistics=decays_of(named_layers, others.arrays),
         kinds={name: leaf.kind for name, leaf in leaves.items()},
         paths={name: leaf.path for name, leaf in leaves.items()},
         native={name: ".".join(leaf.path) for name, leaf in leaves.items()},
@@ -84,14 +86,14 @@ class _Leaves:
 
 
 def _free_embeddings(layers: Iterable[object]) -> None:
-    """Undo that `nnx.Embed` fixes its default dtype, "same as embedding", before the run's precision is applied."""
+    """Undo that `nnx.Embed` fixes its default dtype before the run's precision is applied."""
     for layer in layers:
         if isinstance(layer, nnx.Embed) and layer.dtype == layer.embedding.dtype:
             layer.dtype = None
 
 
 def _streams(random_state: nnx.State, stamp: Stamp | None) -> nnx.State:
-    """Return the random streams at a stamp, each key folded with it and each counter at 0; or as they began."""
+    """Return the random streams at a stamp: keys folded with it, counters at 0."""
 
     def at_stamp(leaf: jax.Array) -> jax.Array:
         if stamp is None:
@@ -99,5 +101,5 @@ def _streams(random_state: nnx.State, stamp: Stamp | None) -> nnx.State:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return stamp.fold_into(leaf) if is_key else jnp.zeros_like(leaf)
 
-    # mapped without a stamp too: merged modules hold the very variables of a state, and belong to one trace
+    # mapped without a stamp too: a merged module holds the very variables of a state
     return jax.tree.map(at_stamp, random_state)

@@ -125,7 +125,7 @@ _LIBRARY_LAYERS = (BatchNorm, LinenBatchNorm)
 
 
 def decays_of(layers: Mapping[str, object], state: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return {canonical name of a statistic: the weight of its old value} of each layer that has any, by path."""
+    """Return {name of a statistic: the weight of its old value}, by path of the layer."""
     names = set(state)
     decays = {}
     for path, layer in layers.items():
@@ -143,7 +143,7 @@ def decays_of(layers: Mapping[str, object], state: Iterable[str]) -> dict[str, d
 def moved(
     old: Arrays, new: Arrays, decays: Mapping[str, Mapping[str, float]], momentum: Callable[[float], Any]
 ) -> Arrays:
-    """Return the state as it would be if its statistics had moved with `momentum(decay)` as the new value's weight.
+    """Return the state as if its statistics had moved with the momentum `momentum(decay)`.
 
     A layer has set r' = d r + (1 - d) s. With another momentum m it would be r + m / (1 - d) (r' - r).
     """
@@ -171,12 +171,12 @@ def freeze_nnx(layers: Iterable[object]) -> None:
 
 
 def freeze_linen(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """Let linen layers normalise by their running statistics: an interceptor for `linen.intercept_methods`."""
+    """Let linen layers normalise by their running statistics, as an interceptor."""
     layer = context.module
     if not isinstance(layer, linen.BatchNorm | LinenBatchNorm) or context.method_name != "__call__":
         return next_function(*args, **kwargs)
     mode = layer.use_running_average
-    # the mode may stand in the layer or in the call, not in both; and linen's modules are frozen dataclasses
+    # the mode may stand in the layer or in the call, not in both; the layer is a frozen dataclass
     object.__setattr__(layer, "use_running_average", None)
     try:
         return next_function(*args[:1], **{**kwargs, "use_running_average": True})

@@ -31,7 +31,7 @@ def is_array(leaf: object) -> bool:
     """Whether a leaf is an array, random keys aside."""
     if not isinstance(leaf, jax.Array):
         return isinstance(leaf, np.ndarray)
-    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)  # keys have a dtype of their own, unknown to numpy
+    return not jnp.issubdtype(leaf.dtype, jax.dtypes.extended)  # which numpy does not know
 
 
 def host(array: Any) -> np.ndarray:
@@ -110,7 +110,7 @@ def observing(observer: Observer) -> Iterator[None]:
 
 
 def observed(module: nnx.Module | None = None) -> contextlib.AbstractContextManager[None]:
-    """Let the active observer, if there is one, see calls of an nnx module and those below; or of linen modules."""
+    """Let the active observer, if any, see calls of an nnx module's parts; or of linen modules."""
     observer = _OBSERVER.get()
     if observer is None:
         return contextlib.nullcontext()
@@ -130,12 +130,13 @@ def _interceptor(observer: Observer) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _patched(root: nnx.Module, observer: Observer) -> Iterator[None]:
-    """Give the classes of a tree of nnx modules a `__call__` that tells the observer; put theirs back afterwards."""
+    """Give the classes in a tree of nnx modules a `__call__` that tells the observer."""
     parts = [(path, part) for path, part in nnx.iter_modules(root) if callable(part)]
     paths = {id(part): ".".join(map(str, path)) for path, part in parts}
     kinds: list[Any] = list(dict.fromkeys(type(part) for _, part in parts))
     before = {kind: vars(kind).get("__call__") for kind in kinds}
-    patches = {kind: _telling(kind, paths, observer) for kind in kinds}  # before any is changed: classes inherit
+    # all are made before any class is changed: classes inherit
+    patches = {kind: _telling(kind, paths, observer) for kind in kinds}
     try:
         for kind in kinds:
             kind.__call__ = patches[kind]

@@ -26,7 +26,7 @@ _INT32 = np.iinfo(np.int32)
 
 @dataclass(frozen=True)
 class Precision:
-    """The dtypes of a run, by the name of its precision: of what is kept and of the model's arithmetic."""
+    """The dtypes of a run: of what is kept and of the model's arithmetic."""
 
     name: str
 
@@ -41,11 +41,12 @@ class Precision:
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Let arrays of this precision be made and functions on them be traced and run."""
+        # settings of this thread, put back at the end, not flags of the process
         with jax.enable_x64(self.name == "float64"), jax.default_matmul_precision("highest"):
             yield
 
     def mixed(self, model: FlaxModel) -> FlaxModel:
-        """Let a model compute in its arithmetic's dtype, with outputs and kept arrays in that of the parameters."""
+        """Let a model compute in its arithmetic's dtype; outputs and state stay wide."""
         if not self.format.mixed:
             return model
 
@@ -62,7 +63,7 @@ class Precision:
         return _cast(array, self.dtype)
 
     def cast_input(self, name: str, array: np.ndarray) -> np.ndarray:
-        """Return a host array as it goes to the device: floats in this precision, integers in at most 32 bits."""
+        """Cast a host array: floats to this precision, integers to at most 32 bits."""
         if array.dtype.kind == "f":
             return array.astype(self.dtype, copy=False)
         if array.dtype.itemsize != 8 and array.dtype != np.uint32:

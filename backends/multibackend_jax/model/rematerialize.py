@@ -30,7 +30,7 @@ _KEPT = contextvars.ContextVar("kept", default=False)
 
 @contextlib.contextmanager
 def kept_activations() -> Iterator[None]:
-    """Let the chosen modules keep their activations after all, in functions that are traced meanwhile."""
+    """Let the chosen modules keep their activations in functions that are traced meanwhile."""
     token = _KEPT.set(True)
     try:
         yield
@@ -39,7 +39,7 @@ def kept_activations() -> Iterator[None]:
 
 
 def compiler_options(rule: Rematerialize, platform: str) -> dict[str, Any] | None:
-    """Return what the compiler must be told so that a second forward pass waits for its part of the backward pass.
+    """Return what makes the second forward pass of a module wait for its backward pass.
 
     `jax.checkpoint` puts a barrier before it. XLA removes barriers on CPU before it schedules, and then runs all second
     passes first: the same memory as without them, measured with jax 0.10, and more time. So that pass is left out.
@@ -103,7 +103,7 @@ def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
 def rematerialize_linen(
     modules: Mapping[Path, linen.Module], parameters: Iterable[Path], rule: Rematerialize
 ) -> frozenset[Path]:
-    """Return the paths of the modules that `rule` chooses; raises `ConfigurationError` where it chooses none.
+    """Return the paths that `rule` chooses; raises `ConfigurationError` where it chooses none.
 
     Args:
         modules: every module that was called, by path.

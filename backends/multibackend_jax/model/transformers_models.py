@@ -26,13 +26,13 @@ _MODES = ("train", "deterministic")  # by which the calls of such objects ask fo
 
 def is_holder(candidate: object) -> bool:
     """Whether an object holds a linen module that it runs itself."""
-    # told by what it has, not by its class: that would be an import of every library that has such objects
+    # not by its class, which would take an import of every library that has such objects
     module = getattr(candidate, "module", None)
     return isinstance(module, linen.Module) and callable(candidate)
 
 
 def held_module(holder: Any, precision: Precision) -> linen.Module:
-    """Return the module, its float32 arithmetic widened in a float64 run, which proves nothing otherwise."""
+    """Return the module; its float32 arithmetic is widened in a float64 run."""
     module = holder.module
     dtype = getattr(module, "dtype", None)
     if precision.name == "float64" and dtype is not None and jnp.dtype(dtype) == jnp.float32:
@@ -41,7 +41,7 @@ def held_module(holder: Any, precision: Precision) -> linen.Module:
 
 
 def held_variables(holder: Any) -> dict[str, Any]:
-    """Return the holder's initial values by collection; nothing where it was told not to make any."""
+    """Return the holder's initial values by collection; nothing where it made none."""
     try:
         values = holder.params
     except (AttributeError, ValueError):  # transformers raises ValueError with `_do_init=False`
@@ -61,7 +61,7 @@ def held_call(holder: Any, call: Call) -> Call:
 
 
 class _Unchanged(dict):
-    """Stands for the collections that `apply` returns: the variables of the bound module changed in place."""
+    """Stands for the collections that `apply` returns; the bound module's changed in place."""
 
 
 class _Bound:
@@ -76,7 +76,7 @@ class _Bound:
     def apply(
         self, variables: Any, *args: Any, rngs: Any = None, mutable: Any = False, method: Any = None, **kwargs: Any
     ) -> Any:
-        """Stand in for `linen.Module.apply`; randomness and mutable collections are those of the enclosing call."""
+        """Stand in for `linen.Module.apply`, with the streams and collections of the call around."""
         if callable(method):
             outputs = method(self._bound, *args, **kwargs)
         else:
@@ -85,7 +85,7 @@ class _Bound:
 
 
 def _live(holder: Any, bound: linen.Module, train: bool) -> Any:
-    """Copy a holder, shallowly, around a bound module, called in the mode of the moment unless told another."""
+    """Copy a holder around a bound module, called in the mode of the moment unless told another."""
     kind = type(holder)
     signature = inspect.signature(kind.__call__)
     modes = mode_arguments(tuple(name for name in _MODES if name in signature.parameters), train)

@@ -17,6 +17,7 @@ from multibackend_jax.step.execution import (
     Bounds,
     DivisorShape,
     PlacedWindows,
+    Results,
     Steering,
     at_index,
     compilations,
@@ -37,7 +38,7 @@ class Dispatch:
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
         self._dtype = np.dtype(functions.dtype)
-        # nothing donated here, and only the carry by micro-batches: the state must outlive a window that is dropped
+        # the state is donated at the end only: it must outlive a window that is dropped
         self.start = jax.jit(functools.partial(start_with_own_buffers, functions))
         options = functions.compiler_options
         self.micro = jax.jit(self._micro, donate_argnums=0, compiler_options=options)
@@ -47,7 +48,7 @@ class Dispatch:
     def compilations(self) -> int:
         return compilations(self.micro, self.ragged, self.finish)
 
-    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Results]:
         # to the device once, not with each micro-batch
         steering = jax.device_put(Steering.pack(placed.stack, len(placed.stack), rates, self._dtype))
         results = []
@@ -63,7 +64,7 @@ class Dispatch:
 
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+    ) -> tuple[TrainState, Results]:
         steering = jax.device_put(Steering.pack(placed.stack, 1, rates, self._dtype))
         state, measured = self._window(state, placed, carry, steering, 0, start)
         return state, [(measured, 1)]
@@ -87,7 +88,8 @@ class Dispatch:
         size = placed.stack.sizes[window]
         update = state.optimizer.gradient_step
         for step in steps:
-            place = np.array([window, step, size], np.int32)  # one argument, because each of a dispatch costs time
+            # one argument rather than three, because each of a dispatch costs time
+            place = np.array([window, step, size], np.int32)
             carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
         return carry
 

@@ -27,6 +27,7 @@ __all__ = [
     "Bounds",
     "DivisorShape",
     "PlacedWindows",
+    "Results",
     "Steering",
     "WindowRunner",
     "at_index",
@@ -50,7 +51,7 @@ def divisor_shape(fields: Arrays, functions: WindowFunctions) -> DivisorShape:
 
 
 class Steering(NamedTuple):
-    """The small numbers that steer a dispatch, packed into two arrays because each argument of a dispatch costs time.
+    """The small numbers that steer a dispatch, in two arrays: each argument costs time.
 
     integers: int32                     floats: the run's precision
     0            index of first rate    [room, steps, terms]  1 / divisor of each full micro-batch
@@ -83,7 +84,8 @@ class Steering(NamedTuple):
     def of_shape(cls, room: int, shape: DivisorShape, rates: int, dtype: np.dtype) -> Steering:
         """Return the shapes and dtypes of what `pack` makes, for compiling without data."""
         floats = (room * shape.steps + 1) * shape.terms + rates
-        return cls(jax.ShapeDtypeStruct((2 + room,), np.dtype(np.int32)), jax.ShapeDtypeStruct((floats,), dtype))
+        integers = jax.ShapeDtypeStruct((2 + room,), np.dtype(np.int32))
+        return cls(integers, jax.ShapeDtypeStruct((floats,), dtype))
 
     @property
     def first(self) -> jax.Array:
@@ -135,6 +137,10 @@ class Bounds(NamedTuple):
     stop: int
 
 
+Results = list[tuple[Row, int]]
+"""The rows of each dispatch, on the device, and how many windows they have."""
+
+
 class WindowRunner(Protocol):
     """One way to execute windows.
 
@@ -149,7 +155,7 @@ class WindowRunner(Protocol):
     name: str
     reads_fields_once: bool
 
-    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Results]:
         """Run the windows."""
         ...
 
@@ -159,7 +165,7 @@ class WindowRunner(Protocol):
 
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+    ) -> tuple[TrainState, Results]:
         """Run the remaining micro-batches of the first window, from `start` on, and make its update."""
         ...
 
@@ -169,7 +175,7 @@ class WindowRunner(Protocol):
 
 
 def at_index(array: jax.Array, *index: jax.Array) -> jax.Array:
-    """Return `array[index]` without the wrap-around of negative indices, which would cost a comparison for each."""
+    """Return `array[index]` without the comparison for each index that may be negative."""
     shape = array.shape[len(index) :]
     start = (*index, *[np.int32(0)] * len(shape))
     sizes = (*[1] * len(index), *shape)
@@ -177,7 +183,7 @@ def at_index(array: jax.Array, *index: jax.Array) -> jax.Array:
 
 
 def start_with_own_buffers(functions: WindowFunctions, state: TrainState) -> Carry:
-    """Start a carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
+    """Start a carry of its own buffers: the state keeps its own in case the window is dropped."""
     copied = {"model_state": state.model_state, "loss_scale": state.loss_scale}
     return functions.start(state._replace(**jax.tree.map(jnp.copy, copied)))
 

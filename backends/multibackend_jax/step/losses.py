@@ -32,7 +32,7 @@ def _reduce(values: jax.Array, weights: jax.Array | None) -> Sums:
     if weights is None:
         return values.sum(), jnp.asarray(values.size, values.dtype)
     weights = _with_trailing_axes(weights, values.ndim).astype(values.dtype)
-    # a loss may compute its weights from the outputs; what it is divided by has no gradient, on any backend
+    # weights may be computed from the outputs; what a loss is divided by has no gradient
     weights = jax.lax.stop_gradient(jnp.broadcast_to(weights, values.shape))
     return (values * weights).sum(), weights.sum()
 
@@ -54,7 +54,7 @@ def _(loss: losses.MeanSquaredError, outputs: jax.Array, batch: Batch) -> Sums:
 @weighted_sum.register
 def _(loss: losses.Huber, outputs: jax.Array, batch: Batch) -> Sums:
     residual = outputs - batch[loss.target]
-    # at a tie abs() and minimum() drop or halve the gradient in JAX; a selection gives it to one side, as torch does
+    # at a tie abs() and minimum() drop or halve the gradient; a selection does as torch does
     size = jnp.where(residual < 0, -residual, residual)
     clipped = jnp.where(size < loss.delta, size, loss.delta)
     return _reduce(clipped * (size - clipped / 2), _weights(loss, batch))
@@ -70,7 +70,8 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
     labels = batch[loss.target].astype(jnp.int32)  # in uint8 the label 156 and -100 have the same bits
     used = labels != loss.ignore_index
     index = jnp.where(used, labels, 0)
-    # -log softmax at the label, without writing the whole softmax to memory; shifted, so that exp() cannot overflow
+    # -log softmax at the label, without writing the whole softmax to memory; shifted so that exp()
+    # cannot overflow
     shifted = outputs - jax.lax.stop_gradient(outputs.max(axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.exp(shifted).sum(axis=-1))
     values = log_sum - jnp.take_along_axis(shifted, index[..., None], axis=-1)[..., 0]

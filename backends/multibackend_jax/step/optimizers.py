@@ -91,6 +91,9 @@ def _decay(weight_decay: float) -> Transformations:
     return (optax.add_decayed_weights(weight_decay),) if weight_decay else ()
 
 
+# weight decay in front of a rule goes through it as a part of the gradient, behind it straight to the parameter
+
+
 @direction.register
 def _(spec: optimizers.SGD) -> Transformations:
     decay = _decay(spec.weight_decay)
@@ -150,7 +153,9 @@ def _(spec: optimizers.Native) -> Transformations:
 
 
 def _adam(spec: optimizers.Adam | optimizers.AdamW) -> optax.GradientTransformation:
-    return update_rules.scale_by_amsgrad(spec) if spec.amsgrad else scale_by_adam(spec.beta1, spec.beta2, spec.eps)
+    if spec.amsgrad:
+        return update_rules.scale_by_amsgrad(spec)
+    return scale_by_adam(spec.beta1, spec.beta2, spec.eps)
 
 
 def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTransformation:
@@ -180,12 +185,12 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
 
 
 def _is_single(state: Any) -> bool:
-    """Whether a state is that of a single transformation: chains and groups are plain tuples, it is a NamedTuple."""
+    """Whether a state is a NamedTuple, of one transformation: chains and groups are tuples."""
     return type(state) is not tuple
 
 
 def _slots_of(state: Any, number: int) -> Mapping[str, Mapping[str, jax.Array]]:
-    """Return the per-parameter arrays of a single transformation, the one with this number in the order of all."""
+    """Return the per-parameter arrays of the transformation with this number."""
     if isinstance(state, SlotState):
         return state.slots
     if isinstance(state, NativeState):

@@ -15,6 +15,7 @@ from multibackend_jax.model.pure import Arrays, Stamp
 from multibackend_jax.step.execution import (
     Bounds,
     PlacedWindows,
+    Results,
     Steering,
     at_index,
     compilations,
@@ -47,7 +48,7 @@ class Scan:
     def compilations(self) -> int:
         return compilations(self.one, self.many, self.part, self.rest)
 
-    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Results]:
         windows = len(placed.stack) - (placed.ragged is not None)
         steering = Steering.pack(placed.stack, windows, rates, self._dtype)
         results = []
@@ -55,7 +56,7 @@ class Scan:
             run = self.one if steering.room == 1 else self.many
             state, measured = run(state, placed.fields, steering)
             results.append((measured, windows))
-        # the ragged micro-batch has a shape of its own, so its window has no place in the loop over windows
+        # the ragged micro-batch has a shape of its own, so its window cannot be in a loop
         if placed.ragged is not None:
             state, measured = self.one(state, placed.fields, steering, np.int32(windows), placed.ragged)
             results.append((measured, 1))
@@ -69,7 +70,7 @@ class Scan:
 
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+    ) -> tuple[TrainState, Results]:
         steering = Steering.pack(placed.stack, 1, rates, self._dtype)
         state, measured = self.rest(state, carry, placed.fields, steering, np.int32(start), placed.ragged)
         return state, [(measured, 1)]
@@ -121,7 +122,7 @@ class Scan:
     def _body(
         self, state: TrainState, fields: Arrays, steering: Steering, window: jax.Array, size: jax.Array
     ) -> Callable[[jax.Array, Carry], Carry]:
-        """Return what the loop over the full micro-batches of a window does; `size` is how many it has in all."""
+        """Return what is done with each full micro-batch of a window that has `size` in all."""
         shape = divisor_shape(fields, self._functions)
         update = state.optimizer.gradient_step
 
@@ -141,6 +142,6 @@ class Scan:
             state, row = self._one(state, fields, steering, window)
             return state, rows.at[window].set(row)
 
-        # as many rows as the stack has room for, not windows: one compilation serves full and partial dispatches
+        # a row for each place in the stack, so that one compilation serves full and partial ones
         _, row = jax.eval_shape(self._one, state, fields, steering)
         return lax.fori_loop(0, steering.windows, body, (state, jnp.zeros((steering.room, *row.shape), row.dtype)))

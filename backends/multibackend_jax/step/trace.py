@@ -1,4 +1,4 @@
-"""One micro-batch in JAX, forward and backward, layer by layer; compiled once for each form of the question."""
+"""One micro-batch in JAX, forward and backward, layer by layer."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Tracer:
         run, calls = self._compiled[form]
         terms, arrays, outputs, model_state, gradient = jax.device_get(run(arguments))
         layouts = functions.model.layouts
-        # the gradients are those of an update, so without the loss scale; what layers returned never had it
+        # gradients are told without the loss scale; what layers returned never had it
         return Trace(
             layers=_layer_calls(calls, arrays, functions.model, outputs),
             outputs=tuple(map(host, outputs)),
@@ -97,7 +97,8 @@ class Tracer:
             whole = {**parameters, **trained}
             moment = Stamp(*stamp) if train else None
             with observing(observer):
-                terms, _, outputs, new_state = forward(functions, whole, model_state, batch, inverse_divisors, moment)
+                results = forward(functions, whole, model_state, batch, inverse_divisors, moment)
+            terms, _, outputs, new_state = results
             calls[:] = observer.calls  # of the last tracing, should JAX trace more than once
             arrays = [(call.inputs, call.outputs) for call in observer.calls]
             return (terms * loss_scale).sum(), (terms, arrays, arrays_in(outputs, is_array), new_state)
@@ -117,7 +118,7 @@ def _form(arguments: Any) -> Any:
 
 
 def _layer_calls(calls: list[Call], arrays: list[Any], model: FlaxModel, outputs: list[Any]) -> tuple[LayerCall, ...]:
-    """Return the calls with their arrays; the whole model first even where `Model(call=...)` calls its parts only."""
+    """Return the calls with their arrays; the whole model first, even if only its parts are called."""
     parameters: dict[str, list[str]] = {}
     for name in model.parameters:
         layer, _, _ = name.rpartition(".")

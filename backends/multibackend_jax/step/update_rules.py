@@ -39,14 +39,14 @@ LeafRule = Callable[..., tuple[jax.Array, ...]]
 
 
 class SlotState(NamedTuple):
-    """The state of the transformations of this file: updates made, and per-parameter arrays by canonical slot name."""
+    """The updates made, and per-parameter arrays by canonical slot name."""
 
     count: Any
     slots: Any
 
 
 def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]) -> optax.GradientTransformation:
-    """Make a transformation of `rule(count)`, which treats one parameter; `initial` has each slot's first value."""
+    """Make a transformation of a rule for one parameter and the first value of each slot."""
 
     def init(params: Any) -> SlotState:
         slots = {}
@@ -69,7 +69,7 @@ def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]
 
 
 def bias_correction(beta: float, count: Any) -> jax.Array:
-    """Return 1 - beta^count as -expm1(count * log(beta)): the difference loses five digits in float32 at small t."""
+    """Return 1 - beta^count; as a difference it loses five digits in float32 at small t."""
     if beta == 0.0:  # which has no logarithm
         return jnp.ones([])
     return -jnp.expm1(_real(count) * math.log(beta))
@@ -93,7 +93,7 @@ def scale_by_amsgrad(spec: optimizers.Adam | optimizers.AdamW) -> optax.Gradient
         def leaf(g: jax.Array, m: jax.Array, v: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
             m = _average(spec.beta1, m, g)
             v = _average(spec.beta2, v, g * g)
-            u = jnp.maximum(u, v)
+            u = jnp.maximum(u, v)  # of averages without bias correction, as torch has it
             d = m / first.astype(m.dtype) / (jnp.sqrt(u) / second.astype(m.dtype) + spec.eps)
             return d, m, v, u
 
@@ -110,7 +110,7 @@ def scale_by_adamax(spec: optimizers.Adamax) -> optax.GradientTransformation:
 
         def leaf(g: jax.Array, m: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
             m = _average(spec.beta1, m, g)
-            u = jnp.maximum(spec.beta2 * u, jnp.abs(g) + spec.eps)
+            u = jnp.maximum(spec.beta2 * u, jnp.abs(g) + spec.eps)  # eps inside, as torch has it
             return m / first.astype(m.dtype) / u, m, u
 
         return leaf
@@ -208,7 +208,7 @@ def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
 def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
     """See `multibackend.optimizers.Lion`; without its weight decay."""
 
-    # optax's own adds the two products of an average in the other order: m then has other last bits (jax 0.10 on CPU)
+    # optax's adds the two products of an average in the other order: other last bits of m (jax 0.10)
     def leaf(g: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.sign(_average(spec.beta1, m, g)), _average(spec.beta2, m, g)
 

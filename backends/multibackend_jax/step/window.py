@@ -37,7 +37,7 @@ class DeviceLossScale(NamedTuple):
         return cls(jnp.asarray(host.scale, jnp.float32), jnp.asarray(host.updates, jnp.int32))
 
     def after(self, *, overflow: jax.Array, applied: jax.Array) -> DeviceLossScale:
-        """Return the scale for the next window: the same where the window neither overflowed nor made an update."""
+        """Return the scale for the next window; the same if this one was dropped without overflow."""
         grows = self.updates + 1 >= LossScale.interval
         raised = jnp.where(grows, jnp.minimum(2 * self.scale, LossScale.largest), self.scale)
         counted = jnp.where(grows, 0, self.updates + 1)
@@ -54,7 +54,7 @@ class TrainState(NamedTuple):
     model_state: Arrays
     optimizer: Any  # an optax.MultiStepsState, whose own annotations do not say that its fields are arrays
     failed: jax.Array  # freezes the state after a window with `on_nonfinite="raise"`
-    ema: Arrays  # the moving average of the parameters; without `ema_decay` empty, so that nothing is computed or moved
+    ema: Arrays  # the moving average of the parameters; empty where none is kept
     loss_scale: DeviceLossScale | None = None  # of fp16
 
 
@@ -119,7 +119,7 @@ class WindowFunctions:
 
     @property
     def multi_steps(self) -> optax.MultiSteps:
-        # built anew for each trace: arrays that a user's own optimizer makes belong to the trace that they are made in
+        # built anew for each trace, to which arrays belong that a user's optimizer makes
         merged = {name: self.model.layouts[name].merged for name in self.model.parameters}
         # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
         return optax.MultiSteps(
@@ -169,7 +169,7 @@ class WindowFunctions:
         )
 
     def finish(self, state: TrainState, carry: Carry, rates: jax.Array, first: jax.Array) -> tuple[TrainState, Row]:
-        """Normalise, check, clip, update. Where the window does not apply, the state is what it was, bit for bit."""
+        """Normalise, check, clip, update. A window that does not apply leaves the state as it was."""
         weight = carry.weight.sum()
         if self.weighed_by_model and self.experiment.normalize == "window":
             inverse_weight = 1 / jnp.where(weight > 0, weight, 1)
@@ -177,7 +177,7 @@ class WindowFunctions:
             inverse_weight = jnp.ones_like(weight)
         loss_scale = jnp.ones_like(inverse_weight) if carry.loss_scale is None else carry.loss_scale
         gradient_scale = inverse_weight / loss_scale
-        # of the accumulator as it is, and scaled afterwards: a normalised copy would be one more pass over memory
+        # scaled afterwards: a normalised copy of the gradient would be one more pass over memory
         squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * gradient_scale
         finite = jnp.isfinite(norm)
@@ -186,10 +186,10 @@ class WindowFunctions:
         learning_rate = rates[state.optimizer.gradient_step - first]
         overflow = ~finite & (loss_scale > LossScale.smallest)
         failed = state.failed
-        # an overflow at a loss scale that can still fall is fp16's way to find the scale, never a failure
+        # an overflow is how fp16 finds its loss scale, and no failure
         if self.experiment.on_nonfinite == "raise":
             failed = state.failed | ~(finite | overflow)
-        # a branch rather than a selection: selecting keeps old and new values alive, which costs a copy of each array
+        # a branch rather than a selection, which keeps old and new values alive: a copy of each array
         updated = jax.lax.cond(applied, lambda: self._update(state, carry, update_scale, learning_rate), lambda: state)
         if state.loss_scale is not None:
             updated = updated._replace(
@@ -201,7 +201,7 @@ class WindowFunctions:
         return updated._replace(failed=failed), row
 
     def _clipped(self, gradient_scale: jax.Array, norm: jax.Array) -> jax.Array:
-        """Return what the accumulated gradients are multiplied by, so that their norm is at most `max_grad_norm`."""
+        """Return what gradients are multiplied by, for a norm of at most `max_grad_norm`."""
         limit = self.experiment.max_grad_norm
         if limit is None:
             return gradient_scale
@@ -226,7 +226,7 @@ class WindowFunctions:
         )
 
     def _average(self, ema: Arrays, parameters: Arrays, update: jax.Array) -> Arrays:
-        """Move the average e to e + (1 - d) * (p - e) after the update with index `update`, where one is kept."""
+        """Move the average e to e + (1 - d) * (p - e), after the update with this index."""
         if self.experiment.ema_decay is None:
             return ema
         final_weight = 1 - float(self.experiment.ema_decay)
@@ -248,7 +248,7 @@ def forward(
     inverse_divisors: jax.Array,
     stamp: Stamp | None,
 ) -> tuple[jax.Array, jax.Array, Any, Arrays]:
-    """Return each term's sum(w * l) / divisor over a micro-batch, the sums of w, the outputs, and the new state.
+    """Return each term's sum(w * l) / divisor, the sums of w, the outputs and the new state.
 
     Without a stamp the model is in evaluation mode.
     """

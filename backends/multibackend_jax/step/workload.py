@@ -22,7 +22,7 @@ _WINDOWS_OF_A_STREAM = 32  # whose epochs may end anywhere
 
 @dataclass(frozen=True)
 class Workload:
-    """Floating-point operations of one micro-batch, forward and backward, and whether there is a convolution."""
+    """Floating-point operations of one micro-batch, and whether there is a convolution."""
 
     operations: float
     convolutions: bool
@@ -33,7 +33,7 @@ def measure_workload(function: Any, *arguments: Any) -> Workload:
     operations = 0.0
     convolutions = False
     for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
-        # one operation for each number that comes out, but for the two primitives that sum over axes of their inputs
+        # one for each number that comes out, and below those that are summed for it
         size = sum(math.prod(getattr(out.aval, "shape", ())) for out in equation.outvars)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -47,7 +47,7 @@ def measure_workload(function: Any, *arguments: Any) -> Workload:
 
 
 def choose_mode(platform: str, workload: Workload) -> str:
-    """Choose the execution mode: XLA runs convolutions slowly in a loop on CPU; everything else gains from the scan."""
+    """Choose the execution mode; convolutions are slow in a loop on CPU (see `dispatch`)."""
     if platform == "cpu" and workload.convolutions:
         return "dispatch"
     return "scan"
