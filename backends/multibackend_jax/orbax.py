@@ -13,7 +13,7 @@ library (`Trainer.save`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,10 +45,11 @@ def export_orbax(trainer: _Trainer, path: str | Path) -> None:
 
     >>> export_orbax(trainer, "digits.orbax")   # doctest: +SKIP
     """
-    orbax, program, snapshot = _orbax(), _program(trainer), trainer.snapshot()
-    arrays = program.to_flax({**snapshot.model_state, **snapshot.parameters})
+    orbax = _orbax()
+    program = _program(trainer)
+    snapshot = trainer.snapshot()
     tree: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, array in program.to_flax({**snapshot.model_state, **snapshot.parameters}).items():
         *parents, leaf = program.paths[name]
         node = tree
         for parent in parents:
@@ -56,7 +57,7 @@ def export_orbax(trainer: _Trainer, path: str | Path) -> None:
         node[leaf] = array
     try:
         with orbax.StandardCheckpointer() as checkpointer:
-            checkpointer.save(Path(path).absolute(), tree)
+            checkpointer.save(Path(path).absolute(), tree)  # orbax refuses relative paths
     except (ValueError, OSError) as error:
         raise CheckpointError(f"orbax cannot write {path}: {error}", path=path) from error
 
@@ -73,31 +74,40 @@ def import_orbax(trainer: _Trainer, path: str | Path) -> None:
 
     >>> import_orbax(trainer, "digits.orbax")   # doctest: +SKIP
     """
-    orbax, program, own = _orbax(), _program(trainer), trainer.snapshot()
+    orbax = _orbax()
+    program = _program(trainer)
+    snapshot = trainer.snapshot()
     try:
         with orbax.StandardCheckpointer() as checkpointer:
             tree = checkpointer.restore(Path(path).absolute())
     except (ValueError, OSError) as error:
         raise CheckpointError(f"there is no orbax checkpoint at {path}: {error}", path=path) from error
     names = {place: name for name, place in program.paths.items()}
-    wanted = program.to_flax({**own.model_state, **own.parameters})
-    found = {names.get(place, ".".join(place)): np.asarray(array) for place, array in _leaves(tree)}
-    check_same_names(wanted, found, "the arrays of the orbax checkpoint")
-    kinds = {name: array.dtype.kind for name, array in found.items() if array.dtype.kind != wanted[name].dtype.kind}
+    # a leaf that the model does not have goes by its place, so that it is reported
+    native = {names.get(place, ".".join(place)): array for place, array in _leaves(tree)}
+    expected = program.to_flax({**snapshot.model_state, **snapshot.parameters})
+    check_same_names(expected, native, "the arrays of the orbax checkpoint")
+    kinds = {}
+    for name, array in native.items():
+        if array.dtype.kind != expected[name].dtype.kind:
+            kinds[name] = array.dtype.kind
     if kinds:
         raise ParameterMatchError(f"the orbax checkpoint has other kinds of numbers: {kinds}")
-    arrays = program.from_flax(found)
-    parameters = {name: arrays[name] for name in own.parameters}
-    state = {name: arrays[name] for name in own.model_state}
-    trainer.restore(replace(own, parameters=parameters, model_state=state, ema={}))
+    arrays = program.from_flax(native)
+    # without a moving average, a restored state begins it at its parameters
+    parameters = {name: arrays[name] for name in snapshot.parameters}
+    state = {name: arrays[name] for name in snapshot.model_state}
+    trainer.restore(replace(snapshot, parameters=parameters, model_state=state, ema={}))
 
 
-def _leaves(tree: Mapping[str, Any], above: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    found: list[tuple[tuple[str, ...], Any]] = []
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Yield the leaves of nested mappings with their paths."""
     for key, value in tree.items():
-        place = (*above, str(key))
-        found += _leaves(value, place) if isinstance(value, Mapping) else [(place, value)]
-    return found
+        place = (*path, str(key))
+        if isinstance(value, Mapping):
+            yield from _leaves(value, place)
+        else:
+            yield place, np.asarray(value)
 
 
 def _orbax() -> Any:

@@ -29,34 +29,38 @@ STREAM = "portable_dropout"  # the name of linen's random stream that holds the 
 
 
 def run_key(seed: int) -> jax.Array:
-    """The key of a run, as a typed threefry key."""
+    """Return the key of a run, as a typed threefry key."""
     return jax.random.wrap_key_data(jnp.asarray(root_key(seed), jnp.uint32), impl="threefry2x32")
 
 
 def keep_mask(key: jax.Array, shape: Sequence[int], rate: float) -> jax.Array:
-    """Which elements are kept: bool, of a shape; `multibackend.protocol.dropout_masks.keep_mask` bit for bit."""
+    """Tell which elements are kept, bool; `multibackend.protocol.dropout_masks.keep_mask` bit for bit."""
     count = math.prod(shape)
     if count > 2**32:
         raise ConfigurationError("Dropout", [f"a mask has at most 2**32 elements, this one has the shape {shape}"])
     first, second = jax.random.key_data(key)
-    low = lax.iota(jnp.uint32, count)
-    high, low = threefry2x32_p.bind(first, second, jnp.zeros_like(low), low)
-    return ((high ^ low) >> np.uint32(9) < np.uint32(keep_threshold(rate))).reshape(tuple(shape))
+    # counted by place in the flat array, as the definition has it
+    index = lax.iota(jnp.uint32, count)
+    high, low = threefry2x32_p.bind(first, second, jnp.zeros_like(index), index)
+    drawn = (high ^ low) >> np.uint32(9)
+    return (drawn < np.uint32(keep_threshold(rate))).reshape(tuple(shape))
 
 
 def _dropped(inputs: jax.Array, key: jax.Array, rate: float, broadcast_dims: Sequence[int]) -> jax.Array:
-    """inputs * keep / (1 - rate), one decision along each of `broadcast_dims`."""
+    """Return inputs * keep / (1 - rate), one decision along each of `broadcast_dims`."""
     shape = list(inputs.shape)
     for axis in broadcast_dims:
         shape[axis] = 1
+    # selected, not multiplied by 0 and 1: an infinite value that is dropped would become NaN
     return jnp.where(keep_mask(key, shape, rate), inputs * (1.0 / (1.0 - rate)), jnp.zeros_like(inputs))
 
 
 class Dropout(nnx.Dropout):
     """Dropout whose masks every backend reproduces: y = x * keep / (1 - rate) in training, y = x in evaluation.
 
-    `keep` is `multibackend.protocol.dropout_masks.keep_mask` of the run's seed, the update, the micro-batch and the layer's name; the
-    gradient is keep / (1 - rate). A library layer is portable whatever the experiment's `dropout` says.
+    `keep` is `multibackend.protocol.dropout_masks.keep_mask` of the run's seed, the update, the micro-batch and the
+    layer's name; the gradient is keep / (1 - rate). A library layer is portable whatever the experiment's `dropout`
+    says.
 
     Args:
         rate: the probability of dropping an element, in [0, 1).
@@ -69,13 +73,15 @@ class Dropout(nnx.Dropout):
     Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
     """
 
+    name: str | None
+    word: int
+
     def __init__(self, rate: float, name: str | None = None, *, broadcast_dims: Sequence[int] = ()) -> None:
         problems = Problems("Dropout")
         problems.number("rate", rate, minimum=0.0, below=1.0)
         problems.raise_if_any()
         super().__init__(float(rate), broadcast_dims=tuple(broadcast_dims))
-        self.name, self.word = name, 0
-        _make_portable(self, run_key(0), 0, name)
+        _make_portable(self, run_key(0), 0, name)  # until a program is built: it knows the run's seed
 
     def __call__(self, inputs: jax.Array, *, deterministic: bool | None = None, rngs: object = None) -> jax.Array:
         """`rngs` is what nnx.Dropout takes; a portable layer draws from the run instead."""
@@ -85,13 +91,14 @@ class Dropout(nnx.Dropout):
         if self.rate == 1:
             return jnp.zeros_like(inputs)
         stream: Any = self.rngs
-        key = jax.random.fold_in(jax.random.fold_in(stream.key[...], np.uint32(self.word)), stream.count[...])
-        stream.count[...] += 1
+        layer_key = jax.random.fold_in(stream.key[...], np.uint32(self.word))
+        key = jax.random.fold_in(layer_key, stream.count[...])
+        stream.count[...] += 1  # so that a layer that is called twice draws two masks
         return _dropped(inputs, key, self.rate, self.broadcast_dims)
 
 
 class LinenDropout(linen.Dropout):
-    """The same layer for linen modules, with the arguments of `linen.Dropout`; named by `name` or by its path."""
+    """The same layer for linen modules, with the arguments of `linen.Dropout`."""
 
     def __post_init__(self) -> None:
         problems = Problems("LinenDropout")
@@ -103,48 +110,53 @@ class LinenDropout(linen.Dropout):
 def _make_portable(layer: Any, key: jax.Array, word: int, name: str | None) -> None:
     """Let an nnx layer draw by a word: in place, so that every reference to it stays right."""
     layer.__class__ = Dropout
-    layer.name, layer.word = name, word
+    layer.name = name
+    layer.word = word
     layer.rngs = nnx.RngStream(key, tag="dropout")
 
 
 def prepare_nnx(module: nnx.Module, seed: int, *, portable: bool, rename: Mapping[str, str]) -> tuple[str, ...]:
-    """Name the dropout layers of an nnx module and make them draw portable masks: all of them, or the library's own.
+    """Name the dropout layers of an nnx module and make all, or the library's own, portable.
 
     Returns the names (paths, unless given) of all dropout layers whose rate is not 0, in order of definition.
 
     Raises:
         ConfigurationError: `portable`, and a layer drops in a way that cannot be replaced.
     """
-    paths = {id(owner): ".".join(map(str, path)) for path, owner in nnx.iter_modules(module)}
+    paths = {id(part): ".".join(map(str, path)) for path, part in nnx.iter_modules(module)}
     layers = {paths[id(layer)]: layer for layer in _in_order(module, set()) if _rate(layer) > 0}
     if portable:
         _check_replaceable(layers)
-    given = [layer.name if isinstance(layer, Dropout) else None for layer in layers.values()]
-    names = [name or path for path, name in zip(layers, given, strict=True)]
-    pairs = zip(names, layers.values(), given, strict=True)
-    own = [(name, layer, fixed) for name, layer, fixed in pairs if portable or isinstance(layer, Dropout)]
-    words = name_layers([name for name, _, _ in own], rename)
-    for name, layer, fixed in own:
-        _make_portable(layer, run_key(seed), words[name], fixed)
+    names = []
+    portable_layers = {}
+    for path, layer in layers.items():
+        name = layer.name if isinstance(layer, Dropout) else None
+        names.append(name or path)
+        if portable or isinstance(layer, Dropout):
+            portable_layers[path] = (layer, name)
+    words = name_layers([name or path for path, (_, name) in portable_layers.items()], rename)
+    for path, (layer, name) in portable_layers.items():
+        _make_portable(layer, run_key(seed), words[name or path], name)
     return tuple(names)
 
 
 def prepare_linen(
-    owners: Mapping[tuple[str, ...], linen.Module], *, portable: bool, rename: Mapping[str, str]
+    layers: Mapping[tuple[str, ...], linen.Module], *, portable: bool, rename: Mapping[str, str]
 ) -> tuple[tuple[str, ...], Callable[..., Any] | None]:
-    """The paths of a linen module's dropout layers whose rate is not 0, in order of call.
+    """Return the paths of a linen module's dropout layers whose rate is not 0, in order of call.
 
-    With them, what `linen.intercept_methods` takes to make the layers draw portable masks: all of them, or the
-    library's own; None where there are none.
+    With them an interceptor for `linen.intercept_methods` that makes all of them, or the library's
+    own, draw portable masks; None where there are none.
 
     Raises:
         ConfigurationError: `portable`, and a layer drops in a way that cannot be replaced.
     """
-    layers = {".".join(path): layer for path, layer in owners.items() if _rate(layer) > 0}
+    dropout_layers = {".".join(path): layer for path, layer in layers.items() if _rate(layer) > 0}
     if portable:
-        _check_replaceable(layers)
-    own = [path for path, layer in layers.items() if portable or isinstance(layer, LinenDropout)]
-    words = name_layers(own, rename)
+        _check_replaceable(dropout_layers)
+    words = name_layers(
+        [path for path, layer in dropout_layers.items() if portable or isinstance(layer, LinenDropout)], rename
+    )
 
     def interceptor(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         layer = context.module
@@ -154,32 +166,31 @@ def prepare_linen(
                 return _call_linen(layer, words[path], *args, **kwargs)
         return next_function(*args, **kwargs)
 
-    return tuple(layers), interceptor if own else None
+    return tuple(dropout_layers), interceptor if words else None
 
 
 def _call_linen(
-    layer: linen.Dropout,
-    word: int,
-    inputs: jax.Array,
-    deterministic: bool | None = None,
-    rng: object = None,
+    layer: linen.Dropout, word: int, inputs: jax.Array, deterministic: bool | None = None, rng: object = None
 ) -> jax.Array:
+    """Call a linen layer with a portable mask; the arguments after `word` are those of `linen.Dropout`."""
     off = linen.merge_param("deterministic", layer.deterministic, deterministic)
     if layer.rate == 0 or off:
         return inputs
     if layer.rate == 1:
         return jnp.zeros_like(inputs)
     scope: Any = layer.scope
-    # a lifted loop over layers passes on only the streams that it names: its layers share a path, and must not a mask
+    # a lifted loop passes on only the streams that it names: its layers share a path, and must not
+    # share a mask
     stream = STREAM if STREAM in scope.rngs else layer.rng_collection
     call = scope.rng_counters[stream]
     scope.rng_counters[stream] = call + 1
-    key = jax.random.fold_in(jax.random.fold_in(scope.rngs[stream].rng, np.uint32(word)), call)
+    layer_key = jax.random.fold_in(scope.rngs[stream].rng, np.uint32(word))
+    key = jax.random.fold_in(layer_key, call)
     return _dropped(inputs, key, layer.rate, layer.broadcast_dims)
 
 
 def _rate(layer: object) -> float:
-    """The rate at which a module drops by itself; 0 for one that does not."""
+    """Return the rate at which a module drops by itself; 0 for one that does not."""
     if isinstance(layer, nnx.Dropout | linen.Dropout):
         return float(layer.rate)
     if isinstance(layer, nnx.MultiHeadAttention | linen.MultiHeadDotProductAttention):
@@ -190,8 +201,8 @@ def _rate(layer: object) -> float:
 def _check_replaceable(layers: Mapping[str, object]) -> None:
     problems = Problems("dropout='portable'")
     for path, layer in layers.items():
-        stock = type(layer) in (nnx.Dropout, linen.Dropout, Dropout, LinenDropout)
-        if not stock:
+        # by the very class: a subclass may drop in a way of its own
+        if type(layer) not in (nnx.Dropout, linen.Dropout, Dropout, LinenDropout):
             problems.add(
                 f"{path!r} is a {type(layer).__name__} that drops at rate {_rate(layer)} in its own way; give it rate "
                 "0 and put a Dropout beside it"
@@ -199,18 +210,22 @@ def _check_replaceable(layers: Mapping[str, object]) -> None:
     problems.raise_if_any()
 
 
-def _in_order(node: object, seen: set[int]) -> Iterator[nnx.Module]:
-    """The modules of an nnx tree in order of definition, which `nnx.iter_modules` sorts by name instead."""
-    if id(node) in seen or isinstance(node, str | bytes | jax.Array | np.ndarray | nnx.Variable):
+def _in_order(node: object, visited: set[int]) -> Iterator[nnx.Module]:
+    """Yield the modules of an nnx tree in order of definition; `nnx.iter_modules` sorts them by name."""
+    if id(node) in visited or isinstance(node, str | bytes | jax.Array | np.ndarray | nnx.Variable):
         return
-    seen.add(id(node))
+    visited.add(id(node))
     if isinstance(node, nnx.Module):
         yield node
+    for child in _children(node):
+        yield from _in_order(child, visited)
+
+
+def _children(node: object) -> tuple[object, ...]:
     if isinstance(node, Mapping):
-        children: Any = node.values()
-    elif isinstance(node, list | tuple):
-        children = node
-    else:
-        children = vars(node).values() if isinstance(node, nnx.Pytree) else ()
-    for child in tuple(children):
-        yield from _in_order(child, seen)
+        return tuple(node.values())
+    if isinstance(node, list | tuple):
+        return tuple(node)
+    if isinstance(node, nnx.Pytree):
+        return tuple(vars(node).values())
+    return ()

@@ -12,10 +12,9 @@ from flax import linen, nnx
 
 from multibackend.core.validation import Problems
 from multibackend.errors import DataError
+from multibackend_jax.model.pure import Arrays
 
-__all__ = ["BatchNorm", "LinenBatchNorm", "decays_of", "freeze_linen", "freeze_nnx", "moved", "window_share"]
-
-Arrays = dict[str, jax.Array]
+__all__ = ["BatchNorm", "LinenBatchNorm", "decays_of", "freeze_linen", "freeze_nnx", "moved", "window_momentum"]
 
 
 def _check(features: object, momentum: Any, eps: object) -> None:
@@ -29,12 +28,13 @@ def _check(features: object, momentum: Any, eps: object) -> None:
 
 
 def _statistics(inputs: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean, biased and unbiased variance of each channel of [N, ..., C]."""
+    """Return mean, biased and unbiased variance of each channel of [N, ..., C]."""
     count = math.prod(inputs.shape[:-1])
     if count < 2:
         raise DataError(f"BatchNorm needs two values per channel in training, got the shape {inputs.shape}")
     axes = tuple(range(inputs.ndim - 1))
     mean = inputs.mean(axes)
+    # of the differences, not E[x²] - E[x]²: that loses all digits where the mean is large
     variance = ((inputs - mean) ** 2).mean(axes)
     return mean, variance, variance * (count / (count - 1))
 
@@ -67,18 +67,25 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, features: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
         _check(features, momentum, eps)
-        self.weight, self.bias = nnx.Param(jnp.ones(features)), nnx.Param(jnp.zeros(features))
-        self.running_mean, self.running_var = nnx.BatchStat(jnp.zeros(features)), nnx.BatchStat(jnp.ones(features))
-        self.momentum, self.eps = float(momentum), float(eps)
+        self.weight = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.running_mean = nnx.BatchStat(jnp.zeros(features))
+        self.running_var = nnx.BatchStat(jnp.ones(features))
+        self.momentum = float(momentum)
+        self.eps = float(eps)
         self.use_running_average = False  # what `train()` and `eval()` set
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        mean, variance = self.running_mean[...], self.running_var[...]
-        if not self.use_running_average:
-            old_mean, old_variance, keep = mean, variance, 1 - self.momentum
+        running_mean = self.running_mean[...]
+        running_var = self.running_var[...]
+        if self.use_running_average:
+            mean = running_mean
+            variance = running_var
+        else:
+            old_weight = 1 - self.momentum
             mean, variance, unbiased = _statistics(inputs)
-            self.running_mean[...] = keep * old_mean + self.momentum * mean
-            self.running_var[...] = keep * old_variance + self.momentum * unbiased
+            self.running_mean[...] = old_weight * running_mean + self.momentum * mean
+            self.running_var[...] = old_weight * running_var + self.momentum * unbiased
         return _normalised(inputs, mean, variance, self.eps, self.weight[...], self.bias[...])
 
 
@@ -101,45 +108,55 @@ class LinenBatchNorm(linen.Module):
         bias = self.param("bias", linen.initializers.zeros, shape)
         running_mean = self.variable("batch_stats", "running_mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "running_var", jnp.ones, shape)
-        mean, variance = running_mean.value, running_var.value
-        if not frozen:
-            old_mean, old_variance, keep = mean, variance, 1 - self.momentum
+        if frozen:
+            mean = running_mean.value
+            variance = running_var.value
+        else:
+            old_weight = 1 - self.momentum
             mean, variance, unbiased = _statistics(inputs)
-            if not self.is_initializing():
-                running_mean.value = keep * old_mean + self.momentum * mean
-                running_var.value = keep * old_variance + self.momentum * unbiased
+            if not self.is_initializing():  # the example that shapes a model is no data to learn from
+                running_mean.value = old_weight * running_mean.value + self.momentum * mean
+                running_var.value = old_weight * running_var.value + self.momentum * unbiased
         return _normalised(inputs, mean, variance, self.eps, weight, bias)
 
 
-_STOCK = (nnx.BatchNorm, linen.BatchNorm)
-_LIBRARY = (BatchNorm, LinenBatchNorm)
+_FLAX_LAYERS = (nnx.BatchNorm, linen.BatchNorm)
+_LIBRARY_LAYERS = (BatchNorm, LinenBatchNorm)
 
 
-def decays_of(owners: Mapping[str, object], state: Iterable[str]) -> dict[str, dict[str, float]]:
-    """For each layer with running statistics, by path: {canonical name of a statistic: the weight of its old value}."""
-    names, decays = set(state), {}
-    for path, layer in owners.items():
-        if isinstance(layer, (*_STOCK, *_LIBRARY)):
-            decay = float(layer.momentum) if isinstance(layer, _STOCK) else 1 - float(layer.momentum)
-            held = [f"{path}.{leaf}" if path else leaf for leaf in ("running_mean", "running_var")]
-            decays[path] = {name: decay for name in held if name in names}
+def decays_of(layers: Mapping[str, object], state: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return {name of a statistic: the weight of its old value}, by path of the layer."""
+    names = set(state)
+    decays = {}
+    for path, layer in layers.items():
+        if isinstance(layer, _FLAX_LAYERS):
+            decay = float(layer.momentum)  # flax's momentum is the weight of the old value
+        elif isinstance(layer, _LIBRARY_LAYERS):
+            decay = 1 - float(layer.momentum)
+        else:
+            continue
+        statistics = [f"{path}.{leaf}".lstrip(".") for leaf in ("running_mean", "running_var")]
+        decays[path] = {name: decay for name in statistics if name in names}
     return decays
 
 
-def moved(old: Arrays, new: Arrays, decays: Mapping[str, Mapping[str, float]], share: Callable[[float], Any]) -> Arrays:
-    """The statistics as they would have moved with another momentum: `share(decay)` is the new value's weight.
+def moved(
+    old: Arrays, new: Arrays, decays: Mapping[str, Mapping[str, float]], momentum: Callable[[float], Any]
+) -> Arrays:
+    """Return the state as if its statistics had moved with the momentum `momentum(decay)`.
 
-    A layer has set r' = d r + (1 - d) s. With another weight m it would be r + m / (1 - d) (r' - r).
+    A layer has set r' = d r + (1 - d) s. With another momentum m it would be r + m / (1 - d) (r' - r).
     """
     result = dict(new)
-    for name, decay in ((name, decay) for names in decays.values() for name, decay in names.items()):
-        if decay < 1:
-            step = new[name] - old[name]
-            result[name] = old[name] + (share(decay) / (1 - decay)).astype(step.dtype) * step
+    for statistics in decays.values():
+        for name, decay in statistics.items():
+            if decay < 1:  # with d = 1 the layer has not moved, and s is not known
+                step = new[name] - old[name]
+                result[name] = old[name] + (momentum(decay) / (1 - decay)).astype(step.dtype) * step
     return result
 
 
-def window_share(decay: float, steps: jax.Array) -> jax.Array:
+def window_momentum(decay: float, steps: jax.Array) -> jax.Array:
     """`multibackend.experiment.batch_norm.window_momentum` of 1 - decay, for a traced number of micro-batches."""
     if decay <= 0:
         return jnp.ones([])
@@ -154,13 +171,14 @@ def freeze_nnx(layers: Iterable[object]) -> None:
 
 
 def freeze_linen(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-    """What `linen.intercept_methods` takes to let linen layers normalise by their running statistics."""
+    """Let linen layers normalise by their running statistics, as an interceptor."""
     layer = context.module
     if not isinstance(layer, linen.BatchNorm | LinenBatchNorm) or context.method_name != "__call__":
         return next_function(*args, **kwargs)
-    own = layer.use_running_average
-    object.__setattr__(layer, "use_running_average", None)  # the mode may be given here or in the call, not in both
+    mode = layer.use_running_average
+    # the mode may stand in the layer or in the call, not in both; the layer is a frozen dataclass
+    object.__setattr__(layer, "use_running_average", None)
     try:
         return next_function(*args[:1], **{**kwargs, "use_running_average": True})
     finally:
-        object.__setattr__(layer, "use_running_average", own)
+        object.__setattr__(layer, "use_running_average", mode)

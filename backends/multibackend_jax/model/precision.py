@@ -40,39 +40,45 @@ class Precision:
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """Where arrays of this precision may be made and functions on them traced or run."""
+        """Let arrays of this precision be made and functions on them be traced and run."""
+        # settings of this thread, put back at the end, not flags of the process
         with jax.enable_x64(self.name == "float64"), jax.default_matmul_precision("highest"):
             yield
 
     def mixed(self, model: FlaxModel) -> FlaxModel:
-        """The model computing in its arithmetic's dtype, with outputs and kept arrays in that of the parameters."""
+        """Let a model compute in its arithmetic's dtype; outputs and state stay wide."""
         if not self.format.mixed:
             return model
 
         def apply(values: Any, state: Any, batch: Any, stamp: Any, train: bool) -> tuple[Any, Any]:
             low = jnp.dtype(self.format.arithmetic)
+            # the state stays wide: running statistics move by less than bfloat16 can tell
             outputs, state = model.apply(_cast(values, low), state, _cast(batch, low), stamp, train)
             return _cast(outputs, self.dtype), _cast(state, self.dtype)
 
         return replace(model, apply=apply)
 
     def cast_array(self, array: jax.Array) -> jax.Array:
-        """A device array in this precision, if it is floating-point; else the array."""
-        return array.astype(self.dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        """Return a device array in this precision; one that is not floating-point as it is."""
+        return _cast(array, self.dtype)
 
     def cast_input(self, name: str, array: np.ndarray) -> np.ndarray:
-        """A host array as it goes to the device: floats in this precision, integers in at most 32 bits."""
+        """Cast a host array: floats to this precision, integers to at most 32 bits."""
         if array.dtype.kind == "f":
-            return array if array.dtype == self.dtype else array.astype(self.dtype)
-        if array.dtype.itemsize == 8 or array.dtype == np.uint32:
-            if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
-                raise DataError(f"field {name!r} holds integers that do not fit 32 bits, up to {array.max()}")
-            return array.astype(np.int32)
-        return array
+            return array.astype(self.dtype, copy=False)
+        if array.dtype.itemsize != 8 and array.dtype != np.uint32:
+            return array
+        # outside a float64 run JAX would cut 64-bit integers to 32 bits without a word
+        if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+            raise DataError(f"field {name!r} holds integers that do not fit 32 bits, up to {array.max()}")
+        return array.astype(np.int32)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """The floating-point arrays of a tree in another dtype."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf, tree
-    )
+    """Return a tree with its floating-point arrays in another dtype."""
+
+    def cast(leaf: Any) -> Any:
+        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return leaf.astype(dtype) if is_float else leaf
+
+    return jax.tree.map(cast, tree)

@@ -14,9 +14,10 @@ from typing import Any
 
 import jax
 
+from multibackend.experiment.rematerialization import Rematerialize
 from multibackend_jax.model.names import Layout
 
-__all__ = ["Arrays", "Batch", "FlaxModel", "Stamp"]
+__all__ = ["Arrays", "Batch", "FlaxModel", "ModelOptions", "Stamp"]
 
 Arrays = dict[str, jax.Array]
 Batch = Mapping[str, jax.Array]
@@ -24,9 +25,9 @@ Batch = Mapping[str, jax.Array]
 
 @dataclass(frozen=True)
 class Stamp:
-    """When a micro-batch runs: two integers that, with the seed, decide every random number in it; and k.
+    """When a micro-batch runs: two integers that, with the seed, decide every random number in it.
 
-    `size` is the number of micro-batches in the window.
+    `size` is the number of micro-batches in the window, and decides none.
     """
 
     update: jax.Array
@@ -34,7 +35,19 @@ class Stamp:
     size: jax.Array
 
     def fold_into(self, key: jax.Array) -> jax.Array:
-        return jax.random.fold_in(jax.random.fold_in(key, self.update), self.micro_batch)
+        # one after the other: folded in as a sum, micro-batch 1 of one update would be 0 of the next
+        key = jax.random.fold_in(key, self.update)
+        return jax.random.fold_in(key, self.micro_batch)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What an experiment asks of its model."""
+
+    seed: int
+    portable_dropout: bool
+    frozen_statistics: bool  # whether BatchNorm layers normalise by their running statistics in training too
+    rematerialize: Rematerialize
 
 
 @dataclass(frozen=True)
@@ -43,12 +56,12 @@ class FlaxModel:
 
     Attributes:
         parameters, state: initial values by canonical name, in native layout.
-        layouts: of every parameter and state array.
+        layouts: how each parameter and state array becomes its canonical one.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
         dropout_layers: their names, portable or not; those of rate 0 aside.
-        paths: of every parameter and state array, where flax keeps it; in linen with the collection first.
-        statistics: for each layer with running statistics, by path: the weight of the old value of each, by its name.
+        statistics: by path of each layer with running statistics: the weight of a statistic's old value, by its name.
         kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for a user's module.
+        paths: where flax keeps each parameter and state array; in linen with the collection first.
         native: for each array the dotted path under which users of the framework store it.
     """
 

@@ -30,7 +30,7 @@ _KEPT = contextvars.ContextVar("kept", default=False)
 
 @contextlib.contextmanager
 def kept_activations() -> Iterator[None]:
-    """Where functions are traced in which the chosen modules keep their activations after all."""
+    """Let the chosen modules keep their activations in functions that are traced meanwhile."""
     token = _KEPT.set(True)
     try:
         yield
@@ -39,21 +39,24 @@ def kept_activations() -> Iterator[None]:
 
 
 def compiler_options(rule: Rematerialize, platform: str) -> dict[str, Any] | None:
-    """What the compiler must be told so that a second forward pass waits for the backward pass to come to it.
+    """Return what makes the second forward pass of a module wait for its backward pass.
 
     `jax.checkpoint` puts a barrier before it. XLA removes barriers on CPU before it schedules, and then runs all second
     passes first: the same memory as without them, measured with jax 0.10, and more time. So that pass is left out.
     """
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"} if rule and platform == "cpu" else None
+    if rule and platform == "cpu":
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None
 
 
-def rematerialize_nnx(module: nnx.Module, rule: Rematerialize) -> nnx.Module:
-    """`module`, the modules that `rule` chooses changed in place; raises `ConfigurationError` where it chooses none."""
-    named = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)} if rule else {}
-    described = sorted((_describe_nnx(path, part) for path, part in named.items()), key=lambda info: _key(info.path))
-    for path in choose_modules(rule, described):
-        named[path].__class__ = _rematerialized(type(named[path]))
-    return module
+def rematerialize_nnx(module: nnx.Module, rule: Rematerialize) -> None:
+    """Change the modules that `rule` chooses in place; raises `ConfigurationError` where it chooses none."""
+    if not rule:
+        return
+    parts = {".".join(map(str, path)): part for path, part in nnx.iter_modules(module)}
+    # by changing the class in place: names and every reference to the module stay right
+    for path in choose_modules(rule, [_describe_nnx(path, parts[path]) for path in sorted(parts, key=_key)]):
+        parts[path].__class__ = _rematerialized(type(parts[path]))
 
 
 def _describe_nnx(path: str, module: nnx.Module) -> ModuleInfo:
@@ -67,27 +70,32 @@ def _describe_nnx(path: str, module: nnx.Module) -> ModuleInfo:
 
 
 def _key(path: str) -> tuple[tuple[bool, int, str], ...]:
-    """Sorts modules before what is inside them, and numbers as numbers."""
-    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in path.split(".") if part)
+    """Sort modules before what is inside them, and numbers as numbers."""
+    keys = []
+    for part in path.split("."):
+        if part:  # the path of the whole model is ""
+            number = int(part) if part.isdigit() else 0
+            keys.append((part.isdigit(), number, part))
+    return tuple(keys)
 
 
-@functools.cache
+@functools.cache  # so that modules of one class stay of one class
 def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """A subclass of `kind` whose call keeps its inputs only."""
+    """Return a subclass of `kind` whose call keeps its inputs only."""
     original: Callable[..., Any] = kind.__call__  # pyright: ignore[reportAttributeAccessIssue] - chosen because it has one
 
     @functools.wraps(original)  # the mode is passed where the signature asks for it, so it must stay
     def call(self: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         if _KEPT.get():
             return original(self, *args, **kwargs)
-        given, rebuild = _part(args, kwargs)
+        arrays, rebuild = _split(args, kwargs)
 
         @nnx.remat
-        def run(module: nnx.Module, given: list[Any]) -> Any:
-            args, kwargs = rebuild(given)
+        def run(module: nnx.Module, arrays: list[Any]) -> Any:
+            args, kwargs = rebuild(arrays)
             return original(module, *args, **kwargs)
 
-        return run(self, given)
+        return run(self, arrays)
 
     return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__})
 
@@ -95,7 +103,7 @@ def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
 def rematerialize_linen(
     modules: Mapping[Path, linen.Module], parameters: Iterable[Path], rule: Rematerialize
 ) -> frozenset[Path]:
-    """The paths of the modules that `rule` chooses; raises `ConfigurationError` where it chooses none.
+    """Return the paths that `rule` chooses; raises `ConfigurationError` where it chooses none.
 
     Args:
         modules: every module that was called, by path.
@@ -104,55 +112,57 @@ def rematerialize_linen(
     """
     if not rule:
         return frozenset()
-    holders = {path[:end] for path in parameters for end in range(len(path))}
-    described = [
-        ModuleInfo(
-            ".".join(path), type(module), parameters=path in holders, container=isinstance(module, linen.Sequential)
-        )
-        for path, module in sorted(modules.items(), key=lambda item: _key(".".join(item[0])))
-    ]
-    chosen = set(choose_modules(rule, described))
-    return frozenset(path for path in modules if ".".join(path) in chosen)
+    with_parameters = {path[:end] for path in parameters for end in range(len(path))}
+    paths = {".".join(path): path for path in modules}
+    described = []
+    for name in sorted(paths, key=_key):
+        module = modules[paths[name]]
+        is_container = isinstance(module, linen.Sequential)
+        has_parameters = paths[name] in with_parameters
+        described.append(ModuleInfo(name, type(module), parameters=has_parameters, container=is_container))
+    return frozenset(paths[name] for name in choose_modules(rule, described))
 
 
 def linen_scope(chosen: frozenset[Path]) -> contextlib.AbstractContextManager[None]:
-    """Where calls of the chosen modules keep their inputs only."""
+    """Let calls of the chosen modules keep their inputs only."""
     if not chosen or _KEPT.get():
         return contextlib.nullcontext()
-    within: set[Path] = set()  # whose call is being rematerialised: what it calls in turn is the module itself
+    # whose call is being rematerialised: `run` calls the module anew, which must then go through
+    within: set[Path] = set()
 
     def intercept(next_function: Any, args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
         path = context.module.path
         if context.method_name != "__call__" or path not in chosen or path in within:
             return next_function(*args, **kwargs)
-        given, rebuild = _part(args, kwargs)
+        arrays, rebuild = _split(args, kwargs)
 
-        def run(module: Any, given: list[Any]) -> Any:
-            args, kwargs = rebuild(given)
+        def run(module: Any, arrays: list[Any]) -> Any:
+            args, kwargs = rebuild(arrays)
             within.add(path)
             try:
                 return module(*args, **kwargs)
             finally:
                 within.discard(path)
 
-        return linen.remat(run)(context.module, given)
+        return linen.remat(run)(context.module, arrays)
 
     return linen.intercept_methods(intercept)
 
 
-def _part(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, Any]]]:
-    """The arrays and modules among the arguments, and what puts others in their place."""
+def _split(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, Any]]]:
+    """Return the arrays and modules among the arguments, and what puts others in their place."""
 
-    def handed_over(leaf: object) -> bool:
+    def is_traced(leaf: object) -> bool:
         return isinstance(leaf, jax.Array | np.ndarray | nnx.Pytree | nnx.Variable)
 
-    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=handed_over)
-    places = [index for index, leaf in enumerate(leaves) if handed_over(leaf)]
+    leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=is_traced)
+    # the rest stays as it is: a traced `train` could not be asked for its value
+    places = [index for index, leaf in enumerate(leaves) if is_traced(leaf)]
 
-    def rebuild(given: list[Any]) -> tuple[Any, Any]:
+    def rebuild(arrays: list[Any]) -> tuple[Any, Any]:
         filled = list(leaves)
-        for place, value in zip(places, given, strict=True):
-            filled[place] = value
+        for place, array in zip(places, arrays, strict=True):
+            filled[place] = array
         return jax.tree.unflatten(structure, filled)
 
     return [leaves[place] for place in places], rebuild

@@ -9,56 +9,59 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen
 
+from multibackend_jax.model.calls import Call, mode_arguments
 from multibackend_jax.model.precision import Precision
 
 __all__ = ["held_call", "held_module", "held_variables", "is_holder"]
 
-_MODES: dict[str, Callable[[bool], bool]] = {"train": lambda train: train, "deterministic": lambda train: not train}
+_MODES = ("train", "deterministic")  # by which the calls of such objects ask for the mode
 
 
 def is_holder(candidate: object) -> bool:
-    """Whether an object holds a linen module that it runs itself; told by what it has, not by its class."""
+    """Whether an object holds a linen module that it runs itself."""
+    # not by its class, which would take an import of every library that has such objects
     module = getattr(candidate, "module", None)
     return isinstance(module, linen.Module) and callable(candidate)
 
 
 def held_module(holder: Any, precision: Precision) -> linen.Module:
-    """The module, its float32 arithmetic widened in a float64 run, which proves nothing otherwise."""
-    module, dtype = holder.module, getattr(holder.module, "dtype", None)
+    """Return the module; its float32 arithmetic is widened in a float64 run."""
+    module = holder.module
+    dtype = getattr(module, "dtype", None)
     if precision.name == "float64" and dtype is not None and jnp.dtype(dtype) == jnp.float32:
         return module.clone(dtype=jnp.float64)
     return module
 
 
 def held_variables(holder: Any) -> dict[str, Any]:
-    """The holder's initial values by collection; empty where it was told not to make any."""
+    """Return the holder's initial values by collection; nothing where it made none."""
     try:
         values = holder.params
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError):  # transformers raises ValueError with `_do_init=False`
         return {}
     if not isinstance(values, Mapping) or not values:
         return {}
     return dict(values) if "params" in values else {"params": values}
 
 
-def held_call(holder: Any, call: Callable[[Any, Any, bool], Any]) -> Callable[[Any, Any, bool], Any]:
-    """The user's call, given the holder with the bound module in the place of its own."""
+def held_call(holder: Any, call: Call) -> Call:
+    """Return the user's call, given the holder with the bound module in the place of its own."""
 
-    def called(bound: linen.Module, batch: Any, train: bool) -> Any:
+    def call_holder(bound: linen.Module, batch: Any, train: bool) -> Any:
         return call(_live(holder, bound, train), batch, train)
 
-    return called
+    return call_holder
 
 
 class _Unchanged(dict):
-    """Stands for the collections that `apply` returns: the variables of the bound module changed in place."""
+    """Stands for the collections that `apply` returns; the bound module's changed in place."""
 
 
 class _Bound:
@@ -73,7 +76,7 @@ class _Bound:
     def apply(
         self, variables: Any, *args: Any, rngs: Any = None, mutable: Any = False, method: Any = None, **kwargs: Any
     ) -> Any:
-        """As `linen.Module.apply`; randomness and mutable collections are those of the enclosing call."""
+        """Stand in for `linen.Module.apply`, with the streams and collections of the call around."""
         if callable(method):
             outputs = method(self._bound, *args, **kwargs)
         else:
@@ -82,26 +85,31 @@ class _Bound:
 
 
 def _live(holder: Any, bound: linen.Module, train: bool) -> Any:
-    """A shallow copy of the holder around a bound module, called in the mode of the moment unless told another."""
-    kind, initial = type(holder), held_variables(holder)
-    accepted = inspect.signature(kind.__call__).parameters
-    modes = {name: mode(train) for name, mode in _MODES.items() if name in accepted}
+    """Copy a holder around a bound module, called in the mode of the moment unless told another."""
+    kind = type(holder)
+    signature = inspect.signature(kind.__call__)
+    modes = mode_arguments(tuple(name for name in _MODES if name in signature.parameters), train)
+    variables = held_variables(holder)
+    stateful = set(variables) - {"params"}
+    # what the user's code reads of `params` has the structure that it had, with or without collections
+    params = variables if stateful else variables.get("params", {})
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = inspect.signature(kind.__call__).bind_partial(self, *args, **kwargs).arguments
-        outputs = kind.__call__(self, *args, **kwargs, **{n: mode for n, mode in modes.items() if n not in given})
+        arguments = signature.bind_partial(self, *args, **kwargs).arguments
+        missing = {name: mode for name, mode in modes.items() if name not in arguments}
+        outputs = kind.__call__(self, *args, **kwargs, **missing)
         if isinstance(outputs, tuple) and len(outputs) == 2 and isinstance(outputs[1], _Unchanged):
             return outputs[0]
         return outputs
 
-    fields = {
+    properties = {
         "__call__": call,
         "module": property(lambda self: _Bound(bound)),
-        "params": property(lambda self: initial if set(initial) - {"params"} else initial.get("params", {})),
+        "params": property(lambda self: params),
     }
     live = copy.copy(holder)
-    live.__class__ = type(kind.__name__, (kind,), fields)
+    live.__class__ = type(kind.__name__, (kind,), properties)
     dtype = getattr(bound, "dtype", None)
-    if dtype is not None and "dtype" in vars(holder):
+    if dtype is not None and "dtype" in vars(holder):  # its call makes masks and the like of this dtype
         live.dtype = jax.dtypes.canonicalize_dtype(dtype)
     return live

@@ -6,6 +6,8 @@ convolutions run this way on CPU.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 
@@ -15,6 +17,7 @@ from multibackend_jax.step.execution import (
     Bounds,
     DivisorShape,
     PlacedWindows,
+    Results,
     Steering,
     at_index,
     compilations,
@@ -35,7 +38,8 @@ class Dispatch:
     def __init__(self, functions: WindowFunctions) -> None:
         self._functions = functions
         self._dtype = np.dtype(functions.dtype)
-        self.start = jax.jit(self._start)
+        # the state is donated at the end only: it must outlive a window that is dropped
+        self.start = jax.jit(functools.partial(start_with_own_buffers, functions))
         options = functions.compiler_options
         self.micro = jax.jit(self._micro, donate_argnums=0, compiler_options=options)
         self.ragged = jax.jit(self._ragged, donate_argnums=0, static_argnames="shape", compiler_options=options)
@@ -44,8 +48,10 @@ class Dispatch:
     def compilations(self) -> int:
         return compilations(self.micro, self.ragged, self.finish)
 
-    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
-        results, steering = [], jax.device_put(Steering.pack(placed.stack, len(placed.stack), rates, self._dtype))
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Results]:
+        # to the device once, not with each micro-batch
+        steering = jax.device_put(Steering.pack(placed.stack, len(placed.stack), rates, self._dtype))
+        results = []
         for window in range(len(placed.stack)):
             state, measured = self._window(state, placed, self.start(state), steering, window)
             results.append((measured, 1))
@@ -58,7 +64,7 @@ class Dispatch:
 
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Row, int]]]:
+    ) -> tuple[TrainState, Results]:
         steering = jax.device_put(Steering.pack(placed.stack, 1, rates, self._dtype))
         state, measured = self._window(state, placed, carry, steering, 0, start)
         return state, [(measured, 1)]
@@ -66,11 +72,11 @@ class Dispatch:
     def _window(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, steering: Steering, window: int, start: int = 0
     ) -> tuple[TrainState, Row]:
-        """A window from its micro-batch `start` on."""
-        stack, count = placed.stack, int(placed.stack.counts[window])
+        """Run a window from its micro-batch `start` on, and finish it."""
+        count = int(placed.stack.counts[window])
         shape = divisor_shape(placed.fields, self._functions)
         carry = self._add(state, placed, carry, steering, window, range(start, count))
-        if placed.ragged is not None and window == len(stack) - 1:
+        if placed.ragged is not None and window == len(placed.stack) - 1:
             stamp = (state.optimizer.gradient_step, np.int32(count), np.int32(count + 1))
             carry = self.ragged(carry, state.parameters, placed.ragged, steering, stamp, shape=shape)
         return self.finish(state, carry, steering, shape=shape)
@@ -78,16 +84,14 @@ class Dispatch:
     def _add(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, steering: Steering, window: int, steps: range
     ) -> Carry:
-        """Full micro-batches of a window."""
-        size = int(placed.stack.counts[window]) + (placed.ragged is not None and window == len(placed.stack) - 1)
+        """Run full micro-batches of a window."""
+        size = placed.stack.sizes[window]
+        update = state.optimizer.gradient_step
         for step in steps:
+            # one argument rather than three, because each of a dispatch costs time
             place = np.array([window, step, size], np.int32)
-            update = state.optimizer.gradient_step
             carry = self.micro(carry, state.parameters, placed.fields, steering, place, update)
         return carry
-
-    def _start(self, state: TrainState) -> Carry:
-        return start_with_own_buffers(self._functions, state)
 
     def _micro(
         self, carry: Carry, parameters: Arrays, fields: Arrays, steering: Steering, place: jax.Array, update: jax.Array
@@ -107,9 +111,8 @@ class Dispatch:
         stamp: tuple[jax.Array, jax.Array, jax.Array],
         shape: DivisorShape,
     ) -> Carry:
-        return self._functions.accumulate(
-            parameters, carry, ragged, steering.ragged_inverse_divisors(shape), Stamp(*stamp)
-        )
+        inverse_divisors = steering.ragged_inverse_divisors(shape)
+        return self._functions.accumulate(parameters, carry, ragged, inverse_divisors, Stamp(*stamp))
 
     def _finish(
         self, state: TrainState, carry: Carry, steering: Steering, shape: DivisorShape

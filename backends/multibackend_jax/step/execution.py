@@ -27,6 +27,7 @@ __all__ = [
     "Bounds",
     "DivisorShape",
     "PlacedWindows",
+    "Results",
     "Steering",
     "WindowRunner",
     "at_index",
@@ -37,19 +38,20 @@ __all__ = [
 
 
 class DivisorShape(NamedTuple):
-    """How many divisors a window has."""
+    """How many divisors a window has: one for each full micro-batch and term of the loss."""
 
     steps: int
     terms: int
 
 
 def divisor_shape(fields: Arrays, functions: WindowFunctions) -> DivisorShape:
-    """Of a stack's fields [room, steps, ...]."""
-    return DivisorShape(next(iter(fields.values())).shape[1], functions.terms)
+    """Tell from a stack's fields, [room, steps, ...], how many divisors each of its windows has."""
+    steps = next(iter(fields.values())).shape[1]
+    return DivisorShape(steps, functions.terms)
 
 
 class Steering(NamedTuple):
-    """The small numbers that steer a dispatch, packed into two arrays because each argument of a dispatch costs time.
+    """The small numbers that steer a dispatch, in two arrays: each argument costs time.
 
     integers: int32                     floats: the run's precision
     0            index of first rate    [room, steps, terms]  1 / divisor of each full micro-batch
@@ -65,10 +67,11 @@ class Steering(NamedTuple):
         """Pack what steers the first `windows` windows of a stack."""
         room, steps = next(iter(stack.fields.values())).shape[:2]
         terms = stack.divisors.shape[-1]
-        integers = np.zeros(2 + room, np.int32)
+        integers = np.zeros(2 + room, np.int32)  # places that no window takes stay 0 and are not read
         integers[0] = rates.first
         integers[1] = windows
         integers[2 : 2 + len(stack)] = stack.counts
+        # multiplied by rather than divided by: 1 / divisor is computed once, in float64
         ragged_start = room * steps * terms
         rates_start = ragged_start + terms
         floats = np.zeros(rates_start + len(rates.values), dtype)
@@ -77,37 +80,44 @@ class Steering(NamedTuple):
         floats[rates_start:] = rates.values
         return cls(integers, floats)
 
+    @classmethod
+    def of_shape(cls, room: int, shape: DivisorShape, rates: int, dtype: np.dtype) -> Steering:
+        """Return the shapes and dtypes of what `pack` makes, for compiling without data."""
+        floats = (room * shape.steps + 1) * shape.terms + rates
+        integers = jax.ShapeDtypeStruct((2 + room,), np.dtype(np.int32))
+        return cls(integers, jax.ShapeDtypeStruct((floats,), dtype))
+
     @property
     def first(self) -> jax.Array:
-        """Update index of the first rate."""
+        """The update index of the first rate."""
         return self.integers[0]
 
     @property
     def windows(self) -> jax.Array:
-        """How many windows of the stack are to run."""
+        """The number of windows that are to run."""
         return self.integers[1]
 
     @property
     def room(self) -> int:
-        """How many windows the stack has room for."""
+        """The number of windows that the stack has room for."""
         return self.integers.shape[0] - 2
 
     def steps_of(self, window: jax.Array) -> jax.Array:
-        """How many full micro-batches a window has."""
+        """Return how many full micro-batches a window has."""
         return at_index(self.integers, window + 2)
 
     def inverse_divisors(self, window: jax.Array, step: jax.Array, shape: DivisorShape) -> jax.Array:
-        """[terms], of a full micro-batch."""
+        """Return those of a full micro-batch, [terms]."""
         start = (window * shape.steps + step) * shape.terms
         return lax.dynamic_slice(self.floats, (start,), (shape.terms,))
 
     def ragged_inverse_divisors(self, shape: DivisorShape) -> jax.Array:
-        """[terms], of the ragged micro-batch."""
+        """Return those of the ragged micro-batch, [terms]."""
         start = self.room * shape.steps * shape.terms
         return self.floats[start : start + shape.terms]
 
     def rates(self, shape: DivisorShape) -> jax.Array:
-        """Learning rates, from that of update `first` on."""
+        """Return the learning rates, from that of update `first` on."""
         return self.floats[(self.room * shape.steps + 1) * shape.terms :]
 
 
@@ -127,6 +137,10 @@ class Bounds(NamedTuple):
     stop: int
 
 
+Results = list[tuple[Row, int]]
+"""The rows of each dispatch, on the device, and how many windows they have."""
+
+
 class WindowRunner(Protocol):
     """One way to execute windows.
 
@@ -141,7 +155,7 @@ class WindowRunner(Protocol):
     name: str
     reads_fields_once: bool
 
-    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[tuple[Row, int]]]:
+    def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Results]:
         """Run the windows."""
         ...
 
@@ -151,28 +165,29 @@ class WindowRunner(Protocol):
 
     def close(
         self, state: TrainState, placed: PlacedWindows, carry: Carry, start: int, rates: Rates
-    ) -> tuple[TrainState, list[tuple[Row, int]]]:
-        """Run the rest of the first window, from micro-batch `start` on, and make its update."""
+    ) -> tuple[TrainState, Results]:
+        """Run the remaining micro-batches of the first window, from `start` on, and make its update."""
         ...
 
     def compilations(self) -> int:
-        """How many programs were compiled."""
+        """Count the programs that were compiled."""
         ...
 
 
 def at_index(array: jax.Array, *index: jax.Array) -> jax.Array:
-    """`array[index]` without the wrap-around of negative indices, which would cost a comparison for each."""
-    rest = array.shape[len(index) :]
-    start = (*index, *(np.int32(0) for _ in rest))
-    return lax.dynamic_slice(array, start, (*(1 for _ in index), *rest)).reshape(rest)
+    """Return `array[index]` without the comparison for each index that may be negative."""
+    shape = array.shape[len(index) :]
+    start = (*index, *[np.int32(0)] * len(shape))
+    sizes = (*[1] * len(index), *shape)
+    return lax.dynamic_slice(array, start, sizes).reshape(shape)
 
 
 def start_with_own_buffers(functions: WindowFunctions, state: TrainState) -> Carry:
-    """Start a carry of its own buffers: the state keeps its model state for the case that the window is dropped."""
+    """Start a carry of its own buffers: the state keeps its own in case the window is dropped."""
     copied = {"model_state": state.model_state, "loss_scale": state.loss_scale}
     return functions.start(state._replace(**jax.tree.map(jnp.copy, copied)))
 
 
 def compilations(*functions: Any) -> int:
-    """How many programs jitted functions have compiled."""
+    """Count the programs that jitted functions have compiled."""
     return sum(function._cache_size() for function in functions)

@@ -15,48 +15,54 @@ import jax.numpy as jnp
 
 from multibackend import losses, metrics
 from multibackend.errors import ConfigurationError, DataError
+from multibackend_jax.model.pure import Batch
 
 __all__ = ["metric_sum", "weighted_sum"]
 
-Batch = Mapping[str, jax.Array]
 Sums = tuple[jax.Array, jax.Array]
 
 
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """(sum of w * l, sum of w) over a micro-batch."""
+    """Return (sum of w * l, sum of w) over a micro-batch."""
     raise ConfigurationError(type(loss).__name__, ["the jax backend has no such loss; register it with weighted_sum"])
 
 
 def _reduce(values: jax.Array, weights: jax.Array | None) -> Sums:
     if weights is None:
         return values.sum(), jnp.asarray(values.size, values.dtype)
-    weights = weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)).astype(values.dtype)
+    weights = _with_trailing_axes(weights, values.ndim).astype(values.dtype)
+    # weights may be computed from the outputs; what a loss is divided by has no gradient
     weights = jax.lax.stop_gradient(jnp.broadcast_to(weights, values.shape))
     return (values * weights).sum(), weights.sum()
 
 
-def _field(loss: losses.Loss, batch: Batch) -> jax.Array | None:
+def _with_trailing_axes(array: jax.Array, ndim: int) -> jax.Array:
+    """Add axes of length 1 at the end: a weight of an example goes for all its elements."""
+    return array.reshape(array.shape + (1,) * (ndim - array.ndim))
+
+
+def _weights(loss: losses.Loss, batch: Batch) -> jax.Array | None:
     return None if loss.weights is None else batch[loss.weights]
 
 
 @weighted_sum.register
 def _(loss: losses.MeanSquaredError, outputs: jax.Array, batch: Batch) -> Sums:
-    return _reduce((outputs - batch[loss.target]) ** 2, _field(loss, batch))
+    return _reduce((outputs - batch[loss.target]) ** 2, _weights(loss, batch))
 
 
 @weighted_sum.register
 def _(loss: losses.Huber, outputs: jax.Array, batch: Batch) -> Sums:
     residual = outputs - batch[loss.target]
-    # minimum() rather than abs(): its gradient at 0 is torch's
+    # at a tie abs() and minimum() drop or halve the gradient; a selection does as torch does
     size = jnp.where(residual < 0, -residual, residual)
     clipped = jnp.where(size < loss.delta, size, loss.delta)
-    return _reduce(clipped * (size - clipped / 2), _field(loss, batch))
+    return _reduce(clipped * (size - clipped / 2), _weights(loss, batch))
 
 
 @weighted_sum.register
 def _(loss: losses.BinaryCrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
-    return _reduce(jax.nn.softplus(outputs) - batch[loss.target] * outputs, _field(loss, batch))
+    return _reduce(jax.nn.softplus(outputs) - batch[loss.target] * outputs, _weights(loss, batch))
 
 
 @weighted_sum.register
@@ -64,7 +70,8 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
     labels = batch[loss.target].astype(jnp.int32)  # in uint8 the label 156 and -100 have the same bits
     used = labels != loss.ignore_index
     index = jnp.where(used, labels, 0)
-    # -log softmax at the label, without writing the whole softmax to memory
+    # -log softmax at the label, without writing the whole softmax to memory; shifted so that exp()
+    # cannot overflow
     shifted = outputs - jax.lax.stop_gradient(outputs.max(axis=-1, keepdims=True))
     log_sum = jnp.log(jnp.exp(shifted).sum(axis=-1))
     values = log_sum - jnp.take_along_axis(shifted, index[..., None], axis=-1)[..., 0]
@@ -75,15 +82,18 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
     if loss.class_weights is not None:
         weights = weights * jnp.asarray(loss.class_weights, values.dtype)[index]
     if loss.weights is not None:
-        extra = batch[loss.weights].astype(values.dtype)
-        weights = weights * extra.reshape(extra.shape + (1,) * (weights.ndim - extra.ndim))
-    return _reduce(jnp.where(used, values, 0), weights)
+        weights = weights * _with_trailing_axes(batch[loss.weights].astype(values.dtype), weights.ndim)
+    return _reduce(jnp.where(used, values, 0), weights)  # 0, because weight 0 leaves a NaN what it is
 
 
 @weighted_sum.register
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
     result = _call(loss.function, outputs, batch)
-    values, weights = result if isinstance(result, tuple) else (result, _field(loss, batch))
+    if isinstance(result, tuple):
+        values, weights = result
+    else:
+        values = result
+        weights = _weights(loss, batch)
     if loss.per is not None:
         shape = () if loss.weights is None else batch[loss.weights].shape
         loss.check_values(jnp.shape(values), len(next(iter(batch.values()))), shape)
@@ -91,7 +101,7 @@ def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
 
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> Sums:
-    """(sum of w * value, sum of w) of a metric over a batch."""
+    """Return (sum of w * value, sum of w) of a metric over a batch."""
     if metric.shape:
         return metric.sums(jnp, outputs, batch)
     if isinstance(metric, metrics.Custom):
@@ -113,4 +123,6 @@ def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outpu
 def _checked(name: str, values: Any) -> jax.Array:
     if not isinstance(values, jax.Array):
         raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
-    return values.astype(jnp.result_type(float)) if not jnp.issubdtype(values.dtype, jnp.floating) else values
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        return values
+    return values.astype(jnp.result_type(float))

@@ -39,32 +39,38 @@ LeafRule = Callable[..., tuple[jax.Array, ...]]
 
 
 class SlotState(NamedTuple):
-    """The state of our own transformations: updates made, and per-parameter arrays by canonical slot name."""
+    """The updates made, and per-parameter arrays by canonical slot name."""
 
     count: Any
     slots: Any
 
 
 def _by_leaf(initial: Mapping[str, float], rule: Callable[[jax.Array], LeafRule]) -> optax.GradientTransformation:
-    """A transformation from `rule(count)`, which treats one parameter; `initial` has the first value of each slot."""
+    """Make a transformation of a rule for one parameter and the first value of each slot."""
 
     def init(params: Any) -> SlotState:
-        slots = {s: jax.tree.map(lambda p, v=value: jnp.full_like(p, v), params) for s, value in initial.items()}
+        slots = {}
+        for slot, value in initial.items():
+            slots[slot] = {name: jnp.full_like(parameter, value) for name, parameter in params.items()}
         return SlotState(jnp.zeros([], jnp.int32), slots)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlotState]:
         count: Any = optax.safe_increment(state.count)
-        of_leaf = rule(count)
-        results = {name: of_leaf(g, *(state.slots[slot][name] for slot in initial)) for name, g in updates.items()}
-        slots = {slot: {name: r[1 + i] for name, r in results.items()} for i, slot in enumerate(initial)}
-        return {name: r[0] for name, r in results.items()}, SlotState(count, slots)
+        of_leaf = rule(count)  # what depends on the count alone is computed here, once for all parameters
+        directions = {}
+        slots: dict[str, Any] = {slot: {} for slot in initial}
+        for name, gradient in updates.items():
+            directions[name], *new = of_leaf(gradient, *(state.slots[slot][name] for slot in initial))
+            for slot, array in zip(initial, new, strict=True):
+                slots[slot][name] = array
+        return directions, SlotState(count, slots)
 
     return optax.GradientTransformation(init, update)
 
 
 def bias_correction(beta: float, count: Any) -> jax.Array:
-    """1 - beta^count, as -expm1(count * log(beta)): the difference would lose five digits in float32 at small t."""
-    if beta == 0.0:
+    """Return 1 - beta^count; as a difference it loses five digits in float32 at small t."""
+    if beta == 0.0:  # which has no logarithm
         return jnp.ones([])
     return -jnp.expm1(_real(count) * math.log(beta))
 
@@ -81,11 +87,13 @@ def scale_by_amsgrad(spec: optimizers.Adam | optimizers.AdamW) -> optax.Gradient
     """See `multibackend.optimizers.Adam` with amsgrad=True."""
 
     def rule(count: jax.Array) -> LeafRule:
-        first, second = bias_correction(spec.beta1, count), jnp.sqrt(bias_correction(spec.beta2, count))
+        first = bias_correction(spec.beta1, count)
+        second = jnp.sqrt(bias_correction(spec.beta2, count))
 
         def leaf(g: jax.Array, m: jax.Array, v: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
-            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
-            u = jnp.maximum(u, v)
+            m = _average(spec.beta1, m, g)
+            v = _average(spec.beta2, v, g * g)
+            u = jnp.maximum(u, v)  # of averages without bias correction, as torch has it
             d = m / first.astype(m.dtype) / (jnp.sqrt(u) / second.astype(m.dtype) + spec.eps)
             return d, m, v, u
 
@@ -101,7 +109,8 @@ def scale_by_adamax(spec: optimizers.Adamax) -> optax.GradientTransformation:
         first = bias_correction(spec.beta1, count)
 
         def leaf(g: jax.Array, m: jax.Array, u: jax.Array) -> tuple[jax.Array, ...]:
-            m, u = _average(spec.beta1, m, g), jnp.maximum(spec.beta2 * u, jnp.abs(g) + spec.eps)
+            m = _average(spec.beta1, m, g)
+            u = jnp.maximum(spec.beta2 * u, jnp.abs(g) + spec.eps)  # eps inside, as torch has it
             return m / first.astype(m.dtype) / u, m, u
 
         return leaf
@@ -116,13 +125,16 @@ def scale_by_nadam(spec: optimizers.NAdam) -> optax.GradientTransformation:
         return spec.beta1 * (1 - 0.5 * jnp.exp(_real(count) * spec.momentum_decay * math.log(0.96)))
 
     def rule(count: jax.Array) -> LeafRule:
-        now, following = mu(count), mu(count + 1)
+        current = mu(count)
+        following = mu(count + 1)
         product = _momentum_product(spec, count)
-        of_gradient, of_average = (1 - now) / (1 - product), following / (1 - product * following)
+        of_gradient = (1 - current) / (1 - product)
+        of_average = following / (1 - product * following)
         second = jnp.sqrt(bias_correction(spec.beta2, count))
 
         def leaf(g: jax.Array, m: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
+            m = _average(spec.beta1, m, g)
+            v = _average(spec.beta2, v, g * g)
             n = of_gradient.astype(g.dtype) * g + of_average.astype(g.dtype) * m
             return n / (jnp.sqrt(v) / second.astype(g.dtype) + spec.eps), m, v
 
@@ -132,16 +144,19 @@ def scale_by_nadam(spec: optimizers.NAdam) -> optax.GradientTransformation:
 
 
 def _momentum_product(spec: optimizers.NAdam, count: jax.Array) -> jax.Array:
-    """mu_1 ··· mu_t = beta1^t * prod(1 - a^i / 2), a = 0.96^momentum_decay, without a loop over i.
+    """Return mu_1 ··· mu_t = beta1^t * prod(1 - a^i / 2), a = 0.96^momentum_decay, without a loop over i.
 
     log prod(1 - a^i / 2) = -sum over k of 2^-k / k * sum over i of a^(ik); the inner sum is geometric, and 60 terms of
     the outer one leave less than 1e-18.
     """
     if spec.beta1 == 0.0:
         return jnp.zeros([])
-    t, k = _real(count), jnp.arange(1, 61).astype(jnp.result_type(float))
+    t = _real(count)
+    k = jnp.arange(1, 61).astype(jnp.result_type(float))
     log_a = spec.momentum_decay * math.log(0.96)
-    inner = t if log_a == 0 else jnp.exp(k * log_a) * jnp.expm1(k * t * log_a) / jnp.expm1(k * log_a)
+    inner = t
+    if log_a != 0:
+        inner = jnp.exp(k * log_a) * jnp.expm1(k * t * log_a) / jnp.expm1(k * log_a)
     return jnp.exp(t * math.log(spec.beta1) - jnp.sum(0.5**k / k * inner))
 
 
@@ -151,15 +166,19 @@ def scale_by_radam(spec: optimizers.RAdam) -> optax.GradientTransformation:
 
     def rule(count: jax.Array) -> LeafRule:
         rho = _rectified_length(spec.beta2, count)
-        rectified = rho > 5
-        safe = jnp.where(rectified, rho, 5.0)
-        r = jnp.sqrt((safe - 4) * (safe - 2) * limit / ((limit - 4) * (limit - 2) * safe)) if limit > 5 else safe
-        first, second = bias_correction(spec.beta1, count), jnp.sqrt(bias_correction(spec.beta2, count))
+        rectified = rho > 5  # torch's bound; the paper has 4
+        safe = jnp.where(rectified, rho, 5.0)  # below, the root would be of a negative number
+        r = safe  # any value will do where the limit is so low that rho never comes to 5
+        if limit > 5:
+            r = jnp.sqrt((safe - 4) * (safe - 2) * limit / ((limit - 4) * (limit - 2) * safe))
+        first = bias_correction(spec.beta1, count)
+        second = jnp.sqrt(bias_correction(spec.beta2, count))
 
         def leaf(g: jax.Array, m: jax.Array, v: jax.Array) -> tuple[jax.Array, ...]:
-            m, v = _average(spec.beta1, m, g), _average(spec.beta2, v, g * g)
-            factor = jnp.where(rectified, (r * second).astype(g.dtype) / (jnp.sqrt(v) + spec.eps), 1.0)
-            return m / first.astype(m.dtype) * factor, m, v
+            m = _average(spec.beta1, m, g)
+            v = _average(spec.beta2, v, g * g)
+            adaptive = jnp.where(rectified, (r * second).astype(g.dtype) / (jnp.sqrt(v) + spec.eps), 1.0)
+            return m / first.astype(m.dtype) * adaptive, m, v
 
         return leaf
 
@@ -167,26 +186,29 @@ def scale_by_radam(spec: optimizers.RAdam) -> optax.GradientTransformation:
 
 
 def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
-    """rho_t = 2 / (1 - beta2) - 1 - 2 t beta2^t / (1 - beta2^t).
+    """Return rho_t = 2 / (1 - beta2) - 1 - 2 t beta2^t / (1 - beta2^t).
 
     With x = -log(beta2) and z = x t the last term is 2/x * z / expm1(z), of about the size of the first where z is
     small. There the series z / expm1(z) = 1 - z/2 + z²/12 - z⁴/720 + ... lets the large parts cancel on the host.
     """
     if beta2 == 0.0:
         return jnp.ones([])
-    t, x = _real(count), -math.log(beta2)
+    t = _real(count)
+    x = -math.log(beta2)
     z = x * t
     # -2/x * (z²/12 - z⁴/720 + ...) with z/x = t taken out, so that no large number appears
     bernoulli = (1 / 12, -1 / 720, 1 / 30240, -1 / 1209600, 1 / 47900160)
     powers = sum(b * z ** (2 * i + 1) for i, b in enumerate(bernoulli))
     series = (2 / (1 - beta2) - 1 - 2 / x) + t - 2 * t * powers
     direct = 2 / (1 - beta2) - 1 - 2 * t / jnp.expm1(jnp.maximum(z, 0.5))
+    # at z = 0.5 the first power that the series leaves out is 1e-13
     return jnp.where(z < 0.5, series, direct)
 
 
 def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
     """See `multibackend.optimizers.Lion`; without its weight decay."""
 
+    # optax's adds the two products of an average in the other order: other last bits of m (jax 0.10)
     def leaf(g: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.sign(_average(spec.beta1, m, g)), _average(spec.beta2, m, g)
 
@@ -196,20 +218,26 @@ def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
 def scale_by_rmsprop(spec: optimizers.RMSprop) -> optax.GradientTransformation:
     """See `multibackend.optimizers.RMSprop`."""
 
+    initial = {"square_avg": 0.0}
+    if spec.centered:
+        initial["grad_avg"] = 0.0
+    if spec.momentum:
+        initial["momentum_buffer"] = 0.0
+
     def leaf(g: jax.Array, *slots: jax.Array) -> tuple[jax.Array, ...]:
-        old = dict(zip(initial, slots, strict=True))
-        new = {"square_avg": _average(spec.beta2, old["square_avg"], g * g)}
+        new = dict(zip(initial, slots, strict=True))
+        new["square_avg"] = _average(spec.beta2, new["square_avg"], g * g)
         variance = new["square_avg"]
         if spec.centered:
-            new["grad_avg"] = _average(spec.beta2, old["grad_avg"], g)
+            new["grad_avg"] = _average(spec.beta2, new["grad_avg"], g)
+            # E[g²] - E[g]² rounds to less than 0 where the gradient does not change
             variance = jnp.maximum(variance - new["grad_avg"] * new["grad_avg"], 0)
         d = g / (jnp.sqrt(variance) + spec.eps)
         if spec.momentum:
-            d = new["momentum_buffer"] = spec.momentum * old["momentum_buffer"] + d
-        return d, *(new[slot] for slot in initial)
+            d = spec.momentum * new["momentum_buffer"] + d
+            new["momentum_buffer"] = d
+        return d, *new.values()
 
-    wanted = {"square_avg": True, "grad_avg": spec.centered, "momentum_buffer": bool(spec.momentum)}
-    initial = {slot: 0.0 for slot, kept in wanted.items() if kept}
     return _by_leaf(initial, lambda count: leaf)
 
 
@@ -242,69 +270,77 @@ def scale_by_muon(spec: optimizers.Muon, matrices: Mapping[str, tuple[int, ...]]
 
     def leaf(g: jax.Array, b: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         b = spec.momentum * b + g
-        d = (g + spec.momentum * b if spec.nesterov else b).reshape(shape)
-        return (_orthogonalised(d) * spec.step_size(*shape)).reshape(g.shape), b
+        d = g + spec.momentum * b if spec.nesterov else b
+        matrix = _orthogonalised(d.reshape(shape)) * spec.step_size(*shape)
+        return matrix.reshape(g.shape), b
 
     def init(params: Any) -> SlotState:
         return SlotState(jnp.zeros([], jnp.int32), {"momentum_buffer": jax.tree.map(jnp.zeros_like, params)})
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlotState]:
-        momenta = state.slots["momentum_buffer"]
-        results = {n: leaf(g, momenta[n], matrices.get(n, g.shape)) for n, g in updates.items()}
-        slots = {"momentum_buffer": {name: b for name, (_, b) in results.items()}}
+        old = state.slots["momentum_buffer"]
+        directions = {}
+        momenta = {}
+        for name, gradient in updates.items():
+            shape = matrices.get(name, gradient.shape)
+            directions[name], momenta[name] = leaf(gradient, old[name], shape)
         count: Any = optax.safe_increment(state.count)
-        return {name: d for name, (d, _) in results.items()}, SlotState(count, slots)
+        return directions, SlotState(count, {"momentum_buffer": momenta})
 
     return optax.GradientTransformation(init, update)
 
 
 def _orthogonalised(matrix: jax.Array) -> jax.Array:
-    """[rows, columns]: the iteration of `multibackend.optimizers.Muon`, on the side that has fewer rows."""
-    if matrix.shape[0] > matrix.shape[1]:
+    """Run the iteration of `multibackend.optimizers.Muon` on a matrix [rows, columns]."""
+    if matrix.shape[0] > matrix.shape[1]:  # the products of the side with fewer rows are smaller
         return _orthogonalised(matrix.T).T
     a, b, c = optimizers.Muon.coefficients
     norm = jnp.linalg.norm(matrix)
-    x = matrix / jnp.where(norm > 0, norm, 1)
+    x = matrix / jnp.where(norm > 0, norm, 1)  # a gradient of zeros stays one
     for _ in range(optimizers.Muon.iterations):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x
 
 
+NATIVE = "optax."
+"""Begins the slots of a transformation of the user's, whose state crosses over to no other backend."""
+
+
 class NativeState(NamedTuple):
-    """The state of a transformation that is none of ours."""
+    """The state of a transformation of the user's."""
 
     inner: Any
 
     def slots(self, number: int) -> dict[str, dict[str, jax.Array]]:
-        """Its arrays by place in the state, then by parameter ("" for those that belong to none)."""
-        found: dict[str, dict[str, jax.Array]] = {}
+        """Return its arrays by place in the state, then by parameter ("" for those that belong to none)."""
+        slots: dict[str, dict[str, jax.Array]] = {}
         for path, leaf in jax.tree_util.tree_flatten_with_path(self.inner)[0]:
             slot, name = _native_slot(path, number)
-            found.setdefault(slot, {})[name] = leaf
-        return found
+            slots.setdefault(slot, {})[name] = leaf
+        return slots
 
     def replaced(self, slots: Mapping[str, Mapping[str, Any]], number: int) -> NativeState:
-        """The same with other arrays."""
+        """Return the same state with other arrays."""
 
-        def taken(path: Any, leaf: jax.Array) -> jax.Array:
+        def replacement(path: Any, leaf: jax.Array) -> jax.Array:
             slot, name = _native_slot(path, number)
             return jnp.asarray(slots[slot][name], leaf.dtype)
 
-        return NativeState(jax.tree_util.tree_map_with_path(taken, self.inner))
+        return NativeState(jax.tree_util.tree_map_with_path(replacement, self.inner))
 
 
-NATIVE = "optax."  # begins the slots of a transformation that is none of ours, whose state crosses over to nowhere
-
-
-def _native_slot(path: Any, number: int) -> tuple[str, str]:
-    own = isinstance(path[-1], jax.tree_util.DictKey) if path else False
-    place = jax.tree_util.keystr(path[:-1] if own else path)
-    return f"{NATIVE}{number}{place}", str(path[-1].key) if own else ""
+def _native_slot(path: tuple[Any, ...], number: int) -> tuple[str, str]:
+    """Return the slot and the parameter of a leaf; `number` tells the transformations of a chain apart."""
+    parameter = ""
+    if path and isinstance(path[-1], jax.tree_util.DictKey):  # parameters are a dict; optax's states are tuples
+        parameter = str(path[-1].key)
+        path = path[:-1]
+    return f"{NATIVE}{number}{jax.tree_util.keystr(path)}", parameter
 
 
 def native(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """A transformation of the user's, with its state marked as such."""
+    """Mark the state of a transformation of the user's as such."""
     whole = optax.with_extra_args_support(transformation)
 
     def init(params: Any) -> NativeState:

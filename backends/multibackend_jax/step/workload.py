@@ -16,22 +16,24 @@ __all__ = ["Workload", "choose_mode", "choose_windows_per_dispatch", "measure_wo
 # new each time: 10 % for a small GPT whose window takes 100 ms.
 _WORK_PER_DISPATCH = {"cpu": 1e11, "gpu": 1e12, "tpu": 1e12}
 _MOST_WINDOWS = 1024
-_MOST_BYTES = 8 * 2**20
+_MOST_BYTES = 8 * 2**20  # of data in one dispatch
 _WINDOWS_OF_A_STREAM = 32  # whose epochs may end anywhere
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Floating-point operations of one micro-batch, forward and backward, and whether there is a convolution."""
+    """Floating-point operations of one micro-batch, and whether there is a convolution."""
 
     operations: float
     convolutions: bool
 
 
 def measure_workload(function: Any, *arguments: Any) -> Workload:
-    """The workload of a traced function; nothing is compiled or run."""
-    operations, convolutions = 0.0, False
+    """Measure a function by tracing it; nothing is compiled or run."""
+    operations = 0.0
+    convolutions = False
     for equation in _equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        # one for each number that comes out, and below those that are summed for it
         size = sum(math.prod(getattr(out.aval, "shape", ())) for out in equation.outvars)
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
@@ -45,14 +47,16 @@ def measure_workload(function: Any, *arguments: Any) -> Workload:
 
 
 def choose_mode(platform: str, workload: Workload) -> str:
-    """Convolutions must not sit in a loop on CPU; everything else gains from the scan."""
-    return "dispatch" if platform == "cpu" and workload.convolutions else "scan"
+    """Choose the execution mode; convolutions are slow in a loop on CPU (see `dispatch`)."""
+    if platform == "cpu" and workload.convolutions:
+        return "dispatch"
+    return "scan"
 
 
 def choose_windows_per_dispatch(
     platform: str, workload: Workload, *, steps: int, window_bytes: int, windows_per_epoch: int | None
 ) -> int:
-    """As many windows as keep the device busy for a while, within an epoch and a bound on memory.
+    """Choose as many windows as keep the device busy for a while, within an epoch and a bound on memory.
 
     The epoch is cut into equal parts: dispatches that are not full cost the copy that fills them up.
     """
@@ -62,14 +66,17 @@ def choose_windows_per_dispatch(
     if windows_per_epoch is None:
         return int(max(1, min(by_work, by_memory, _WINDOWS_OF_A_STREAM)))
     most = max(1, min(by_work, by_memory, windows_per_epoch, _MOST_WINDOWS))
-    return math.ceil(windows_per_epoch / math.ceil(windows_per_epoch / most))
+    dispatches = math.ceil(windows_per_epoch / most)
+    return math.ceil(windows_per_epoch / dispatches)
 
 
 def _equations(jaxpr: core.Jaxpr) -> Iterator[Any]:
+    """Yield the equations of a jaxpr and of those inside it: loops, branches, checkpoints, nested jits."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                closed = getattr(inner, "jaxpr", inner)
-                if hasattr(closed, "eqns"):
-                    yield from _equations(closed)
+            for part in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(part, core.ClosedJaxpr):
+                    yield from _equations(part.jaxpr)
+                elif isinstance(part, core.Jaxpr):
+                    yield from _equations(part)
