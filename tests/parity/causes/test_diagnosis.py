@@ -16,14 +16,15 @@ from multibackend.parity.causes.data import data_difference
 from multibackend.parity.causes.formats import narrowest, rounded
 from multibackend.parity.causes.functions import ACTIVATIONS
 from multibackend.parity.causes.gradients import gradient_difference
-from multibackend.parity.causes.laws import Difference
+from multibackend.parity.causes.formulas import Difference
 from multibackend.parity.causes.layers import arrival_causes, layer_difference
-from multibackend.parity.causes.losses import LossSide, loss_difference
+from multibackend.parity.causes.losses import RecordedLoss, loss_difference
+from multibackend.parity.causes.place import Place
+from multibackend.parity.causes.recorded_layers import RecordedLayer, Source
 from multibackend.parity.causes.relations import dropped
-from multibackend.parity.causes.sides import Side, Source
-from multibackend.parity.causes.states import StatisticsSide, statistics_difference
-from multibackend.parity.causes.updates import UpdateSide, update_difference
-from multibackend.parity.causes.words import Place, cause_of
+from multibackend.parity.causes.sentences import cause_of
+from multibackend.parity.causes.states import RecordedStatistic, statistics_difference
+from multibackend.parity.causes.update_fits import RecordedUpdates, update_difference
 from multibackend.protocol.tracing import LayerCall
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.tolerances import FORMULA
@@ -36,25 +37,25 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def side(kind: str, x: np.ndarray, y: Any, parameters: dict[str, np.ndarray], **settings: Any) -> Side:
+def side(kind: str, x: np.ndarray, y: Any, parameters: dict[str, np.ndarray], **settings: Any) -> RecordedLayer:
     """A layer called "layer" that made y of x."""
     named = {f"layer.{name}": array for name, array in parameters.items()}
     call = LayerCall("layer", 0, kind, (x,), (np.asarray(y),), leaf=True, settings=settings, parameters=tuple(named))
-    return Side("a", call, named)
+    return RecordedLayer(call, named)
 
 
 def traits(found: Difference | None) -> dict[str, tuple[Any, Any]]:
     """What differs, with both values; the proof must hold."""
     assert found is not None
     assert found.after is None or found.after <= 1e-9 * max(found.before, 1e-3)
-    return {name: (found.laws[0].traits.get(name), found.laws[1].traits.get(name)) for name in found.traits}
+    return {name: (found.formulas[0].traits.get(name), found.formulas[1].traits.get(name)) for name in found.traits}
 
 
 def arrived(sources: dict[str, np.ndarray], first: Any, second: Any) -> Difference | None:
     """The cause of two arrivals made of the same sources, the first one the latest."""
     call = LayerCall("next", 0, "Linear", (), (), leaf=True)
     held = tuple(Source(name, array) for name, array in sources.items())
-    one = Side("a", call, sources=held)
+    one = RecordedLayer(call, sources=held)
     return arrival_causes((one, one), (np.asarray(first), np.asarray(second)))
 
 
@@ -131,7 +132,7 @@ def test_linear_layers() -> None:
 
 
 def test_no_cause_is_made_up() -> None:
-    """Outputs that no law gives, equal ones, and one law on both sides explain nothing."""
+    """Outputs that no formula gives, equal ones, and one formula on both sides explain nothing."""
     weights = {"weight": RANDOM.normal(size=12), "bias": RANDOM.normal(size=12)}
     right = F.layer_norm(tensor(TEXT), (12,), *map(tensor, weights.values()))
     reference = side("LayerNorm", TEXT, right, weights)
@@ -243,9 +244,9 @@ def test_losses(options: dict[str, Any], trait: str, values: tuple[Any, Any]) ->
     labels[0, 0] = 3
     flat = tensor(TEXT).flatten(0, 1), tensor(labels).flatten()
     losses = [float(F.cross_entropy(*flat, **how)) for how in ({}, options)]
-    sides = [LossSide([TEXT], [{"label": labels}], [loss], ignored=(3,)) for loss in losses]
+    sides = [RecordedLoss([TEXT], [{"label": labels}], [loss], ignored=(3,)) for loss in losses]
     assert traits(loss_difference((sides[0], sides[1])))[trait] == values
-    assert loss_difference((sides[0], LossSide([TEXT], [{"label": labels}], [losses[0] * 1.234567]))) is None
+    assert loss_difference((sides[0], RecordedLoss([TEXT], [{"label": labels}], [losses[0] * 1.234567]))) is None
 
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str, tuple[Any, Any]]] = {
@@ -267,12 +268,12 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str, tuple[Any,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates(name: str) -> None:
-    """Against torch.optim over three updates; where both follow one law nothing is said."""
+    """Against torch.optim over three updates; where both follow one rule nothing is said."""
     kind, first, second, trait, values = OPTIMIZERS[name]
     gradients = [RANDOM.normal(size=(4, 3)) for _ in range(3)]
     start = RANDOM.normal(size=(4, 3))
 
-    def ran(options: dict[str, Any]) -> UpdateSide:
+    def ran(options: dict[str, Any]) -> RecordedUpdates:
         p = torch.nn.Parameter(tensor(start))
         optimizer = kind([p], **{"lr": 0.01, **options})
         states = [start]
@@ -281,7 +282,7 @@ def test_updates(name: str) -> None:
             optimizer.step()
             states.append(p.detach().numpy().copy())
         rates = [options.get("lr", 0.01)] * 3
-        return UpdateSide([{"p": g} for g in gradients], [{"p": state} for state in states], rates)
+        return RecordedUpdates([{"p": g} for g in gradients], [{"p": state} for state in states], rates)
 
     assert traits(update_difference((ran(first), ran(second)), "p"))[trait] == values
     assert update_difference((ran(first), ran(first)), "p") is None
@@ -296,13 +297,13 @@ def test_running_statistics() -> None:
         made[momentum] = {name: getattr(norm, name).numpy() for name in ("running_mean", "running_var")}
     last = np.moveaxis(IMAGES, 1, -1)
     mean = [
-        StatisticsSide(np.zeros(4), made[momentum]["running_mean"], images, "running_mean")
+        RecordedStatistic(np.zeros(4), made[momentum]["running_mean"], images, "running_mean")
         for momentum, images in ((0.1, IMAGES), (0.01, last))
     ]
     found = statistics_difference((mean[0], mean[1]))
     assert traits(found) == {"momentum": (0.1, 0.01)}
     biased = 0.9 + 0.1 * IMAGES.var((0, 2, 3))
-    spread = [StatisticsSide(np.ones(4), a, IMAGES, "running_var") for a in (made[0.1]["running_var"], biased)]
+    spread = [RecordedStatistic(np.ones(4), a, IMAGES, "running_var") for a in (made[0.1]["running_var"], biased)]
     assert traits(statistics_difference((spread[0], spread[1]))) == {"variance": ("unbiased", "biased")}
     calls = [
         LayerCall("bn", 0, kind, (), (), leaf=True, settings={"momentum": m}) for kind, m in (("a", 0.1), ("b", 0.99))
