@@ -84,7 +84,7 @@ def _weights(scores: Array, traits: Mapping[str, Any]) -> Array:
         return np.where(allowed, softmax(scores, axis), 0.0)
     if masked.endswith(", added"):
         return softmax(scores + np.where(allowed, 0.0, float(masked.partition(",")[0])), axis)
-    # a row that may look at nothing is -inf - -inf
+    # minus infinity or a large number in place of the score; a row that may look at nothing is -inf - -inf
     with np.errstate(invalid="ignore"):
         return softmax(np.where(allowed, scores, float(masked)), axis)
 
@@ -93,6 +93,7 @@ def _allowed(mask: str, queries: int, keys: int) -> Array | None:
     """bool [queries, keys]; None for no mask. A row without any key is NaN, as in both frameworks with -inf."""
     if mask == "none":
         return None
+    # the last query stands at the last key, as in generation with a cache
     ahead = np.arange(keys)[None, :] - np.arange(queries)[:, None] - (keys - queries)
     if mask == "anti-causal":
         return ahead >= 0
@@ -156,6 +157,7 @@ def _projection(role: str, sources: Mapping[str, Source]) -> Array | None:
 def _roles(sources: Sequence[Source], target: Array) -> Iterator[tuple[str, str, str]]:
     """Three sources of the target's size in the order of their calls, then in other orders; or thirds of one."""
     floats = [s for s in sources if s.array.dtype.kind == "f"]
+    # one layer may have projected all three at once
     fused = next((s.name for s in sources if s.array.size == 3 * target.size and s.array.ndim >= 3), None)
     if fused is not None:
         for first, second, third in itertools.permutations(range(3)):

@@ -69,6 +69,7 @@ def _same_elements(source: Shape, target: Shape) -> Iterator[Move]:
             letters = "".join("abcd"[axis] for axis in axes)
             traits: dict[str, object] = {"order of axes": f"{', '.join(map(str, sizes))} (axes {letters})"}
             yield traits, partial(_permuted, axes=(0, *axes), target=target)
+    # with more axes it is not said which one counts positions
     if source == target and 2 <= len(source) <= 3:
         for by in (1, -1):
             yield {"positions": f"shifted by {by:+d}"}, partial(_shifted, by=by)
@@ -111,6 +112,7 @@ def _reduced(x: Array, reduce: Callable[..., Array], axes: Shape | int, target: 
 
 def _poolings(source: Shape, target: Shape) -> Iterator[Move]:
     """Pooling over two axes, the channels being the second or the last; flattened in either order."""
+    # two frameworks may see one image in both layouts, and shapes rarely tell which it is
     for channels_first in (True, False):
         for kernel, stride, pads, shape in _pooled_shapes(source, channels_first):
             if math.prod(shape) != math.prod(target) or (len(target) == 4 and target != shape):

@@ -149,6 +149,7 @@ def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
     axes = tuple(range(-len(size), 0))
     if kind == "max":
         return _windows(x, size, stride, pads, fill=-np.inf).max(axes)
+    # what padding adds to a sum is 0; whether it counts is the difference between the frameworks' averages
     total = _windows(x, size, stride, pads).sum(axes)
     if kind == "average":
         return total / kernel ** len(size)
@@ -165,6 +166,7 @@ def _spatial_shapes(target: Array, partner: RecordedLayer | None) -> set[tuple[i
 
 def _images(x: Array, weight: Array) -> Iterator[tuple[bool, Array]]:
     """Whether the channels are the second axis, and x with them there; both ways where shapes do not tell."""
+    # a multiple of the weight's channels: the others belong to other groups
     if x.shape[1] % weight.shape[1] == 0:
         yield True, x
     if x.shape[-1] % weight.shape[1] == 0:

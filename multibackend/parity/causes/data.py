@@ -28,6 +28,7 @@ def data_difference(
         return None
     if len(reference) != len(other):
         return difference_in("data", "number of examples", (len(reference), len(other)), 1.0, None)
+    # how many places hold another example
     before = float(np.mean([a != b for a, b in zip(reference, other, strict=True)]))
     same_examples = sorted(reference) == sorted(other)
     after = 0.0 if same_examples else None
@@ -50,8 +51,12 @@ def _examples(batches: Sequence[Arrays]) -> list[bytes]:
     examples = []
     for batch in batches:
         fields = [_comparable(np.asarray(batch[name])) for name in sorted(batch)]
-        examples += [b"|".join(field[row].tobytes() for field in fields) for row in range(len(fields[0]))]
+        examples.extend(_bytes(fields, row) for row in range(len(fields[0])))
     return examples
+
+
+def _bytes(fields: Sequence[Array], row: int) -> bytes:
+    return b"|".join(field[row].tobytes() for field in fields)
 
 
 def _comparable(field: Array) -> Array:

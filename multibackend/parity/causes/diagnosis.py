@@ -95,6 +95,7 @@ def _sides(finding: LayerFinding, evidence: Evidence) -> tuple[RecordedLayer, Re
     sources = sources_within if inside else sources_before
     first = sources(reference_layers, index, reference.parameters)
     second = sources(other_layers, other_index, evidence.bridge.parameters.to_reference(other.parameters))
+    # fed with the reference's arrays, partners returned the same, under two names
     names = {label(other_layers[pair.other]): label(reference_layers[pair.reference]) for pair in evidence.pairs}
     second = tuple(_as_reference(source, first, names) for source in second)
     call = reference_layers[index]

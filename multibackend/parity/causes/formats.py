@@ -22,7 +22,7 @@ def rounded(array: Array, name: str) -> Array:
     if name == "fp16":
         with np.errstate(over="ignore"):
             return x.astype(np.float16).astype(np.float64)
-    # numpy has neither bf16 nor tf32: keep that many bits of the mantissa (subnormals apart, their exponents are float32's)
+    # numpy has neither bf16 nor tf32, whose exponents are float32's: shorten the mantissa
     mantissa, exponent = np.frexp(x)
     scale = 2.0 ** FORMATS[name]
     return np.ldexp(np.rint(mantissa * scale) / scale, exponent)

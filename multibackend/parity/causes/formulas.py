@@ -18,7 +18,7 @@ import numpy as np
 from multibackend.core.arrays import Array
 from multibackend.core.differences import relative_difference
 
-__all__ = ["Difference", "Formula", "aligned", "difference_in", "distance", "explain", "noise_of"]
+__all__ = ["Difference", "Formula", "aligned", "difference_in", "distance", "explain", "least_squares", "noise_of"]
 
 # A formula adds up in another order than the framework did, which in long sums is worth hundreds of roundings.
 _ULPS = 400.0
@@ -136,6 +136,18 @@ def _layouts(shape: tuple[int, ...], array: Array) -> Iterator[Array]:
                 yield permuted.reshape(shape)
     if array.shape != shape:
         yield array.reshape(shape)
+
+
+def least_squares(matrix: Array, target: Array) -> tuple[Array, int] | None:
+    """Return the factors of the columns whose sum is nearest to a target, and the rank; None where there are none."""
+    # LAPACK writes a line to the terminal for each number that is not finite, before it fails
+    if not np.isfinite(matrix).all() or not np.isfinite(target).all():
+        return None
+    try:
+        factors, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=None)
+    except np.linalg.LinAlgError:  # the singular values do not converge
+        return None
+    return factors, int(rank)
 
 
 def explain(

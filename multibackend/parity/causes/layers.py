@@ -24,7 +24,8 @@ _EXAMPLES = 2
 def layer_difference(sides: Sides) -> Difference | None:
     """Why two layers that were given equal inputs return other outputs; None where no formula explains it."""
     sides = (_trimmed(sides[0], sides), _trimmed(sides[1], sides))
-    reference, other = sides[0].output, sides[1].output
+    reference = sides[0].output
+    other = sides[1].output
     if reference is None or other is None:
         return None
     targets = (reference, other)
@@ -55,8 +56,10 @@ def _formulas(sides: Sides) -> list[tuple[list[Formula], list[Formula]]]:
 
 def arrival_causes(sides: Sides, targets: tuple[Array, Array], *, thorough: bool = True) -> Difference | None:
     """Why two arrays that should be equal are not, from what was there before them."""
+    # indices have no activations or sums, only positions and orders
     if targets[0].dtype.kind != "f" or targets[1].dtype.kind != "f":
         return relation(targets)
+    # how both were made tells more than how one follows from the other
     return (
         arrival_difference(sides, targets, thorough=thorough)
         or dropped(targets)

@@ -46,6 +46,7 @@ def linear_formulas(side: RecordedLayer) -> list[Formula]:
         slack = 0.0 if digits == "all" else ROUNDED_FACTORS
         compute = partial(_product, x, weight, added, digits, target.shape)
         formulas.append(Formula("Linear", traits, compute, slack))
+    # [c, h, w] and [h, w, c] flatten into other orders, which the weight of a converted model does not know
     if own is not None and own.shape == (target.shape[-1], x.shape[-1]):
         for order, moved in _orders(side, x):
             traits = {"weight": "its own", "bias": usual, "digits of the factors": "all", "order of inputs": order}
@@ -95,6 +96,7 @@ def _weights(side: RecordedLayer, x: Array, target: Array, own: Array | None) ->
         # a weight that fits transposed alone is how this framework stores it, and no mistake
         fitting = [weight for weight in (own, own.T) if weight.shape == shape]
         yield from zip(("its own", "its own, transposed"), fitting, strict=False)
+    # another layer's parameter fits by chance in shape, never in numbers: a tied weight where it should not be
     for name, array in side.parameters.items():
         if name in side.call.parameters or array.ndim != 2:
             continue
@@ -107,7 +109,7 @@ def embedding_formulas(side: RecordedLayer) -> list[Formula]:
     """Rows of the table: as they are, or scaled; of these indices, or of shifted ones."""
     table = side.own("weight")
     indices = next((np.asarray(array) for array in side.call.inputs if array.dtype.kind in "iu"), None)
-    if table is None or side.output is None or indices is None or table.ndim != 2:
+    if table is None or side.output is None or indices is None or table.ndim != 2 or table.size == 0:
         return []
     width = table.shape[1]
     root = math.sqrt(width)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from multibackend.parity.causes.formulas import Difference, Formula, explain
 from multibackend.parity.causes.functions import log_softmax, softplus
 
 __all__ = ["RecordedLoss", "loss_difference"]
+
+Traits = Mapping[str, Any]
 
 _SMOOTHINGS = (0.0, 0.1, 0.05, 0.2, 0.01, 0.02, 0.15, 0.3)
 _REDUCTIONS = ("mean", "sum", "mean over examples of sums")
@@ -58,50 +61,44 @@ def loss_difference(sides: tuple[RecordedLoss, RecordedLoss]) -> Difference | No
     return None
 
 
-def _each(side: RecordedLoss, formula: Callable[[Array, Arrays], float]) -> Array:
+def _each(side: RecordedLoss, formula: Callable[[Array, Arrays, Traits], float], traits: Traits) -> Array:
     """A formula on every micro-batch: an array with an entry for each."""
     pairs = zip(side.outputs, side.batches, strict=True)
-    return np.array([formula(np.asarray(output, np.float64), batch) for output, batch in pairs])
+    return np.array([formula(np.asarray(output, np.float64), batch, traits) for output, batch in pairs])
 
 
 def _cross_entropies(side: RecordedLoss) -> Iterator[Formula]:
     smoothings = dict.fromkeys([*side.smoothings, *_SMOOTHINGS])
-    ignored_labels = dict.fromkeys([None, *side.ignored, -100, 0, -1])
+    # -100 is torch's label that does not count; 0 and -1 are what padding is
+    ignored_labels = dict.fromkeys(["none", *side.ignored, -100, 0, -1])
     meanings = ("logits", "logits that went through softmax", "probabilities", "log-probabilities")
     for field in _label_fields(side):
         reductions = _REDUCTIONS_OF_SEQUENCES if np.ndim(side.batches[0][field]) > 1 else _REDUCTIONS_OF_LABELS
-        choices = itertools.product(smoothings, ignored_labels, meanings, reductions)
-        for smoothing, ignored, meaning, reduction in choices:
+        for smoothing, ignored, meaning, reduction in itertools.product(
+            smoothings, ignored_labels, meanings, reductions
+        ):
             traits = {
                 "label": field,
                 "reduction": reduction,
                 "label smoothing": smoothing,
-                "ignored label": "none" if ignored is None else ignored,
+                "ignored label": ignored,
                 "outputs taken for": meaning,
             }
-            formula = partial(
-                _cross_entropy,
-                field=field,
-                smoothing=smoothing,
-                ignored=ignored,
-                meaning=meaning,
-                reduction=reduction,
-            )
-            yield Formula("cross entropy", traits, partial(_each, side, formula))
+            yield Formula("cross entropy", traits, partial(_each, side, _cross_entropy, traits))
 
 
-def _cross_entropy(
-    z: Array, batch: Arrays, *, field: str, smoothing: float, ignored: int | None, meaning: str, reduction: str
-) -> float:
-    labels = np.asarray(batch[field])
-    if z.shape[:-1] != labels.shape:
+def _cross_entropy(z: Array, batch: Arrays, traits: Traits) -> float:
+    labels = np.asarray(batch[traits["label"]])
+    if z.ndim == 0 or z.size == 0 or z.shape[:-1] != labels.shape:
         return float("nan")
-    logs = _log_probabilities(z, meaning)
+    logs = _log_probabilities(z, traits["outputs taken for"])
     inside = (labels >= 0) & (labels < z.shape[-1])
     of_labels = np.take_along_axis(logs, np.where(inside, labels, 0)[..., None], -1)[..., 0]
+    smoothing = traits["label smoothing"]
     values = -(1 - smoothing) * of_labels - smoothing * logs.mean(-1)
-    weights = inside if ignored is None else inside & (labels != ignored)
-    return _reduced(values, weights.astype(np.float64), reduction)
+    ignored = traits["ignored label"]
+    weights = inside if ignored == "none" else inside & (labels != ignored)
+    return _reduced(values, weights.astype(np.float64), traits["reduction"])
 
 
 def _log_probabilities(z: Array, meaning: str) -> Array:
@@ -135,33 +132,33 @@ def _regressions(side: RecordedLoss) -> Iterator[Formula]:
     errors = ("squared", "half squared", "absolute", "Huber 1")
     for field, error, reduction in itertools.product(_target_fields(side), errors, _REDUCTIONS):
         traits = {"target": field, "reduction": reduction, "error": error}
-        formula = partial(_regression, field=field, error=error, reduction=reduction)
-        yield Formula("regression loss", traits, partial(_each, side, formula))
+        yield Formula("regression loss", traits, partial(_each, side, _regression, traits))
 
 
-def _regression(y: Array, batch: Arrays, *, field: str, error: str, reduction: str) -> float:
-    difference = y - np.asarray(batch[field], np.float64).reshape(y.shape)
+def _regression(y: Array, batch: Arrays, traits: Traits) -> float:
+    difference = y - np.asarray(batch[traits["target"]], np.float64).reshape(y.shape)
     size = np.abs(difference)
     values = {
         "squared": difference**2,
         "half squared": difference**2 / 2,
         "absolute": size,
         "Huber 1": np.where(size <= 1, difference**2 / 2, size - 0.5),
-    }[error]
-    return _reduced(values, np.ones_like(values), reduction)
+    }[traits["error"]]
+    return _reduced(values, np.ones_like(values), traits["reduction"])
 
 
 def _binaries(side: RecordedLoss) -> Iterator[Formula]:
-    for field, meaning, reduction in itertools.product(_target_fields(side), ("logits", "probabilities"), _REDUCTIONS):
+    meanings = ("logits", "probabilities")
+    for field, meaning, reduction in itertools.product(_target_fields(side), meanings, _REDUCTIONS):
         traits = {"target": field, "reduction": reduction, "outputs taken for": meaning}
-        formula = partial(_binary, field=field, meaning=meaning, reduction=reduction)
-        yield Formula("binary cross entropy", traits, partial(_each, side, formula))
+        yield Formula("binary cross entropy", traits, partial(_each, side, _binary, traits))
 
 
-def _binary(z: Array, batch: Arrays, *, field: str, meaning: str, reduction: str) -> float:
-    y = np.asarray(batch[field], np.float64).reshape(z.shape)
-    logits = z if meaning == "logits" else np.log(z / (1 - z))
-    return _reduced(softplus(logits) - y * logits, np.ones_like(logits), reduction)
+def _binary(z: Array, batch: Arrays, traits: Traits) -> float:
+    y = np.asarray(batch[traits["target"]], np.float64).reshape(z.shape)
+    logits = z if traits["outputs taken for"] == "logits" else np.log(z / (1 - z))
+    # softplus(z) - y z is the entropy of sigmoid(z), and finite where sigmoid(z) is rounded to 0 or 1
+    return _reduced(softplus(logits) - y * logits, np.ones_like(logits), traits["reduction"])
 
 
 def _label_fields(side: RecordedLoss) -> list[str]:

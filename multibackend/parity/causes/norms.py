@@ -82,6 +82,7 @@ def fast_variance(sides: tuple[RecordedLayer, RecordedLayer], before: float) -> 
     The lost digits depend on the order of the sum, so that side cannot be recomputed to rounding; its variance, solved
     for from its output, is held against the bound 32 * machine epsilon * E[x²].
     """
+    # the side that follows the plain formula tells the epsilon of both
     exact = [_exact_epsilon(side) for side in sides]
     for index in (0, 1):
         x = sides[index].input
@@ -128,6 +129,7 @@ def _affines(side: RecordedLayer, x: Array) -> Iterator[_Affine]:
     bias = side.own("bias")
     weight = np.ones(()) if weight is None else weight
     bias = np.zeros(()) if bias is None else bias
+    # without a weight the last axis alone is normalised, as both frameworks do by default
     if "batch" not in side.call.kind.lower():
         count = max(weight.ndim, 1)
         if all(x.shape[x.ndim - array.ndim :] == array.shape for array in (weight, bias)):

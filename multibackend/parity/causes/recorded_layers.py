@@ -57,6 +57,7 @@ class RecordedLayer:
 
     def own(self, last: str) -> Array | None:
         """The layer's own parameter or state whose name ends in `last`, in float64."""
+        # by what the layer says is its own, which may be tied and have another layer's name
         for name in self.call.parameters:
             if name.rpartition(".")[2] == last and name in self.parameters:
                 return np.asarray(self.parameters[name], np.float64)

@@ -90,10 +90,8 @@ def _shift(first: Array, second: Array, before: float) -> Difference | None:
     if first.ndim < 2 or first.shape[1] < 3:
         return None
     for by in (1, -1, 2, -2):
-        if by > 0:
-            after = distance(first[:, :-by], second[:, by:])
-        else:
-            after = distance(first[:, -by:], second[:, :by])
+        earlier, later = (first, second) if by > 0 else (second, first)
+        after = distance(earlier[:, : -abs(by)], later[:, abs(by) :])
         if after <= noise_of(first):
             return difference_in("relation", "position", ("0", f"{by:+d}"), before, after)
     return None

@@ -26,6 +26,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 def repair_of(topic: str, trait: str, values: tuple[Any, Any], place: Place) -> str:
     """Tell what to write on the other side so that it does what the reference does, or the other way round."""
     lines = []
+    # the reference comes second: it is more often right
     for index in (1, 0):
         line = _line(topic, trait, values[1 - index], values[index], place, index)
         if line is not None:
@@ -42,6 +43,7 @@ def _line(topic: str, trait: str, value: Any, present: Any, place: Place, index:
         if setting is not None:
             return f"{call.kind}(..., {setting}={_written(trait, value, present, call.settings[setting])})"
     idioms = place.idioms[index]
+    # from the most special idiom to the most general
     for name in (f"{topic} {trait} {value}", str(value), f"{topic} {trait}"):
         if name in idioms:
             return idioms[name].replace("VALUE", shown(value))

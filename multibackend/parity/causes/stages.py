@@ -46,9 +46,13 @@ def stage_difference(divergence: Divergence, evidence: Evidence) -> Difference |
 
 def _data(divergence: Divergence, evidence: Evidence) -> Difference | None:
     del divergence
-    first, second = ([batch for batch, _ in step.micro_batches()] for step in evidence.steps)
+    reference, other = evidence.steps
     settings = (_order_settings(evidence.experiments[0]), _order_settings(evidence.experiments[1]))
-    return data_difference((first, second), settings)
+    return data_difference((_batches(reference), _batches(other)), settings)
+
+
+def _batches(step: Step) -> list[Arrays]:
+    return [batch for batch, _ in step.micro_batches()]
 
 
 def _order_settings(experiment: Experiment) -> dict[str, Any]:
@@ -59,6 +63,7 @@ def loss_term_difference(finding: LayerFinding | Divergence, evidence: Evidence)
     """Why a term of the loss differs on equal outputs."""
     if evidence.traces is None or not evidence.traces[0].outputs:
         return None
+    # the loss as a whole is explained by its first term
     terms = list(evidence.experiments[0].loss_terms)
     name = finding.name if isinstance(finding, LayerFinding) else finding.what
     term = next((term for term in terms if name in (term, f"loss/{term}")), terms[0])
@@ -79,7 +84,7 @@ def _recorded_loss(
     if spec.scale == 0 or evidence.traces is None:
         return None
     step = evidence.steps[index]
-    batches = [batch for batch, _ in step.micro_batches()]
+    batches = _batches(step)
     if len(batches) == 1:
         value = float(step.results.terms[0, list(terms).index(name)]) / spec.scale
     else:

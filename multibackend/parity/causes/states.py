@@ -35,6 +35,7 @@ class RecordedStatistic:
 
 def statistics_difference(sides: tuple[RecordedStatistic, RecordedStatistic]) -> Difference | None:
     """new = (1 - m) old + m statistic: the weight m of the new value, and the kind of variance."""
+    # an unusual momentum is read from the numbers of either side
     momenta = [*_implied_momenta(sides[0]), *_implied_momenta(sides[1]), *_MOMENTA]
     first, second = (list(_formulas(side, momenta)) for side in sides)
     return explain(first, second, (sides[0].after, sides[1].after))
@@ -58,13 +59,14 @@ def _statistics(side: RecordedStatistic) -> list[tuple[str, Array]]:
     x = np.asarray(side.inputs, np.float64)
     channels = np.size(side.after)
     statistics = []
-    for axis in dict.fromkeys([1, x.ndim - 1]):
-        if axis >= x.ndim or x.shape[axis] != channels:
+    for axis in sorted({1, x.ndim - 1} & set(range(x.ndim))):
+        if x.shape[axis] != channels or channels == 0:
             continue
         axes = tuple(index for index in range(x.ndim) if index != axis)
         if side.name == "running_mean":
             statistics.append(("", x.mean(axes)))
         else:
+            # torch stores the unbiased variance, Flax the biased one
             count = x.size // channels
             unbiased = x.var(axes) * count / max(count - 1, 1)
             statistics += [("unbiased", unbiased), ("biased", x.var(axes))]

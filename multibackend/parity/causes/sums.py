@@ -9,7 +9,7 @@ import numpy as np
 
 from multibackend.core.arrays import Array, Arrays
 from multibackend.parity.causes.chains import scales
-from multibackend.parity.causes.formulas import aligned, noise_of
+from multibackend.parity.causes.formulas import aligned, least_squares, noise_of
 from multibackend.parity.causes.recorded_layers import Source
 
 __all__ = ["Terms", "columns", "summed", "sums", "unified"]
@@ -105,10 +105,10 @@ def _fitted(matrix: Array, flat: Array, chosen: Sequence[str], shape: tuple[int,
     if len(flat) <= len(chosen) + 2:
         return None
     step = max(1, len(flat) // _MOST_ROWS)
-    try:
-        factors, _, rank, _ = np.linalg.lstsq(matrix[::step], flat[::step], rcond=None)
-    except np.linalg.LinAlgError:  # NaN or infinity in an array: its singular values do not converge
+    solution = least_squares(matrix[::step], flat[::step])
+    if solution is None:
         return None
+    factors, rank = solution
     if rank < len(chosen) or not _near(matrix[::step] @ factors, flat[::step]):
         return None
     if not _near(matrix @ factors, flat) or (np.abs(factors) < 1e-9).any():
@@ -157,5 +157,6 @@ def _hold_the_same(first: Source, second: Source) -> bool:
     moved = aligned(first.array, second.array)
     if moved is None:
         return False
+    # 1e-5: what float32 leaves after many layers, far from what two different arrays have in common
     scale = max(float(np.abs(first.array).max(initial=0)), _TINY)
     return bool(np.abs(np.asarray(first.array, np.float64) - moved).max(initial=0.0) <= 1e-5 * scale)

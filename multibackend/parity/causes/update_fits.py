@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Array, Arrays
-from multibackend.parity.causes.formulas import Difference, Formula, difference_in, distance
+from multibackend.parity.causes.formulas import Difference, Formula, difference_in, distance, least_squares
 from multibackend.parity.causes.update_rules import UpdateRule, candidate_rules, clipped, direction
 
 __all__ = ["RecordedUpdates", "clip_difference", "slot_difference", "update_difference"]
@@ -70,7 +70,7 @@ class _Fit:
 
 
 def update_difference(sides: Sides, what: str = "") -> Difference | None:
-    """The rules of the first update in which the sides move apart: over all parameters, else over the one called `what`.
+    """The rules of the first update in which the sides part: over all parameters, else over the one called `what`.
 
     Args:
         sides: from a state that both began in.
@@ -110,6 +110,7 @@ def _difference(sides: Sides, names: Sequence[str]) -> Difference | None:
     """Fit both sides' updates of some parameters; None unless the reference's rule undoes the difference."""
     reference, other = (_Update(side, names) for side in sides)
     before = distance(reference.step, other.step)
+    # the reference's rule first, then the other side's among the rules nearest to it
     rules = list(candidate_rules([side.max_grad_norm for side in sides], [side.settings for side in sides]))
     fit = _first_fit(reference, rules)
     if fit is None:
@@ -171,18 +172,18 @@ class _Update:
         # columns of one size, because a decay is small beside a rate and would be lost in the fit's rounding
         matrix = np.stack([-u, -self.before], axis=1)
         scale = np.sqrt((matrix**2).sum(0))
+        # parameters that are all 0 have no decay
         if scale[1] == 0:
             matrix = matrix[:, :1]
             scale = scale[:1]
-        try:
-            factors = np.linalg.lstsq(matrix / scale, self.step, rcond=None)[0] / scale
-        except np.linalg.LinAlgError:  # a parameter that is NaN or infinite
+        solution = least_squares(matrix / scale, self.step)
+        if solution is None:
             return None
+        factors = solution[0] / scale
         rest = np.abs(matrix @ factors - self.step).max()
         # the step is the difference of parameters, whose rounding it has
         room = 64 * _MACHINE_EPSILON * np.abs(self.after).max() + 1e-11 * np.abs(self.step).max()
-        # written so that NaN is beyond the room
-        if not rest <= room:
+        if rest > room:
             return None
         return float(factors[0]), float(factors[1]) if len(factors) > 1 else 0.0
 

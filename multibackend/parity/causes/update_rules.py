@@ -72,6 +72,7 @@ def candidate_rules(limits: Sequence[float | None], settings: Sequence[Mapping[s
         "coupled": (*_numbers(settings, "weight_decay"), *_DECAYS),
         "clip": _other_clips(known, clips),
     }
+    # thousands of rules: whoever asks stops at the first that fits
     yield from starts
     for rule, (name, values) in itertools.product(starts, changes.items()):
         yield from (_changed(rule, name, value) for value in values)
@@ -148,11 +149,10 @@ def _adaptive(gradients: Sequence[Array], rule: UpdateRule) -> Array:
     v = np.zeros_like(gradients[-1])
     for gradient in gradients:
         m = rule.beta1 * m + (1 - rule.beta1) * gradient
-        if rule.optimizer == "Adagrad":
-            v = v + gradient**2
-        else:
-            v = rule.beta2 * v + (1 - rule.beta2) * gradient**2
+        square = gradient**2
+        v = v + square if rule.optimizer == "Adagrad" else rule.beta2 * v + (1 - rule.beta2) * square
     count = len(gradients)
+    # RMSprop and Adagrad have no first moment and never correct the second
     if rule.optimizer in ("RMSprop", "Adagrad"):
         m = gradients[-1]
     elif rule.corrected:

@@ -52,8 +52,9 @@ def arrival_difference(
     second, other = _trimmed(sides[1].sources, targets[1] if moved is None else moved)
     second = unified(first, second)
     trimmed = (reference, other)
+    # partners have one name now, so what is fitted to one side can be tried on the other
     common = {source.name for source in first} & {source.name for source in second}
-    shared = [[source for source in sources if source.name in common] for sources in (first, second)]
+    shared = [_named(first, common), _named(second, common)]
     most = max(_FEWEST_FORMULAS, _MOST_WORK // max(reference.size, 1))
     for sources in (shared, [first, second]) if thorough else (shared,):
         for formulas in _topics(sources, trimmed, thorough=thorough):
@@ -62,9 +63,16 @@ def arrival_difference(
                 return replace(difference, before=before)
     # at last what only one side's arrays explain, and only as plain sums: more would be found by chance
     arrivals = _arrivals([first, second], trimmed)
-    plain = [[formula for formula in formulas if len(formula.traits) == _PLAIN] for formulas in arrivals]
-    difference = explain(plain[0], plain[1], trimmed, proven=False)
+    difference = explain(_plain(arrivals[0]), _plain(arrivals[1]), trimmed, proven=False)
     return None if difference is None else replace(difference, before=before)
+
+
+def _named(sources: Sequence[Source], names: set[str]) -> list[Source]:
+    return [source for source in sources if source.name in names]
+
+
+def _plain(formulas: Sequence[Formula]) -> list[Formula]:
+    return [formula for formula in formulas if len(formula.traits) == _PLAIN]
 
 
 def _trimmed(sources: Sequence[Source], target: Array) -> tuple[list[Source], Array]:
@@ -113,7 +121,8 @@ def _sum(terms: Terms, activation: str, arrays: Mapping[str, Array], shape: Shap
 
 def _floats(sources: Sequence[Source]) -> list[Source]:
     """What layers returned, neither indices nor parameters."""
-    return [source for source in sources if source.array.dtype.kind == "f" and source.kind != "parameter"]
+    floats = [source for source in sources if source.array.dtype.kind == "f" and source.array.size]
+    return [source for source in floats if source.kind != "parameter"]
 
 
 def _singles(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iterator[Formula]:
@@ -129,6 +138,7 @@ def _singles(sources: Sequence[Source], target: Array, *, thorough: bool) -> Ite
         yield from (_chain(source, "none", move, factor) for factor in factors[1:])
     if not thorough:
         return
+    # activations times moves times sources: only of the latest arrays, and only with the usual activations
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
         for move, activation in itertools.product(possible, _BEFORE_MOVES):
             yield _chain(source, activation, move)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from torch.nn import functional as F
 from multibackend.parity.causes.attention import DEFAULTS, attend
 from multibackend.parity.causes.convolutions import pool
 from multibackend.parity.causes.data import data_difference
+from multibackend.parity.causes.diagnosis import diagnose
 from multibackend.parity.causes.formats import narrowest, rounded
+from multibackend.parity.causes.formulas import Difference, Formula
 from multibackend.parity.causes.functions import ACTIVATIONS
 from multibackend.parity.causes.gradients import gradient_difference
-from multibackend.parity.causes.formulas import Difference
 from multibackend.parity.causes.layers import arrival_causes, layer_difference
 from multibackend.parity.causes.losses import RecordedLoss, loss_difference
 from multibackend.parity.causes.place import Place
@@ -25,6 +27,7 @@ from multibackend.parity.causes.relations import dropped
 from multibackend.parity.causes.sentences import cause_of
 from multibackend.parity.causes.states import RecordedStatistic, statistics_difference
 from multibackend.parity.causes.update_fits import RecordedUpdates, update_difference
+from multibackend.parity.findings import Divergence, LayerFinding
 from multibackend.protocol.tracing import LayerCall
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.tolerances import FORMULA
@@ -326,3 +329,58 @@ def test_gradients_and_data() -> None:
     assert "order" in traits(data_difference(([batch], [turned])))
     assert traits(data_difference(([batch], [turned]), ({"seed": 0}, {"seed": 1}))) == {"seed": (0, 1)}
     assert "values" in traits(data_difference(([batch], [{"x": 255 * TEXT}])))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of no elements
+@pytest.mark.parametrize("kind", ["LayerNorm", "BatchNorm2d", "Conv2d", "Linear", "Embedding", "Unheard"])
+def test_every_formula_takes_any_arrays(kind: str) -> None:
+    """Shapes that fit nothing, no elements, whole numbers, NaN: formulas do not apply then, and none of them fails."""
+    random = np.random.default_rng(len(kind))
+    shapes: list[tuple[int, ...]] = [(), (0,), (3,), (2, 3), (2, 0, 3), (1, 3, 3), (2, 3, 4, 4), (2, 3, 0, 2), (1,) * 5]
+
+    def drawn(shape: tuple[int, ...] | None = None) -> np.ndarray:
+        array = random.normal(size=shapes[random.integers(len(shapes))] if shape is None else shape)
+        odd = np.where(array > 1, np.nan, array).astype(np.float32)
+        return [array, array, array, odd, array.astype(np.int64), np.zeros_like(array)][random.integers(6)]
+
+    def layer() -> RecordedLayer:
+        x = drawn()
+        names = ("weight", "bias", "running_mean", "running_var")
+        parameters = {f"layer.{name}": drawn(x.shape[1:2] if random.integers(2) else None) for name in names}
+        call = LayerCall("layer", 0, kind, (x,), (drawn(x.shape if random.integers(2) else None),), leaf=True)
+        sources = tuple(Source(f"s{index}", drawn(), kind) for index in range(3))
+        return RecordedLayer(call, parameters, sources=(*sources, Source("w", drawn(), "parameter")))
+
+    with np.errstate(all="ignore"):
+        for _ in range(5):
+            first, second = layer(), layer()
+            layer_difference((first, second))
+            arrival_causes((first, second), (first.call.outputs[0], second.call.outputs[0]))
+            array = first.call.outputs[0]
+            for one, other in ((array, drawn(array.shape)), (array, drawn())):
+                gradient_difference("p", {"p": one}, {"p": other, "q": drawn()})
+                statistics_difference(tuple(RecordedStatistic(one, one, other, "running_var") for _ in range(2)))  # type: ignore[arg-type]
+                loss = RecordedLoss([one], [{"y": other, "label": random.integers(0, 3, one.shape[:-1])}], [1.0])
+                loss_difference((loss, RecordedLoss(loss.outputs, loss.batches, [2.0])))
+
+
+@pytest.mark.parametrize("slip", [AttributeError, TypeError, KeyError, IndexError, ZeroDivisionError])
+def test_a_slip_in_a_formula_is_raised(slip: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only shapes that do not fit, numpy's ValueError, make a formula one that does not apply."""
+
+    def slipped(*arguments: object) -> None:
+        raise slip("a slip")
+
+    with pytest.raises(slip):
+        Formula("topic", {}, slipped).value()
+    assert Formula("topic", {}, lambda: np.ones(2) + np.ones(3)).value() is None
+    evidence: Any = SimpleNamespace(backends=("torch", "jax"))
+    divergence = Divergence("data order", 1, "x", (0.0, 1.0), 1.0)
+    nothing = np.zeros(0)
+    finding = LayerFinding("loss", "loss", "loss", "", "", 1.0, None, (0.0, 1.0), nothing, nothing, None)
+    monkeypatch.setattr("multibackend.parity.causes.diagnosis.stage_difference", slipped)
+    with pytest.raises(slip):
+        diagnose(divergence, (), evidence)
+    monkeypatch.setattr("multibackend.parity.causes.diagnosis.loss_term_difference", slipped)
+    with pytest.raises(slip):
+        diagnose(divergence, (finding,), evidence)
