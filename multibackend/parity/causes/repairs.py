@@ -26,7 +26,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 def repair_of(topic: str, trait: str, values: tuple[Any, Any], place: Place) -> str:
     """Tell what to write on the other side so that it does what the reference does, or the other way round."""
     lines = []
-    # the reference comes second: it is more often right
+    # the other side first: what is compared with a reference is to become like it
     for index in (1, 0):
         line = _line(topic, trait, values[1 - index], values[index], place, index)
         if line is not None:

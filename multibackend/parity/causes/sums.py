@@ -157,6 +157,5 @@ def _hold_the_same(first: Source, second: Source) -> bool:
     moved = aligned(first.array, second.array)
     if moved is None:
         return False
-    # 1e-5: what float32 leaves after many layers, far from what two different arrays have in common
     scale = max(float(np.abs(first.array).max(initial=0)), _TINY)
     return bool(np.abs(np.asarray(first.array, np.float64) - moved).max(initial=0.0) <= 1e-5 * scale)
