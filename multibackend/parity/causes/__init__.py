@@ -1,5 +1,5 @@
 """Diagnosis: why two models part, by formulas tried on recorded numbers. Nothing here knows a framework."""
 
-from multibackend.parity.causes.causes import diagnose
+from multibackend.parity.causes.diagnosis import diagnose
 
 __all__ = ["diagnose"]

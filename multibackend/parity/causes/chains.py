@@ -5,33 +5,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.convolutions import paddings, pool
+from multibackend.parity.causes.convolutions import Pads, out_sizes, paddings, pool
 from multibackend.parity.causes.functions import ACTIVATIONS, leaky_relu
 
-__all__ = ["activated", "moves", "scales"]
+__all__ = ["Move", "activated", "moves", "scales"]
 
-Move = Callable[[Array], Array]
+Shape = tuple[int, ...]
+Move = tuple[dict[str, object], Callable[[Array], Array]]
+"""A change of an array's axes: its traits, and the function."""
 
-_WINDOWS = (
-    (2, 2),
-    (3, 2),
-    (2, 1),
-    (3, 1),
-    (3, 3),
-    (4, 4),
-    (4, 2),
-    (5, 2),
-    (5, 5),
-    (7, 7),
-)  # sizes and strides of pooling
+# Sizes and strides of pooling.
+_WINDOWS = ((2, 2), (3, 2), (2, 1), (3, 1), (3, 3), (4, 4), (4, 2), (5, 2), (5, 5), (7, 7))
+# Numbers that are no size of an array and stand before one: halves, tenths, temperatures, ...
+_NUMBERS = (2.0, 0.5, -1.0, 0.1, 10.0, 4.0, 0.25, 3.0, 1.5, 0.7, 0.8, 0.9, 1.1, 1.2, 5.0, 100.0, 0.01, 0.07)
 
 
 def activated(x: Array, name: str) -> Array:
-    """An activation of `functions.ACTIVATIONS`, by name."""
+    """An activation of `functions.ACTIVATIONS`, by name; a leaky relu of any slope."""
     with np.errstate(over="ignore", invalid="ignore"):
         if name.startswith("leaky relu "):
             return leaky_relu(x, float(name.removeprefix("leaky relu ")))
@@ -41,48 +36,48 @@ def activated(x: Array, name: str) -> Array:
 def scales(*sizes: int) -> dict[str, float]:
     """Factors that people put before an array, by name: 1, square roots of its sizes, halves, tenths, ..."""
     named = {"1": 1.0}
-    for size in dict.fromkeys(size for size in sizes if size > 1):
-        named |= {f"sqrt({size})": math.sqrt(size), f"1/sqrt({size})": 1 / math.sqrt(size)}
-        named |= {str(size): float(size), f"1/{size}": 1 / size}
-    for number in (2.0, 0.5, -1.0, 0.1, 10.0, 4.0, 0.25, 3.0, 1.5, 0.7, 0.8, 0.9, 1.1, 1.2, 5.0, 100.0, 0.01, 0.07):
+    for size in dict.fromkeys(sizes):
+        if size > 1:
+            root = math.sqrt(size)
+            named |= {f"sqrt({size})": root, f"1/sqrt({size})": 1 / root}
+            named |= {str(size): float(size), f"1/{size}": 1 / size}
+    for number in _NUMBERS:
         named.setdefault(f"{number:g}", number)
-    root = 1 / math.sqrt(2)
-    return {
-        **named,
-        "1/sqrt(2)": root,
-        "sqrt(2)": math.sqrt(2),
-        "255": 255.0,
-        "1/255": 1 / 255,
-        "20": 20.0,
-        "0.05": 0.05,
-    }
+    named |= {"1/sqrt(2)": 1 / math.sqrt(2), "sqrt(2)": math.sqrt(2)}
+    named |= {"255": 255.0, "1/255": 1 / 255, "20": 20.0, "0.05": 0.05}
+    return named
 
 
-def moves(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tuple[dict[str, object], Move]]:
+def moves(source: Shape, target: Shape) -> Iterator[Move]:
     """Changes of an array's axes from one shape to another, each with its traits, the plainest first."""
     if math.prod(source) == math.prod(target):
         yield from _same_elements(source, target)
-    yield from _reductions(source, target)
+    else:
+        yield from _reductions(source, target)
     if len(source) == 4:
         yield from _poolings(source, target)
 
 
-def _same_elements(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tuple[dict[str, object], Move]]:
-    yield {}, lambda x: x.reshape(target)
+def _same_elements(source: Shape, target: Shape) -> Iterator[Move]:
+    yield {}, partial(_permuted, axes=tuple(range(len(source))), target=target)
     if len(source) in (3, 4) and len(target) <= len(source):
-        words = "abcd"[: len(source)]
-        for axes in itertools.permutations(range(1, len(source))):
-            order = (0, *axes)
-            if order == tuple(range(len(source))):
+        # the examples stay first; the first permutation leaves all axes as they are
+        for axes in list(itertools.permutations(range(1, len(source))))[1:]:
+            sizes = [source[axis] for axis in axes]
+            if len(target) == len(source) and tuple(sizes) != target[1:]:
                 continue
-            if len(target) == len(source) and tuple(source[axis] for axis in order) != target:
-                continue
-            name = ", ".join(str(source[axis]) for axis in axes) + f" (axes {''.join(words[axis] for axis in axes)})"
-            yield {"order of axes": name}, lambda x, order=order: x.transpose(order).reshape(target)
-    if source == target and len(source) >= 2 and len(source) <= 3:
-        for shift in (1, -1):
-            yield {"positions": f"shifted by {shift:+d}"}, lambda x, shift=shift: _shifted(x, shift)
-        yield {"positions": "reversed"}, lambda x: np.flip(x, 1)
+            letters = "".join("abcd"[axis] for axis in axes)
+            traits: dict[str, object] = {"order of axes": f"{', '.join(map(str, sizes))} (axes {letters})"}
+            yield traits, partial(_permuted, axes=(0, *axes), target=target)
+    # with more axes it is not said which one counts positions
+    if source == target and 2 <= len(source) <= 3:
+        for by in (1, -1):
+            yield {"positions": f"shifted by {by:+d}"}, partial(_shifted, by=by)
+        yield {"positions": "reversed"}, partial(np.flip, axis=1)
+
+
+def _permuted(x: Array, axes: Shape, target: Shape) -> Array:
+    return x.transpose(axes).reshape(target)
 
 
 def _shifted(x: Array, by: int) -> Array:
@@ -94,72 +89,66 @@ def _shifted(x: Array, by: int) -> Array:
     return moved
 
 
-def _reductions(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tuple[dict[str, object], Move]]:
+def _reductions(source: Shape, target: Shape) -> Iterator[Move]:
+    """Means, maxima and sums over one axis or two, and the first and the last position of one."""
     for count in (1, 2):
         for axes in itertools.combinations(range(1, len(source)), count):
-            left = [size for axis, size in enumerate(source) if axis not in axes]
-            if math.prod(left) != math.prod(target) or math.prod(source) == math.prod(target):
+            rest = math.prod(size for axis, size in enumerate(source) if axis not in axes)
+            if rest != math.prod(target):
                 continue
-            of = "all positions" if len(source) != 4 or count == 2 else f"axis {axes[0]}"
-            yield {"pooling": f"mean over {of}"}, lambda x, axes=axes: x.mean(axes).reshape(target)
-            yield {"pooling": f"maximum over {of}"}, lambda x, axes=axes: x.max(axes).reshape(target)
-            yield {"pooling": f"sum over {of}"}, lambda x, axes=axes: x.sum(axes).reshape(target)
+            over = "all positions" if len(source) != 4 or count == 2 else f"axis {axes[0]}"
+            for name, reduce in (("mean", np.mean), ("maximum", np.max), ("sum", np.sum)):
+                yield {"pooling": f"{name} over {over}"}, partial(_reduced, reduce=reduce, axes=axes, target=target)
             if count == 1:
-                for word, index in (("first", 0), ("last", -1)):
-                    yield (
-                        {"pooling": f"the {word} position"},
-                        lambda x, axis=axes[0], index=index: x.take(index, axis).reshape(target),
-                    )
+                for name, index in (("first", 0), ("last", -1)):
+                    take = partial(np.take, indices=index)
+                    traits: dict[str, object] = {"pooling": f"the {name} position"}
+                    yield traits, partial(_reduced, reduce=take, axes=axes[0], target=target)
 
 
-def _poolings(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[tuple[dict[str, object], Move]]:
+def _reduced(x: Array, reduce: Callable[..., Array], axes: Shape | int, target: Shape) -> Array:
+    return reduce(x, axis=axes).reshape(target)
+
+
+def _poolings(source: Shape, target: Shape) -> Iterator[Move]:
     """Pooling over two axes, the channels being the second or the last; flattened in either order."""
-    for first in (True, False):
-        spatial, channels = (source[2:], source[1]) if first else (source[1:3], source[3])
-        for kernel, stride in _WINDOWS:
-            if kernel > min(spatial) + 1:
+    # two frameworks may see one image in both layouts, and shapes rarely tell which it is
+    for channels_first in (True, False):
+        for kernel, stride, pads, shape in _pooled_shapes(source, channels_first):
+            if math.prod(shape) != math.prod(target) or (len(target) == 4 and target != shape):
                 continue
-            for pads in paddings(spatial, (kernel, kernel), stride).values():
-                out = tuple((s + sum(p) - kernel) // stride + 1 for s, p in zip(spatial, pads, strict=True))
-                shapes = ((source[0], channels, *out), (source[0], *out, channels))
-                if min(out) < 1 or math.prod(shapes[0]) != math.prod(target) or max(map(max, pads)) >= kernel:
-                    continue
-                if len(target) == 4 and target != shapes[not first]:
-                    continue
-                for kind in (
-                    ("max", "average", "average of what is there") if any(map(any, pads)) else ("max", "average")
-                ):
-                    traits = {
-                        "pooling": "max" if kind == "max" else "average",
-                        "window": kernel,
-                        "stride": stride,
-                        "padding": pads[0] if len(set(pads)) == 1 else pads,
-                        "padding counts": "no" if kind == "average of what is there" else "yes",
-                    }
-                    yield traits, _Pooling(kernel, stride, pads, kind, first, target)
-                    if len(target) == 2:
-                        turned = "channels last" if first else "channels first"
-                        yield (
-                            {**traits, "order of axes": turned},
-                            _Pooling(kernel, stride, pads, kind, first, target, turned=True),
-                        )
+            # without padding all averages are the same
+            padded = any(before or after for before, after in pads)
+            for kind in ("max", "average", "average of what is there")[: 3 if padded else 2]:
+                traits: dict[str, object] = {
+                    "pooling": "max" if kind == "max" else "average",
+                    "window": kernel,
+                    "stride": stride,
+                    "padding": pads[0] if len(set(pads)) == 1 else pads,
+                    "padding counts": "no" if kind == "average of what is there" else "yes",
+                }
+                pooled = partial(_pooled, window=(kernel, stride, pads, kind), first=channels_first, target=target)
+                yield traits, partial(pooled, flat_first=channels_first)
+                if len(target) == 2:
+                    order = "channels last" if channels_first else "channels first"
+                    yield {**traits, "order of axes": order}, partial(pooled, flat_first=not channels_first)
 
 
-class _Pooling:
-    def __init__(
-        self,
-        kernel: int,
-        stride: int,
-        pads: tuple[tuple[int, int], ...],
-        kind: str,
-        first: bool,
-        target: tuple[int, ...],
-        *,
-        turned: bool = False,
-    ) -> None:
-        self._arguments = (kernel, stride, pads, kind)
-        self._first, self._target, self._turned = first, target, turned
+def _pooled_shapes(source: Shape, channels_first: bool) -> Iterator[tuple[int, int, Pads, Shape]]:
+    """Kernel, stride, padding and shape of what usual poolings make of an array."""
+    spatial = source[2:] if channels_first else source[1:3]
+    for kernel, stride in _WINDOWS:
+        if kernel > min(spatial) + 1:
+            continue
+        for pads in paddings(spatial, (kernel, kernel), stride).values():
+            out = out_sizes(spatial, (kernel, kernel), stride, pads)
+            # a window of nothing but padding has no maximum
+            if min(out) >= 1 and max(width for pad in pads for width in pad) < kernel:
+                shape = (source[0], source[1], *out) if channels_first else (source[0], *out, source[3])
+                yield kernel, stride, pads, shape
 
-    def __call__(self, x: Array) -> Array:
-        y = pool(x if self._first else np.moveaxis(x, -1, 1), *self._arguments)
-        return (y if self._first != self._turned else np.moveaxis(y, 1, -1)).reshape(self._target)
+
+def _pooled(x: Array, window: tuple[int, int, Pads, str], first: bool, flat_first: bool, target: Shape) -> Array:
+    """Pooling of x with its channels first or last; the axes in the order in which they are flattened then."""
+    y = pool(x if first else np.moveaxis(x, -1, 1), *window)
+    return (y if flat_first else np.moveaxis(y, 1, -1)).reshape(target)

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from multibackend.core.arrays import Array
 from multibackend.parity.causes.formats import rounded
-from multibackend.parity.causes.laws import Law
-from multibackend.parity.causes.sides import Side
+from multibackend.parity.causes.formulas import Formula
+from multibackend.parity.causes.linear import ROUNDED_FACTORS, biases_of
+from multibackend.parity.causes.recorded_layers import RecordedLayer
 
-__all__ = ["convolution_laws", "paddings", "pool", "windows_of"]
+__all__ = ["Pads", "convolution_formulas", "out_sizes", "paddings", "pool"]
 
 Pads = tuple[tuple[int, int], ...]
 
 
-def windows_of(x: Array, kernel: tuple[int, ...], stride: int, pads: Pads, dilation: int = 1, fill: float = 0) -> Array:
+def _windows(x: Array, kernel: tuple[int, ...], stride: int, pads: Pads, dilation: int = 1, fill: float = 0) -> Array:
     """The patches of x [n, c, *spatial]: [n, c, *out, *kernel]."""
     x = np.pad(x, ((0, 0), (0, 0), *pads), constant_values=fill)
-    reach = tuple(dilation * (k - 1) + 1 for k in kernel)
-    spatial = tuple(range(2, x.ndim))
-    patches = np.lib.stride_tricks.sliding_window_view(x, reach, axis=spatial)
-    steps = (slice(None), slice(None), *[slice(None, None, stride)] * len(kernel))
-    return patches[(*steps, *[slice(None, None, dilation)] * len(kernel))]
+    reach = tuple(dilation * (size - 1) + 1 for size in kernel)
+    patches = np.lib.stride_tricks.sliding_window_view(x, reach, axis=tuple(range(2, x.ndim)))
+    strides = [slice(None, None, stride)] * len(kernel)
+    dilations = [slice(None, None, dilation)] * len(kernel)
+    return patches[(slice(None), slice(None), *strides, *dilations)]
+
+
+def out_sizes(spatial: tuple[int, ...], reach: tuple[int, ...], stride: int, pads: Pads) -> tuple[int, ...]:
+    """How many windows fit along each axis.
+
+    >>> out_sizes((8, 8), (3, 3), 2, ((0, 1), (1, 1)))
+    (4, 4)
+    """
+    axes = zip(spatial, reach, pads, strict=True)
+    return tuple((size + sum(pad) - window) // stride + 1 for size, window, pad in axes)
 
 
 def paddings(spatial: tuple[int, ...], kernel: tuple[int, ...], stride: int, dilation: int = 1) -> dict[str, Pads]:
@@ -33,89 +46,101 @@ def paddings(spatial: tuple[int, ...], kernel: tuple[int, ...], stride: int, dil
     >>> paddings((8,), (3,), 2)["SAME"]
     ((0, 1),)
     """
-    named: dict[str, Pads] = {}
-    reach = [dilation * (k - 1) + 1 for k in kernel]
+    reach = [dilation * (size - 1) + 1 for size in kernel]
     same = []
-    for size, r in zip(spatial, reach, strict=True):
-        total = max((-(-size // stride) - 1) * stride + r - size, 0)
+    for size, window in zip(spatial, reach, strict=True):
+        # as TensorFlow defined SAME and JAX took it over: ceil(size / stride) windows
+        total = max((-(-size // stride) - 1) * stride + window - size, 0)
         same.append((total // 2, total - total // 2))
-    for width in range(max(reach)):
-        named[f"{width} on each side"] = tuple((width, width) for _ in spatial)
-    halves = tuple(((r - 1) // 2, (r - 1) // 2) for r in reach)
-    named.setdefault("half the kernel on each side", halves)
+    named: dict[str, Pads] = {f"{width} on each side": ((width, width),) * len(spatial) for width in range(max(reach))}
+    named.setdefault("half the kernel on each side", tuple(((r - 1) // 2, (r - 1) // 2) for r in reach))
     named["SAME"] = tuple(same)
     named["SAME, the odd row first"] = tuple((high, low) for low, high in same)
-    named["before only"] = tuple((r - 1, 0) for r in reach)
+    named["before only"] = tuple((window - 1, 0) for window in reach)
+    # what is the same padding under two names is tried once, under the first
     unique: dict[Pads, str] = {}
     for name, pads in named.items():
         unique.setdefault(pads, name)
     return {name: pads for pads, name in unique.items()}
 
 
-def convolution_laws(side: Side, partner: Side | None = None) -> list[Law]:
+@dataclass(frozen=True)
+class _Geometry:
+    """How the windows of a convolution lie."""
+
+    stride: int
+    pads: Pads
+    dilation: int
+
+
+def convolution_formulas(side: RecordedLayer, partner: RecordedLayer | None = None) -> list[Formula]:
     """y = sum over patches of w * x + b: kernel as it is, flipped, or with its two axes exchanged.
 
     Args:
         side: the layer.
         partner: whose output may have another shape, which is then tried here too.
     """
-    x, target, weight = side.input, side.output, side.own("weight")
+    x = side.input
+    target = side.output
+    weight = side.own("weight")
     if x is None or target is None or weight is None or weight.ndim < 3 or x.ndim != weight.ndim:
         return []
-    bias, found = side.own("bias"), []
-    biases = {"added": bias, "left out": None} if bias is not None else {"left out": None}
-    for first, image in _channels_first(x, weight):
-        shapes = _spatial(target, partner)
-        for stride, pads, dilation in _geometries(image.shape[2:], weight.shape[2:], shapes):
-            turns = ("as it is", "flipped", "axes exchanged") if weight.ndim == 4 else ("as it is", "flipped")
-            for turn, (way, added), digits in itertools.product(turns, biases.items(), ("all", "tf32", "bf16")):
-                if (turn != "as it is") + (way == "left out" and bias is not None) + (digits != "all") > 1:
-                    continue
+    if x.size == 0 or weight.size == 0:
+        return []
+    biases = biases_of(side)
+    usual = next(iter(biases))
+    turns = ["as it is", "flipped", "axes exchanged"][: 3 if weight.ndim == 4 else 2]
+    choices = list(itertools.product(turns, biases, ("all", "tf32", "bf16")))
+    # two of these mistakes in one layer are not looked for: the list would be three times as long
+    choices = [choice for choice in choices if _count_unusual(choice, ("as it is", usual, "all")) <= 1]
+    shapes = _spatial_shapes(target, partner)
+    formulas = []
+    for channels_first, image in _images(x, weight):
+        for geometry in _geometries(image.shape[2:], weight.shape[2:], shapes):
+            for turn, bias, digits in choices:
                 traits = {
-                    "dilation": dilation,
-                    "stride": stride,
-                    "padding": pads[0] if len(set(pads)) == 1 else pads,
+                    "dilation": geometry.dilation,
+                    "stride": geometry.stride,
+                    "padding": geometry.pads[0] if len(set(geometry.pads)) == 1 else geometry.pads,
                     "kernel": turn,
-                    "bias": way,
+                    "bias": bias,
                     "digits of the factors": digits,
                 }
-                compute = _Convolution(image, weight, added, (stride, pads, dilation), turn, digits, first)
-                found.append(Law("convolution", traits, compute, 0.0 if digits == "all" else 2**-21))
-    return found
+                compute = partial(_convolved, image, weight, biases[bias], geometry, turn, digits, channels_first)
+                slack = 0.0 if digits == "all" else ROUNDED_FACTORS
+                formulas.append(Formula("convolution", traits, compute, slack))
+    return formulas
 
 
-class _Convolution:
-    def __init__(
-        self, x: Array, w: Array, b: Array | None, how: tuple[int, Pads, int], turn: str, digits: str, first: bool
-    ) -> None:
-        self._arguments = (x, w, b, how, turn, digits, first)
+def _count_unusual(choice: tuple[str, ...], usual: tuple[str, ...]) -> int:
+    return sum(value != default for value, default in zip(choice, usual, strict=True))
 
-    def __call__(self) -> Array | None:
-        x, w, b, (stride, pads, dilation), turn, digits, first = self._arguments
-        rank = w.ndim - 2
-        if turn == "flipped":
-            w = np.flip(w, tuple(range(2, w.ndim)))
-        elif turn == "axes exchanged":
-            w = w.swapaxes(2, 3)
-        if digits != "all":
-            x, w = rounded(x, digits), rounded(w, digits)
-        groups = x.shape[1] // w.shape[1]
-        if x.shape[1] % w.shape[1] or w.shape[0] % groups:
-            return None
-        try:
-            patches = windows_of(x, w.shape[2:], stride, pads, dilation)
-        except ValueError:  # the kernel reaches beyond the padded image
-            return None
-        axes = tuple(range(2 + rank, 2 + 2 * rank))
-        parts = []
-        for group in range(groups):
-            part = patches[:, group * w.shape[1] : (group + 1) * w.shape[1]]
-            size = w.shape[0] // groups
-            kernel = w[group * size : (group + 1) * size]
-            parts.append(np.tensordot(part, kernel, ((1, *axes), tuple(range(1, w.ndim)))))
-        y = np.moveaxis(np.concatenate(parts, -1), -1, 1)
-        y = y if b is None else y + b.reshape(1, -1, *[1] * rank)
-        return y if first else np.moveaxis(y, 1, -1)
+
+def _convolved(
+    x: Array, w: Array, b: Array | None, geometry: _Geometry, turn: str, digits: str, channels_first: bool
+) -> Array | None:
+    """The convolution of x [n, c, *spatial] with w [out, in / groups, *kernel], in the layout of the side."""
+    rank = w.ndim - 2
+    if turn == "flipped":
+        w = np.flip(w, tuple(range(2, w.ndim)))
+    elif turn == "axes exchanged":
+        w = w.swapaxes(2, 3)
+    if digits != "all":
+        x = rounded(x, digits)
+        w = rounded(w, digits)
+    groups = x.shape[1] // w.shape[1]
+    if x.shape[1] % w.shape[1] or w.shape[0] % groups:
+        return None
+    # a kernel that reaches beyond the padded image is a ValueError of numpy's: the formula does not apply
+    patches = _windows(x, w.shape[2:], geometry.stride, geometry.pads, geometry.dilation)
+    kernel_axes = tuple(range(2 + rank, 2 + 2 * rank))
+    parts = []
+    for inputs, kernel in zip(np.split(patches, groups, 1), np.split(w, groups), strict=True):
+        parts.append(np.tensordot(inputs, kernel, ((1, *kernel_axes), tuple(range(1, w.ndim)))))
+    y = np.moveaxis(np.concatenate(parts, -1), -1, 1)
+    if b is not None:
+        y = y + b.reshape(1, -1, *[1] * rank)
+    return y if channels_first else np.moveaxis(y, 1, -1)
 
 
 def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
@@ -123,38 +148,35 @@ def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
     size = (kernel,) * (x.ndim - 2)
     axes = tuple(range(-len(size), 0))
     if kind == "max":
-        return windows_of(x, size, stride, pads, fill=-np.inf).max(axes)
-    total = windows_of(x, size, stride, pads).sum(axes)
+        return _windows(x, size, stride, pads, fill=-np.inf).max(axes)
+    # what padding adds to a sum is 0; whether it counts is the difference between the frameworks' averages
+    total = _windows(x, size, stride, pads).sum(axes)
     if kind == "average":
         return total / kernel ** len(size)
-    return total / windows_of(np.ones_like(x), size, stride, pads).sum(axes)
+    return total / _windows(np.ones_like(x), size, stride, pads).sum(axes)
 
 
-def _spatial(target: Array, partner: Side | None) -> set[tuple[int, ...]]:
+def _spatial_shapes(target: Array, partner: RecordedLayer | None) -> set[tuple[int, ...]]:
     """The spatial shapes that an output may have, the channels being its second axis or its last."""
-    outputs = [target, *([] if partner is None or partner.output is None else [partner.output])]
-    return {shape for output in outputs for shape in (output.shape[2:], output.shape[1:-1])}
+    shapes = {target.shape[2:], target.shape[1:-1]}
+    if partner is not None and partner.output is not None:
+        shapes |= {partner.output.shape[2:], partner.output.shape[1:-1]}
+    return shapes
 
 
-def _first(x: Array) -> Array:
-    return np.moveaxis(x, -1, 1)
-
-
-def _channels_first(x: Array, weight: Array) -> Iterator[tuple[bool, Array]]:
+def _images(x: Array, weight: Array) -> Iterator[tuple[bool, Array]]:
     """Whether the channels are the second axis, and x with them there; both ways where shapes do not tell."""
+    # a multiple of the weight's channels: the others belong to other groups
     if x.shape[1] % weight.shape[1] == 0:
         yield True, x
     if x.shape[-1] % weight.shape[1] == 0:
-        yield False, _first(x)
+        yield False, np.moveaxis(x, -1, 1)
 
 
-def _geometries(
-    spatial: tuple[int, ...], kernel: tuple[int, ...], shapes: set[tuple[int, ...]]
-) -> Iterator[tuple[int, Pads, int]]:
+def _geometries(spatial: tuple[int, ...], kernel: tuple[int, ...], shapes: set[tuple[int, ...]]) -> Iterator[_Geometry]:
     """Strides, paddings and dilations that give one of some shapes."""
     for stride, dilation in itertools.product((1, 2, 3, 4, 8, 16), (1, 2, 3)):
+        reach = tuple(dilation * (size - 1) + 1 for size in kernel)
         for pads in paddings(spatial, kernel, stride, dilation).values():
-            reach = [dilation * (k - 1) + 1 for k in kernel]
-            sizes = [(s + sum(p) - r) // stride + 1 for s, p, r in zip(spatial, pads, reach, strict=True)]
-            if tuple(sizes) in shapes:
-                yield stride, pads, dilation
+            if out_sizes(spatial, reach, stride, pads) in shapes:
+                yield _Geometry(stride, pads, dilation)

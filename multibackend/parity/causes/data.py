@@ -7,67 +7,75 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.core.arrays import Arrays
-from multibackend.parity.causes.laws import Difference, Law
+from multibackend.core.arrays import Array, Arrays
+from multibackend.parity.causes.formulas import Difference, difference_in
 
 __all__ = ["data_difference"]
 
 
 def data_difference(
-    seen: tuple[Sequence[Arrays], Sequence[Arrays]], settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+    batches: tuple[Sequence[Arrays], Sequence[Arrays]], settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
 ) -> Difference | None:
     """What tells the micro-batches of two runs apart.
 
     Args:
-        seen: of each run the fields of each micro-batch, in order.
+        batches: of each run the fields of each micro-batch, in order.
         settings: of each run what decides about the order: {"shuffle": True, "seed": 0}.
     """
-    here, there = _examples(seen[0]), _examples(seen[1])
-    if here == there:
+    reference = _examples(batches[0])
+    other = _examples(batches[1])
+    if reference == other:
         return None
-    if len(here) != len(there):
-        return _made("number of examples", (len(here), len(there)), 1.0, None)
-    before = float(np.mean([a != b for a, b in zip(here, there, strict=True)]))
-    after = 0.0 if sorted(here) == sorted(there) else None
-    for name in settings[0]:
-        if settings[0][name] != settings[1].get(name):
-            return _made(name, (settings[0][name], settings[1].get(name)), before, after)
-    if after is not None:
-        return _made("order", ("as they are", "in another order, the same ones"), before, after)
-    factor = _factor(*seen)
-    if factor is not None:
-        field, ratio, left = factor
-        return _made("values", (f"{field} as it is", f"{field} times {ratio:.6g}"), before, left)
-    common = len(set(here) & set(there))
-    return _made("order", ("as they are", f"other ones, {common} of {len(here)} in common"), before, None)
+    if len(reference) != len(other):
+        return difference_in("data", "number of examples", (len(reference), len(other)), 1.0, None)
+    # how many places hold another example
+    before = float(np.mean([a != b for a, b in zip(reference, other, strict=True)]))
+    same_examples = sorted(reference) == sorted(other)
+    after = 0.0 if same_examples else None
+    for name, value in settings[0].items():
+        if value != settings[1].get(name):
+            return difference_in("data", name, (value, settings[1].get(name)), before, after)
+    if same_examples:
+        return difference_in("data", "order", ("as they are", "in another order, the same ones"), before, after)
+    scaled = _scaled_field(batches[0][0], batches[1][0])
+    if scaled is not None:
+        field, factor, rest = scaled
+        return difference_in("data", "values", (f"{field} as it is", f"{field} times {factor:.6g}"), before, rest)
+    common = len(set(reference) & set(other))
+    described = f"other ones, {common} of {len(reference)} in common"
+    return difference_in("data", "order", ("as they are", described), before, None)
 
 
 def _examples(batches: Sequence[Arrays]) -> list[bytes]:
-    """Each example as bytes, floats as float32 so that a cast does not tell them apart."""
-    found = []
+    """Return each example as bytes."""
+    examples = []
     for batch in batches:
-        for row in range(len(next(iter(batch.values())))):
-            parts = [np.asarray(batch[name][row]) for name in sorted(batch)]
-            found.append(
-                b"|".join(
-                    (p.astype(np.float32) if p.dtype.kind == "f" else p.astype(np.int64)).tobytes() for p in parts
-                )
-            )
-    return found
+        fields = [_comparable(np.asarray(batch[name])) for name in sorted(batch)]
+        examples.extend(_bytes(fields, row) for row in range(len(fields[0])))
+    return examples
 
 
-def _factor(first: Sequence[Arrays], second: Sequence[Arrays]) -> tuple[str, float, float] | None:
-    for name, array in first[0].items():
-        one, other = np.asarray(array, np.float64), np.asarray(second[0].get(name, ()), np.float64)
-        if one.shape != other.shape or np.array_equal(one, other) or not one.any():
+def _bytes(fields: Sequence[Array], row: int) -> bytes:
+    return b"|".join(field[row].tobytes() for field in fields)
+
+
+def _comparable(field: Array) -> Array:
+    """A field in the dtypes in which both runs hold it: a cast must not tell two examples apart."""
+    return field.astype(np.float32) if field.dtype.kind == "f" else field.astype(np.int64)
+
+
+def _scaled_field(reference: Arrays, other: Arrays) -> tuple[str, float, float] | None:
+    """The field of a micro-batch that is another one's times a factor; the factor; the relative difference it leaves.
+
+    A number read as bytes instead of [0, 1], or divided twice, is off by a factor.
+    """
+    for name, array in reference.items():
+        x = np.asarray(array, np.float64)
+        y = np.asarray(other.get(name, ()), np.float64)
+        if x.shape != y.shape or np.array_equal(x, y) or not x.any():
             continue
-        ratio = float((one * other).sum() / (one * one).sum())
-        left = float(np.abs(other - ratio * one).max() / max(np.abs(other).max(), 1e-300))
-        if left < 1e-6 and ratio:
-            return name, ratio, left
+        factor = float((x * y).sum() / (x * x).sum())
+        rest = float(np.abs(y - factor * x).max() / max(np.abs(y).max(), 1e-300))
+        if rest < 1e-6 and factor:
+            return name, factor, rest
     return None
-
-
-def _made(trait: str, values: tuple[Any, Any], before: float, after: float | None) -> Difference:
-    laws = [Law("data", {trait: value}, lambda: None) for value in values]
-    return Difference((laws[0], laws[1]), (trait,), before, after)

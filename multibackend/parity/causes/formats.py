@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from multibackend.core.arrays import Array
+
 __all__ = ["FORMATS", "narrowest", "rounded", "unit_of"]
 
 FORMATS: Mapping[str, int] = {"bf16": 8, "fp16": 11, "tf32": 11, "float32": 24}
-"""Significant bits, the hidden one included. tf32 has the exponents of float32, fp16 smaller ones."""
+"""Significant bits, the hidden one included, the fewest first. tf32 has the exponents of float32, fp16 smaller ones."""
 
 
-def rounded(array: np.ndarray, name: str) -> np.ndarray:
+def rounded(array: Array, name: str) -> Array:
     """Each number rounded to the nearest (ties to even) of a format, in float64."""
     x = np.asarray(array, np.float64)
     if name == "float32":
@@ -20,6 +22,7 @@ def rounded(array: np.ndarray, name: str) -> np.ndarray:
     if name == "fp16":
         with np.errstate(over="ignore"):
             return x.astype(np.float16).astype(np.float64)
+    # numpy has neither bf16 nor tf32, whose exponents are float32's: shorten the mantissa
     mantissa, exponent = np.frexp(x)
     scale = 2.0 ** FORMATS[name]
     return np.ldexp(np.rint(mantissa * scale) / scale, exponent)
@@ -34,19 +37,18 @@ def unit_of(name: str) -> float:
     return 2.0 ** (1 - FORMATS[name])
 
 
-def narrowest(array: np.ndarray) -> str | None:
+def narrowest(array: Array) -> str | None:
     """The smallest format that holds every number of an array exactly, None where float64 is needed.
 
     Arrays of few distinct or of round numbers, and whole numbers, tell nothing: None.
     """
-    x = np.asarray(array)
-    if x.dtype.kind != "f" or x.size == 0:
+    if array.dtype.kind != "f":
         return None
-    x = np.asarray(x, np.float64)
-    x = np.unique(np.abs(x[np.isfinite(x) & (x != 0)]))
-    if x.size < 8 or np.array_equal(x, np.rint(x)):
+    x = np.asarray(array, np.float64)
+    magnitudes = np.unique(np.abs(x[np.isfinite(x) & (x != 0)]))
+    if magnitudes.size < 8 or np.array_equal(magnitudes, np.rint(magnitudes)):
         return None
-    for name in ("bf16", "fp16", "tf32", "float32"):
-        if np.array_equal(rounded(x, name), x):
+    for name in FORMATS:
+        if np.array_equal(rounded(magnitudes, name), magnitudes):
             return name
     return None

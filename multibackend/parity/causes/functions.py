@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from multibackend.core.arrays import Array
 
 __all__ = ["ACTIVATIONS", "SLOPES", "erf", "leaky_relu", "log_softmax", "sigmoid", "softmax", "softplus"]
 
-
+# numpy has no error function, and scipy is no dependency
 _erf = np.frompyfunc(math.erf, 1, 1)
 
 SLOPES = (0.01, 0.2, 0.1, 0.3, 0.05, 0.02, 0.25, 0.001)
@@ -40,8 +41,8 @@ def leaky_relu(x: Array, slope: float) -> Array:
 
 def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x) over its sum along an axis; rows of -inf give NaN, as in both frameworks."""
-    shifted = np.exp(x - x.max(axis=axis, keepdims=True))
-    return shifted / shifted.sum(axis=axis, keepdims=True)
+    exponentials = np.exp(x - x.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
 
 def log_softmax(x: Array, axis: int = -1) -> Array:
@@ -59,11 +60,14 @@ def _gelu_tanh(x: Array) -> Array:
 
 
 def _elu(x: Array) -> Array:
+    # `where` computes both branches: without the minimum, exp would overflow where x is large
     return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
 
 
 def _selu(x: Array) -> Array:
-    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+    # constants of Klambauer et al. (2017), as both frameworks have them
+    scale = 1.0507009873554804934193349852946
+    alpha = 1.6732632423543772848170429916717
     return scale * np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
@@ -89,6 +93,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "log sigmoid": lambda x: -np.logaddexp(0.0, -x),
     "softmax": softmax,
     "log softmax": log_softmax,
-    **{f"leaky relu {slope}": (lambda x, slope=slope: leaky_relu(x, slope)) for slope in SLOPES},
+    **{f"leaky relu {slope}": partial(leaky_relu, slope=slope) for slope in SLOPES},
 }
 """By name, the usual ones first; "none" leaves its input as it is."""

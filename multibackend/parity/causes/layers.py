@@ -2,107 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.convolutions import convolution_laws
-from multibackend.parity.causes.laws import Difference, Law, distance, explain
-from multibackend.parity.causes.linear import embedding_laws, linear_laws
-from multibackend.parity.causes.norms import fast_variance, norm_laws, told_epsilons
+from multibackend.parity.causes.convolutions import convolution_formulas
+from multibackend.parity.causes.formulas import Difference, Formula, distance, explain
+from multibackend.parity.causes.linear import embedding_formulas, linear_formulas
+from multibackend.parity.causes.norms import fast_variance, norm_formulas, settings_epsilons
+from multibackend.parity.causes.recorded_layers import RecordedLayer
 from multibackend.parity.causes.relations import dropped, fewer_bits, relation
-from multibackend.parity.causes.sides import Side
 from multibackend.parity.causes.wiring import arrival_difference
 
 __all__ = ["arrival_causes", "layer_difference"]
 
-Sides = tuple[Side, Side]
+Sides = tuple[RecordedLayer, RecordedLayer]
 
 _EXAMPLES = 2
 
 
 def layer_difference(sides: Sides) -> Difference | None:
-    """Why two layers that were given equal inputs return other outputs; None where no law explains it."""
-    sides = _cut(sides)
-    outputs = sides[0].output, sides[1].output
-    if outputs[0] is None or outputs[1] is None:
+    """Why two layers that were given equal inputs return other outputs; None where no formula explains it."""
+    sides = (_trimmed(sides[0], sides), _trimmed(sides[1], sides))
+    reference = sides[0].output
+    other = sides[1].output
+    if reference is None or other is None:
         return None
-    targets = (outputs[0], outputs[1])
+    targets = (reference, other)
     before = distance(*targets)
-    undone = None
-    for make in (_norms, convolution_laws, _linears, _embeddings):
-        laws = [make(*pair) for pair in (sides, sides[::-1])]
-        if not laws[0] or not laws[1]:
-            continue
-        found = explain(laws[0], laws[1], targets, before)
-        if found is not None:
-            return found
-        undone = _same_law(laws[0], laws[1], targets[0], before) if undone is None else undone
-    found = fewer_bits(targets, undone)
-    if found is None and undone is not None:
-        found = fast_variance(sides, before)
-    return found or fast_variance(sides, before) or arrival_causes(sides, targets)
+    recomputed = None
+    for first, second in _formulas(sides):
+        difference = explain(first, second, targets, before)
+        if difference is not None:
+            return difference
+        if recomputed is None:
+            recomputed = _recomputed(first, second, reference, before)
+    # a smaller format is the last thing to believe in: it also fits where a formula fits better
+    difference = fewer_bits(targets, recomputed)
+    return difference or fast_variance(sides, before) or arrival_causes(sides, targets)
+
+
+def _formulas(sides: Sides) -> list[tuple[list[Formula], list[Formula]]]:
+    """Both sides' formulas for each kind of layer that they may be, by the shapes of inputs and parameters."""
+    first, second = sides
+    pairs = [
+        (norm_formulas(first, settings_epsilons(second)), norm_formulas(second, settings_epsilons(first))),
+        (convolution_formulas(first, second), convolution_formulas(second, first)),
+        (linear_formulas(first), linear_formulas(second)),
+        (embedding_formulas(first), embedding_formulas(second)),
+    ]
+    return [pair for pair in pairs if pair[0] and pair[1]]
 
 
 def arrival_causes(sides: Sides, targets: tuple[Array, Array], *, thorough: bool = True) -> Difference | None:
     """Why two arrays that should be equal are not, from what was there before them."""
-    if targets[0].dtype.kind not in "f" or targets[1].dtype.kind not in "f":
+    # indices have no activations or sums, only positions and orders
+    if targets[0].dtype.kind != "f" or targets[1].dtype.kind != "f":
         return relation(targets)
-    attempts: tuple[Callable[[], Difference | None], ...] = (
-        lambda: arrival_difference(sides, targets, thorough=thorough),
-        lambda: dropped(targets),
-        lambda: fewer_bits(targets),
-        lambda: relation(targets),
+    # how both were made tells more than how one follows from the other
+    return (
+        arrival_difference(sides, targets, thorough=thorough)
+        or dropped(targets)
+        or fewer_bits(targets)
+        or relation(targets)
     )
-    return next((found for found in _each(attempts) if found is not None), None)
 
 
-def _cut(sides: Sides) -> Sides:
+def _trimmed(side: RecordedLayer, sides: Sides) -> RecordedLayer:
     """The first examples only, of layers that treat examples alike."""
-    if any("batch" in side.call.kind.lower() for side in sides):
-        return sides
-    arrays = [array for side in sides for array in (*side.call.inputs, *side.call.outputs)]
+    if any("batch" in other.call.kind.lower() for other in sides):
+        return side
+    arrays = [array for other in sides for array in (*other.call.inputs, *other.call.outputs)]
     counts = {len(array) if array.ndim > 1 else 0 for array in arrays}
+    # an array with another first axis, or with one axis alone, does not count examples
     if len(counts) > 1 or max(counts, default=0) <= _EXAMPLES:
-        return sides
-    first, second = (
-        replace(
-            side,
-            call=replace(
-                side.call,
-                inputs=tuple(array[:_EXAMPLES] for array in side.call.inputs),
-                outputs=tuple(array[:_EXAMPLES] for array in side.call.outputs),
-            ),
-        )
-        for side in sides
-    )
-    return first, second
+        return side
+    call = replace(side.call, inputs=_first_examples(side.call.inputs), outputs=_first_examples(side.call.outputs))
+    return replace(side, call=call)
 
 
-def _norms(side: Side, partner: Side) -> list[Law]:
-    return norm_laws(side, told_epsilons(partner))
+def _first_examples(arrays: Sequence[Array]) -> tuple[Array, ...]:
+    return tuple(array[:_EXAMPLES] for array in arrays)
 
 
-def _linears(side: Side, partner: Side) -> list[Law]:
-    del partner
-    return linear_laws(side)
-
-
-def _embeddings(side: Side, partner: Side) -> list[Law]:
-    del partner
-    return embedding_laws(side)
-
-
-def _each(attempts: tuple[Callable[[], Difference | None], ...]) -> Iterator[Difference | None]:
-    for attempt in attempts:
-        yield attempt()
-
-
-def _same_law(first: list[Law], second: list[Law], target: Array, before: float) -> Array | None:
-    """The other side recomputed by the reference's law, where the reference follows one."""
-    for law, partner in zip(first, second, strict=False):
-        if law.traits == partner.traits:
-            value = law.compute()
-            if value is not None and distance(target, value) <= 0.1 * before:
-                return partner.compute()
+def _recomputed(first: list[Formula], second: list[Formula], target: Array, before: float) -> Array | None:
+    """The other side recomputed by the reference's formula, where the reference follows one but for its digits."""
+    for formula, partner in zip(first, second, strict=False):
+        if formula.traits != partner.traits:
+            continue
+        value = formula.value()
+        if value is not None and distance(target, value) <= 0.1 * before:
+            return partner.value()
     return None

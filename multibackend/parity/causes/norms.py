@@ -4,183 +4,192 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.laws import Difference, Law, distance, noise_of
-from multibackend.parity.causes.sides import Side, setting
+from multibackend.parity.causes.formulas import Difference, Formula, difference_in, distance, noise_of
+from multibackend.parity.causes.recorded_layers import RecordedLayer, setting
 
-__all__ = ["EPSILONS", "fast_variance", "norm_laws", "told_epsilons"]
+__all__ = ["fast_variance", "norm_formulas", "settings_epsilons"]
 
-
-EPSILONS = (
-    1e-5,
-    1e-6,
-    1e-12,
-    1e-3,
-    1e-8,
-    1e-7,
-    1e-4,
-    1e-2,
-    float(np.finfo(np.float64).eps),
-    1.1920928955078125e-07,
-    0.0,
-)
-"""Usual ones: torch's, Flax's, BERT's, Keras', ..., the machine epsilons that torch's RMSNorm takes."""
+_MACHINE_EPSILON = float(np.finfo(np.float64).eps)
+# Usual ones: torch's, Flax's, BERT's, Keras', ..., the machine epsilons that torch's RMSNorm takes.
+_EPSILONS = (1e-5, 1e-6, 1e-12, 1e-3, 1e-8, 1e-7, 1e-4, 1e-2, _MACHINE_EPSILON, 1.1920928955078125e-07, 0.0)
 
 
-def norm_laws(side: Side, epsilons: Sequence[float] = ()) -> list[Law]:
+@dataclass(frozen=True)
+class _Affine:
+    """The axes over which a norm takes its statistics, with weight and bias shaped to broadcast against its input."""
+
+    axes: tuple[int, ...]
+    weight: Array
+    bias: Array
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A kind of norm: where its statistics come from, whether the mean is subtracted, and the kind of variance."""
+
+    statistics: str
+    centred: bool
+    variance: str
+
+
+def norm_formulas(side: RecordedLayer, epsilons: Sequence[float] = ()) -> list[Formula]:
     """y = w * (x - mean) / sqrt(variance + epsilon) + b, in the forms that are in use.
 
     Args:
         side: the layer; the normalised axes follow from its kind and from the shape of its weight.
         epsilons: to try before the usual ones, for example those in both sides' settings.
     """
-    x, target = side.input, side.output
-    if x is None or target is None or x.shape != target.shape:
+    x = side.input
+    target = side.output
+    if x is None or target is None or x.shape != target.shape or x.ndim == 0 or x.size == 0:
         return []
-    found: list[Law] = []
-    for axes, weight, bias in _shapes(side, x):
-        tried = dict.fromkeys([*told_epsilons(side), *epsilons, *EPSILONS])
-        for statistics, centred, variance in _forms(side):
-            moments = _moments(side, x, axes, statistics, centred, variance)
-            if moments is None:
-                continue
-            fitted = _fitted_epsilon(x, target, moments, axes, weight, bias)
-            values = dict.fromkeys([*tried, *fitted])
-            for epsilon, place in itertools.product(values, ("in the root", "outside the root")):
-                traits = {
-                    "epsilon": epsilon,
-                    "variance": variance,
-                    "mean": "subtracted" if centred else "left in",
-                    "statistics": statistics,
-                    "epsilon's place": place,
-                }
-                slack = 64 * np.finfo(np.float64).eps * np.abs(x).max() / np.sqrt(moments[1].min() + epsilon + 1e-300)
-                compute = _Normalised(x, *moments, epsilon, place, weight, bias)
-                found.append(Law("normalisation", traits, compute, float(slack), {"epsilon": epsilon}))
-    return found
+    formulas: list[Formula] = []
+    for affine, form in itertools.product(list(_affines(side, x)), _forms(side)):
+        moments = _moments(side, x, affine.axes, form)
+        if moments is None:
+            continue
+        implied = _implied_epsilon(x, target, moments, affine)
+        tried = dict.fromkeys([*settings_epsilons(side), *epsilons, *_EPSILONS, *implied])
+        for epsilon, place in itertools.product(tried, ("in the root", "outside the root")):
+            traits = {
+                "epsilon": epsilon,
+                "variance": form.variance,
+                "mean": "subtracted" if form.centred else "left in",
+                "statistics": form.statistics,
+                "epsilon's place": place,
+            }
+            # x - mean cancels: the digits that x has lost before weigh as much as x exceeds its own spread
+            slack = 64 * _MACHINE_EPSILON * np.abs(x).max() / np.sqrt(moments[1].min() + epsilon + 1e-300)
+            compute = partial(_normalised, x, *moments, epsilon, place, affine)
+            formulas.append(Formula("normalisation", traits, compute, float(slack)))
+    return formulas
 
 
-class _Normalised:
-    """The formula, kept as data so that a thousand of them cost nothing until they are tried."""
-
-    def __init__(self, x: Array, mean: Array, variance: Array, epsilon: float, place: str, w: Array, b: Array) -> None:
-        self._arguments = (x, mean, variance, epsilon, place, w, b)
-
-    def __call__(self) -> Array:
-        x, mean, variance, epsilon, place, w, b = self._arguments
-        root = np.sqrt(variance + epsilon) if place == "in the root" else np.sqrt(variance) + epsilon
-        return w * (x - mean) / root + b
+def _normalised(x: Array, mean: Array, variance: Array, epsilon: float, place: str, affine: _Affine) -> Array:
+    root = np.sqrt(variance + epsilon) if place == "in the root" else np.sqrt(variance) + epsilon
+    return affine.weight * (x - mean) / root + affine.bias
 
 
-def fast_variance(sides: tuple[Side, Side], before: float) -> Difference | None:
+def fast_variance(sides: tuple[RecordedLayer, RecordedLayer], before: float) -> Difference | None:
     """One side's variance is off by no more than E[x²] - E[x]² loses to cancellation, and the other's is not.
 
     The lost digits depend on the order of the sum, so that side cannot be recomputed to rounding; its variance, solved
     for from its output, is held against the bound 32 * machine epsilon * E[x²].
     """
+    # the side that follows the plain formula tells the epsilon of both
     exact = [_exact_epsilon(side) for side in sides]
-    for index, (side, partner) in enumerate((sides, sides[::-1])):
+    for index in (0, 1):
+        x = sides[index].input
+        output = sides[index].output
+        partner = sides[1 - index]
         epsilon = exact[1 - index]
-        if epsilon is None or exact[index] is not None or side.input is None or side.output is None:
+        if epsilon is None or exact[index] is not None or x is None or output is None or x.shape != output.shape:
             continue
-        x, partner_x = side.input, partner.input
-        (axes, weight, bias), *_ = _shapes(side, x)
-        mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
-        root = _root(side.output, x - mean, weight, bias, axes)
+        affine = next(_affines(sides[index], x), None)
+        if affine is None or partner.output is None:
+            continue
+        mean = x.mean(affine.axes, keepdims=True)
+        variance = x.var(affine.axes, keepdims=True)
+        root = _root(output, x - mean, affine)
         lost = np.abs(root**2 - epsilon - variance)
-        bound = 32 * np.finfo(np.float64).eps * (x**2).mean(axes, keepdims=True) + 1e-9 * variance
-        undone = _Normalised(x, mean, variance, epsilon, "in the root", weight, bias)()
-        after = distance(partner.output, undone) if partner.output is not None else float("inf")
-        if partner_x is not None and (lost <= bound).all() and after <= 0.1 * before:
-            laws = [
-                Law("normalisation", {"variance": text}, lambda: None) for text in ("E[(x - E[x])²]", "E[x²] - E[x]²")
-            ]
-            pair = (laws[0], laws[1]) if index == 1 else (laws[1], laws[0])
-            return Difference(pair, ("variance",), before, after)
+        bound = 32 * _MACHINE_EPSILON * (x**2).mean(affine.axes, keepdims=True) + 1e-9 * variance
+        undone = _normalised(x, mean, variance, epsilon, "in the root", affine)
+        after = distance(partner.output, undone)
+        if (lost <= bound).all() and after <= 0.1 * before:
+            kinds = ["E[(x - E[x])²]", "E[x²] - E[x]²"]
+            return difference_in("normalisation", "variance", kinds if index == 1 else kinds[::-1], before, after)
     return None
 
 
-def _exact_epsilon(side: Side) -> float | None:
-    """The epsilon with which a side follows the plain law to rounding; None where it does not."""
+def _exact_epsilon(side: RecordedLayer) -> float | None:
+    """The epsilon with which a side follows the plain formula to rounding; None where it does not."""
     target = side.output
-    for law in norm_laws(side):
-        plain = law.traits["variance"] == "biased" and law.traits["epsilon's place"] == "in the root"
-        if plain and target is not None and distance(target, law.compute()) <= max(noise_of(target), law.slack):
-            return float(law.traits["epsilon"])
+    for formula in norm_formulas(side):
+        plain = formula.traits["variance"] == "biased" and formula.traits["epsilon's place"] == "in the root"
+        if plain and target is not None and distance(target, formula.value()) <= max(noise_of(target), formula.slack):
+            return float(formula.traits["epsilon"])
     return None
 
 
-def told_epsilons(side: Side) -> list[float]:
+def settings_epsilons(side: RecordedLayer) -> list[float]:
     """The epsilon that a layer's settings name, if they do."""
-    told = setting(side.call, "eps", "variance_epsilon", "layer_norm_eps", "norm_eps")
-    return [float(told[1])] if told is not None and isinstance(told[1], int | float) else []
+    named = setting(side.call, "eps", "variance_epsilon", "layer_norm_eps", "norm_eps")
+    return [float(named[1])] if named is not None and isinstance(named[1], int | float) else []
 
 
-def _shapes(side: Side, x: Array) -> Iterator[tuple[tuple[int, ...], Array, Array]]:
-    """The normalised axes, with weight and bias shaped to broadcast against x."""
-    weight, bias = side.own("weight"), side.own("bias")
+def _affines(side: RecordedLayer, x: Array) -> Iterator[_Affine]:
+    """The axes that the layer may normalise, by its kind and by the shape of its weight."""
+    weight = side.own("weight")
+    bias = side.own("bias")
     weight = np.ones(()) if weight is None else weight
     bias = np.zeros(()) if bias is None else bias
-    if "batch" in side.call.kind.lower():
-        size = weight.size if weight.ndim else None
-        for axis in dict.fromkeys([1, x.ndim - 1]):
-            if axis < x.ndim and size in (None, x.shape[axis]):
-                wide = [1] * x.ndim
-                wide[axis] = x.shape[axis]
-                shaped = [p.reshape(wide) if p.ndim else p for p in (weight, bias)]
-                yield tuple(a for a in range(x.ndim) if a != axis), shaped[0], shaped[1]
+    # without a weight the last axis alone is normalised, as both frameworks do by default
+    if "batch" not in side.call.kind.lower():
+        count = max(weight.ndim, 1)
+        if all(x.shape[x.ndim - array.ndim :] == array.shape for array in (weight, bias)):
+            yield _Affine(tuple(range(x.ndim - count, x.ndim)), weight, bias)
         return
-    count = max(weight.ndim, 1)
-    if weight.ndim and x.shape[-count:] != weight.shape:
-        return
-    yield tuple(range(x.ndim - count, x.ndim)), weight, bias
+    for axis in dict.fromkeys([1, x.ndim - 1]):
+        if axis >= x.ndim or any(array.ndim and array.size != x.shape[axis] for array in (weight, bias)):
+            continue
+        shape = [1] * x.ndim
+        shape[axis] = x.shape[axis]
+        shaped = [array.reshape(shape) if array.ndim else array for array in (weight, bias)]
+        yield _Affine(tuple(index for index in range(x.ndim) if index != axis), *shaped)
 
 
-def _forms(side: Side) -> list[tuple[str, bool, str]]:
-    """(statistics, whether the mean is subtracted, variance), the likely ones first."""
+def _forms(side: RecordedLayer) -> list[_Form]:
+    """The forms that a layer of this class may have, the likely ones first."""
     if "batch" in side.call.kind.lower():
-        return [("of the batch", True, "biased"), ("of the batch", True, "unbiased"), ("running", True, "biased")]
-    likely = "rms" not in side.call.kind.lower()
-    return [("of the row", c, v) for c in (likely, not likely) for v in ("biased", "unbiased")]
+        return [
+            _Form("of the batch", True, "biased"),
+            _Form("of the batch", True, "unbiased"),
+            _Form("running", True, "biased"),
+        ]
+    centred = "rms" not in side.call.kind.lower()
+    choices = itertools.product((centred, not centred), ("biased", "unbiased"))
+    return [_Form("of the row", *choice) for choice in choices]
 
 
-def _moments(
-    side: Side, x: Array, axes: tuple[int, ...], statistics: str, centred: bool, variance: str
-) -> tuple[Array, Array] | None:
-    if statistics == "running":
-        mean, spread = side.own("running_mean"), side.own("running_var")
-        if mean is None or spread is None:
+def _moments(side: RecordedLayer, x: Array, axes: tuple[int, ...], form: _Form) -> tuple[Array, Array] | None:
+    """Mean and variance as a form takes them; None where it has none."""
+    if form.statistics == "running":
+        mean = side.own("running_mean")
+        variance = side.own("running_var")
+        shape = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
+        if mean is None or variance is None or mean.size != np.prod(shape) or variance.size != mean.size:
             return None
-        wide = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        return mean.reshape(wide), spread.reshape(wide)
+        return mean.reshape(shape), variance.reshape(shape)
     count = int(np.prod([x.shape[axis] for axis in axes]))
-    if variance == "unbiased" and count < 2:
+    if form.variance == "unbiased" and count < 2:
         return None
-    mean = x.mean(axes, keepdims=True) if centred else np.zeros(())
+    mean = x.mean(axes, keepdims=True) if form.centred else np.zeros(())
     square = ((x - mean) ** 2).mean(axes, keepdims=True)
-    return mean, square * (count / (count - 1) if variance == "unbiased" else 1.0)
+    return mean, square * (count / (count - 1) if form.variance == "unbiased" else 1.0)
 
 
-def _root(y: Array, centred: Array, weight: Array, bias: Array, axes: tuple[int, ...]) -> Array:
+def _root(y: Array, centred: Array, affine: _Affine) -> Array:
     """The divisor that a norm used, by least squares over the normalised axes."""
-    shown = np.asarray(y, np.float64) - bias
-    product = weight * centred
-    power = (product * shown).sum(axes, keepdims=True)
-    return (product**2).sum(axes, keepdims=True) / np.where(power == 0, np.nan, power)
+    shifted = np.asarray(y, np.float64) - affine.bias
+    product = affine.weight * centred
+    power = (product * shifted).sum(affine.axes, keepdims=True)
+    return (product**2).sum(affine.axes, keepdims=True) / np.where(power == 0, np.nan, power)
 
 
-def _fitted_epsilon(
-    x: Array, y: Array, moments: tuple[Array, Array], axes: tuple[int, ...], weight: Array, bias: Array
-) -> list[float]:
+def _implied_epsilon(x: Array, y: Array, moments: tuple[Array, Array], affine: _Affine) -> list[float]:
     """The epsilon that the output implies, where every row implies the same one and it is no rounding."""
     mean, variance = moments
     with np.errstate(all="ignore"):
-        implied = (_root(y, x - mean, weight, bias, axes) ** 2 - variance).ravel()
-    implied = implied[np.isfinite(implied)]
-    middle = float(np.median(implied)) if implied.size else 0.0
-    if middle <= 0 or np.abs(implied - middle).max() > 1e-3 * middle + 1e-9 * float(np.abs(variance).max()):
+        epsilons = (_root(y, x - mean, affine) ** 2 - variance).ravel()
+    epsilons = epsilons[np.isfinite(epsilons)]
+    middle = float(np.median(epsilons)) if epsilons.size else 0.0
+    # rows whose variance is large hold epsilon in its last digits only
+    if middle <= 0 or np.abs(epsilons - middle).max() > 1e-3 * middle + 1e-9 * float(np.abs(variance).max()):
         return []
     return [float(f"{middle:.3g}")]

@@ -9,7 +9,7 @@ import numpy as np
 from multibackend.core.arrays import Array
 from multibackend.parity.causes.chains import scales
 from multibackend.parity.causes.formats import narrowest, unit_of
-from multibackend.parity.causes.laws import Difference, Law, aligned, distance, noise_of
+from multibackend.parity.causes.formulas import Difference, aligned, difference_in, distance, noise_of
 
 __all__ = ["dropped", "fewer_bits", "relation"]
 
@@ -26,43 +26,42 @@ def fewer_bits(targets: tuple[Array, Array], undone: Array | None = None) -> Dif
         return None
     before = distance(*targets)
     for index in (0, 1):
-        small, wide = formats[index], formats[1 - index]
+        small = formats[index]
+        wide = formats[1 - index]
         if small is None or (wide is not None and unit_of(wide) >= unit_of(small)):
             continue
-        size = max(1.0, np.sqrt(targets[index].shape[-1] if targets[index].ndim else 1))
-        if before > 64 * size * unit_of(small):
+        # the errors of a sum grow with the root of its length, of which the last axis is an estimate
+        length = targets[index].shape[-1] if targets[index].ndim else 1
+        if before > 64 * max(1.0, np.sqrt(length)) * unit_of(small):
             continue
-        exact = targets[1 - index]
-        after = None if undone is None else distance(exact, undone)
-        laws = [Law("number format", {"format": name or "float64"}, lambda: None) for name in formats]
-        return Difference((laws[0], laws[1]), ("format",), before, after)
+        after = None if undone is None else distance(targets[1 - index], undone)
+        return difference_in("number format", "format", [name or "float64" for name in formats], before, after)
     return None
 
 
 def dropped(values: tuple[Array, Array]) -> Difference | None:
     """One side's array is the other's with some elements 0 and the rest divided by 1 - rate."""
-    if values[0].size != values[1].size:
-        return None
     second = aligned(*values)
     if second is None:
         return None
     before = distance(values[0], second)
     pair = (np.asarray(values[0], np.float64), np.asarray(second, np.float64))
     for index in (0, 1):
-        thin, full = pair[index], pair[1 - index]
+        thin = pair[index]
+        full = pair[1 - index]
         lost = (thin == 0) & (full != 0)
-        kept = (thin != 0) & (full != 0)
-        if not lost.any() or kept.sum() < 4 or ((full == 0) & (thin != 0)).any():
+        survivors = (thin != 0) & (full != 0)
+        # four elements tell a common factor from chance
+        if not lost.any() or survivors.sum() < 4 or ((full == 0) & (thin != 0)).any():
             continue
-        ratio = thin[kept] / full[kept]
+        ratio = thin[survivors] / full[survivors]
         factor = float(np.median(ratio))
         if np.abs(ratio - factor).max() > 1e-6 * abs(factor) or factor <= 1.0:
             continue
-        rate = 1 - 1 / factor
-        rates = [0.0, float(f"{rate:.6g}")]
-        laws = [Law("dropout", {"rate": r}, lambda: None) for r in (rates if index == 1 else rates[::-1])]
+        rate = float(f"{1 - 1 / factor:.6g}")
+        rates = (0.0, rate) if index == 1 else (rate, 0.0)
         after = distance(np.where(lost, 0, full), np.where(lost, 0, thin / factor))
-        return Difference((laws[0], laws[1]), ("rate",), before, after)
+        return difference_in("dropout", "rate", rates, before, after)
     return None
 
 
@@ -75,40 +74,39 @@ def relation(targets: tuple[Array, Array]) -> Difference | None:
         return None
     steps = np.unique(moved - first)
     if steps.size == 1 and targets[0].dtype.kind in "iu":
-        return _found("position", ("0", f"{int(steps[0]):+d}"), before, distance(first, moved - steps[0]))
-    power = float((first * moved).sum())
-    factor = float((moved * moved).sum()) and power / float((moved * moved).sum())
+        after = distance(first, moved - steps[0])
+        return difference_in("relation", "position", ("0", f"{int(steps[0]):+d}"), before, after)
+    power = float((moved * moved).sum())
+    factor = float((first * moved).sum()) / power if power else 0.0
     if factor and distance(first, factor * moved) <= noise_of(*targets):
         for name, value in scales(*first.shape[1:]).items():
             if abs(factor * value - 1) < 1e-9:
-                return _found("factor", ("1", name), before, distance(first, moved / value))
+                return difference_in("relation", "factor", ("1", name), before, distance(first, moved / value))
     return _shift(first, moved, before) or _exchanged(first, moved, before)
 
 
 def _shift(first: Array, second: Array, before: float) -> Difference | None:
+    """The second array is the first, some positions later or earlier along the second axis."""
     if first.ndim < 2 or first.shape[1] < 3:
         return None
     for by in (1, -1, 2, -2):
-        here = first[:, :-by] if by > 0 else first[:, -by:]
-        there = second[:, by:] if by > 0 else second[:, :by]
-        after = distance(here, there)
+        earlier, later = (first, second) if by > 0 else (second, first)
+        after = distance(earlier[:, : -abs(by)], later[:, abs(by) :])
         if after <= noise_of(first):
-            return _found("position", ("0", f"{by:+d}"), before, after)
+            return difference_in("relation", "position", ("0", f"{by:+d}"), before, after)
     return None
 
 
 def _exchanged(first: Array, second: Array, before: float) -> Difference | None:
-    for axes in itertools.permutations(range(first.ndim)) if first.ndim <= 4 else ():
+    """The second array is the first with its axes in another order."""
+    # an array of five axes has 120 orders: too many to try for a guess
+    if first.ndim > 4:
+        return None
+    for axes in itertools.permutations(range(first.ndim)):
         moved = second.transpose(axes)
-        if (
-            axes != tuple(range(first.ndim))
-            and moved.shape == first.shape
-            and distance(first, moved) <= noise_of(first)
-        ):
-            return _found("order of axes", ("as it is", str(axes)), before, distance(first, moved))
+        if axes == tuple(range(first.ndim)) or moved.shape != first.shape:
+            continue
+        after = distance(first, moved)
+        if after <= noise_of(first):
+            return difference_in("relation", "order of axes", ("as it is", str(axes)), before, after)
     return None
-
-
-def _found(trait: str, values: tuple[str, str], before: float, after: float) -> Difference:
-    laws = [Law("relation", {trait: value}, lambda: None) for value in values]
-    return Difference((laws[0], laws[1]), (trait,), before, after)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.laws import Difference, Law, explain
+from multibackend.parity.causes.formulas import Difference, Formula, explain
 
-__all__ = ["StatisticsSide", "statistics_difference"]
+__all__ = ["RecordedStatistic", "statistics_difference"]
 
-
+# torch's 0.1 and Flax's 0.99 first; both frameworks' ways to count, as the weight of the new value or of the old one
 _MOMENTA = (0.1, 0.01, 0.9, 0.99, 0.001, 0.03, 0.003, 0.05, 0.2, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class StatisticsSide:
+class RecordedStatistic:
     """One layer's statistic before and after one micro-batch.
 
     Attributes:
@@ -32,51 +33,55 @@ class StatisticsSide:
     name: str
 
 
-def statistics_difference(sides: tuple[StatisticsSide, StatisticsSide]) -> Difference | None:
+def statistics_difference(sides: tuple[RecordedStatistic, RecordedStatistic]) -> Difference | None:
     """new = (1 - m) old + m statistic: the weight m of the new value, and the kind of variance."""
-    momenta = dict.fromkeys([m for side in sides for m in _fitted(side)])
-    laws = [list(_laws(side, (*momenta, *_MOMENTA))) for side in sides]
-    return explain(laws[0], laws[1], (sides[0].after, sides[1].after))
+    # an unusual momentum is read from the numbers of either side
+    momenta = [*_implied_momenta(sides[0]), *_implied_momenta(sides[1]), *_MOMENTA]
+    first, second = (list(_formulas(side, momenta)) for side in sides)
+    return explain(first, second, (sides[0].after, sides[1].after))
 
 
-def _laws(side: StatisticsSide, momenta: tuple[float, ...]) -> Iterator[Law]:
-    for m in dict.fromkeys(momenta):
-        for kind, statistic in _statistics(side):
-            traits = {"momentum": m} | ({"variance": kind} if side.name == "running_var" else {})
-            yield Law("running statistics", traits, _Moved(side.before, statistic, m), arguments={"momentum": m})
+def _formulas(side: RecordedStatistic, momenta: list[float]) -> Iterator[Formula]:
+    for momentum in dict.fromkeys(momenta):
+        for variance, statistic in _statistics(side):
+            traits: dict[str, object] = {"momentum": momentum}
+            if side.name == "running_var":
+                traits["variance"] = variance
+            yield Formula("running statistics", traits, partial(_moved, side.before, statistic, momentum))
 
 
-class _Moved:
-    def __init__(self, old: Array, statistic: Array, momentum: float) -> None:
-        self._arguments = (old, statistic, momentum)
-
-    def __call__(self) -> Array:
-        old, statistic, m = self._arguments
-        return (1 - m) * np.asarray(old, np.float64) + m * statistic
+def _moved(old: Array, statistic: Array, momentum: float) -> Array:
+    return (1 - momentum) * np.asarray(old, np.float64) + momentum * statistic
 
 
-def _statistics(side: StatisticsSide) -> list[tuple[str, Array]]:
+def _statistics(side: RecordedStatistic) -> list[tuple[str, Array]]:
     """The statistic of the micro-batch, for each axis that may hold the channels and each kind of variance."""
-    x, channels, found = np.asarray(side.inputs, np.float64), np.size(side.after), []
-    count = x.size // channels
-    for axis in dict.fromkeys([1, x.ndim - 1]):
-        if axis < x.ndim and x.shape[axis] == channels:
-            axes = tuple(a for a in range(x.ndim) if a != axis)
-            if side.name == "running_mean":
-                found.append(("", x.mean(axes)))
-            else:
-                unbiased = x.var(axes) * count / max(count - 1, 1)
-                found += [("unbiased", unbiased), ("biased", x.var(axes))]
-    return found
+    x = np.asarray(side.inputs, np.float64)
+    channels = np.size(side.after)
+    statistics = []
+    for axis in sorted({1, x.ndim - 1} & set(range(x.ndim))):
+        if x.shape[axis] != channels or channels == 0:
+            continue
+        axes = tuple(index for index in range(x.ndim) if index != axis)
+        if side.name == "running_mean":
+            statistics.append(("", x.mean(axes)))
+        else:
+            # torch stores the unbiased variance, Flax the biased one
+            count = x.size // channels
+            unbiased = x.var(axes) * count / max(count - 1, 1)
+            statistics += [("unbiased", unbiased), ("biased", x.var(axes))]
+    return statistics
 
 
-def _fitted(side: StatisticsSide) -> list[float]:
+def _implied_momenta(side: RecordedStatistic) -> list[float]:
     """The weight of the new value that the numbers imply, for each kind of statistic."""
-    found = []
+    momenta = []
     for _, statistic in _statistics(side):
-        way, step = statistic - side.before, np.asarray(side.after, np.float64) - side.before
-        size = float((way**2).sum())
-        m = float((way * step).sum()) / size if size else 0.0
-        if np.abs(m * way - step).max() <= 1e-6 * max(float(np.abs(step).max()), 1e-300):
-            found.append(float(f"{m:.6g}"))
-    return found
+        way = statistic - side.before
+        step = np.asarray(side.after, np.float64) - side.before
+        power = float((way**2).sum())
+        momentum = float((way * step).sum()) / power if power else 0.0
+        rest = np.abs(momentum * way - step).max()
+        if rest <= 1e-6 * max(float(np.abs(step).max()), 1e-300):
+            momenta.append(float(f"{momentum:.6g}"))
+    return momenta

@@ -5,209 +5,219 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from multibackend.core.arrays import Array
 from multibackend.parity.causes.attention import attend, attention_traits
-from multibackend.parity.causes.chains import activated, moves, scales
+from multibackend.parity.causes.chains import Move, activated, moves, scales
+from multibackend.parity.causes.formulas import Difference, Formula, aligned, distance, explain
 from multibackend.parity.causes.functions import ACTIVATIONS, SLOPES
-from multibackend.parity.causes.laws import Difference, Law, aligned, distance, explain
-from multibackend.parity.causes.sides import Side, Source
+from multibackend.parity.causes.recorded_layers import RecordedLayer, Source
 from multibackend.parity.causes.sums import Terms, columns, summed, sums, unified
 
 __all__ = ["arrival_difference"]
 
-Both = tuple[Sequence[Source], Sequence[Source]]
+Shape = tuple[int, ...]
 
 _MOST_SOURCES = 12
 _FEW = 6
-_PLAIN = 2  # traits of a law without pooling or change of axes
+_PLAIN = 2  # traits of a formula without pooling or change of axes
 _EXAMPLES = 2
 _LARGE = 50_000  # elements of an example, of which one then must do
-_MOST_WORK, _FEWEST_LAWS = 400_000_000, 200  # elements that are computed at most for a topic, however large arrays are
+_MOST_WORK = 400_000_000  # elements that are computed at most for a topic, however large arrays are
+_FEWEST_FORMULAS = 200
 _BEFORE_MOVES = ("none", "relu", "gelu (erf)", "gelu (tanh)", "silu", "tanh", *(f"leaky relu {s}" for s in SLOPES[:4]))
 
 
 def arrival_difference(
-    sides: tuple[Side, Side], targets: tuple[Array, Array], *, thorough: bool = True
+    sides: tuple[RecordedLayer, RecordedLayer], targets: tuple[Array, Array], *, thorough: bool = True
 ) -> Difference | None:
     """How two arrays that should be equal were made of what was there before, where each way differs.
 
     Tried, in this order: single arrays and sums of two through an activation, pooling or a change of axes; a factor;
     sums of more; a product with a parameter; gates; attention. First of the arrays that both sides have, because only
-    of them the reference's law can be tried on the other side; laws are tried on the first two examples.
+    of them the reference's formula can be tried on the other side; formulas are tried on the first two examples.
 
     Args:
-        sides: with `Side.sources`, the latest first.
+        sides: with `RecordedLayer.sources`, the latest first.
         targets: what arrived, both in the reference's layout.
         thorough: look for pooling and changes of axes, and for arrays that one side alone has.
     """
-    before, moved = distance(*targets), aligned(*targets)
-    targets = targets if moved is None else (targets[0], moved)
-    (first, one), (second, other) = (_trimmed(s.sources, t) for s, t in zip(sides, targets, strict=True))
+    before = distance(*targets)
+    moved = aligned(*targets)
+    first, reference = _trimmed(sides[0].sources, targets[0])
+    second, other = _trimmed(sides[1].sources, targets[1] if moved is None else moved)
     second = unified(first, second)
+    trimmed = (reference, other)
+    # partners have one name now, so what is fitted to one side can be tried on the other
     common = {source.name for source in first} & {source.name for source in second}
-    shared = [source for source in first if source.name in common], [s for s in second if s.name in common]
-    room = max(_FEWEST_LAWS, _MOST_WORK // max(one.size, 1))
-    for sources in (shared, (first, second)) if thorough else (shared,):
-        for make in (_arrivals, _gates, _attention):
-            laws = [found[:room] for found in make(sources, (one, other), thorough=thorough)]
-            found = explain(laws[0], laws[1], (one, other))
-            if found is not None:
-                return replace(found, before=before)
-    plain = [[law for law in laws if len(law.traits) == _PLAIN] for laws in _arrivals((first, second), (one, other))]
-    found = explain(plain[0], plain[1], (one, other), proven=False)
-    return None if found is None else replace(found, before=before)
+    shared = [_named(first, common), _named(second, common)]
+    most = max(_FEWEST_FORMULAS, _MOST_WORK // max(reference.size, 1))
+    for sources in (shared, [first, second]) if thorough else (shared,):
+        for formulas in _topics(sources, trimmed, thorough=thorough):
+            difference = explain(formulas[0][:most], formulas[1][:most], trimmed)
+            if difference is not None:
+                return replace(difference, before=before)
+    # at last what only one side's arrays explain, and only as plain sums: more would be found by chance
+    arrivals = _arrivals([first, second], trimmed)
+    difference = explain(_plain(arrivals[0]), _plain(arrivals[1]), trimmed, proven=False)
+    return None if difference is None else replace(difference, before=before)
+
+
+def _named(sources: Sequence[Source], names: set[str]) -> list[Source]:
+    return [source for source in sources if source.name in names]
+
+
+def _plain(formulas: Sequence[Formula]) -> list[Formula]:
+    return [formula for formula in formulas if len(formula.traits) == _PLAIN]
 
 
 def _trimmed(sources: Sequence[Source], target: Array) -> tuple[list[Source], Array]:
     """The latest sources; of examples the first ones."""
-    kept = [s for s in sources if s.kind != "parameter"][:_MOST_SOURCES]
-    kept += [s for s in sources if s.kind == "parameter"]
+    arrays = [source for source in sources if source.kind != "parameter"][:_MOST_SOURCES]
+    parameters = [source for source in sources if source.kind == "parameter"]
     count = len(target) if target.ndim > 1 else 0
     few = _EXAMPLES if target.size <= count * _LARGE else 1
     if count <= few:
-        return kept, target
-    cut = [replace(s, array=s.array[:few]) if _by_example(s, count) else s for s in kept]
-    return cut, target[:few]
+        return [*arrays, *parameters], target
+    for index, source in enumerate(arrays):
+        if source.array.ndim and len(source.array) == count:
+            arrays[index] = replace(source, array=source.array[:few])
+    return [*arrays, *parameters], target[:few]
 
 
-def _by_example(source: Source, count: int) -> bool:
-    return source.kind != "parameter" and source.array.ndim > 0 and len(source.array) == count
+def _topics(
+    sources: Sequence[Sequence[Source]], targets: tuple[Array, Array], *, thorough: bool
+) -> Iterator[list[list[Formula]]]:
+    """Both sides' formulas, topic by topic and each only when asked for: the first explains most arrivals."""
+    yield _arrivals(sources, targets, thorough=thorough)
+    for formulas_of in (_gates, _attentions):
+        yield [list(formulas_of(own, target)) for own, target in zip(sources, targets, strict=True)]
 
 
-def _single(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iterator[Law]:
+def _arrivals(
+    sources: Sequence[Sequence[Source]], targets: tuple[Array, Array], *, thorough: bool = True
+) -> list[list[Formula]]:
+    """Single arrays, then sums: those fitted to either side for both, so that the one's can be tried on the other."""
+    arrays = [columns(own, target.shape) for own, target in zip(sources, targets, strict=True)]
+    fitted = dict.fromkeys([*sums(arrays[0], targets[0]), *sums(arrays[1], targets[1])])
+    both = []
+    for own, named, target in zip(sources, arrays, targets, strict=True):
+        formulas = [_sum(terms, activation, named, target.shape) for terms, activation in fitted]
+        both.append([*formulas, *_singles(own, target, thorough=thorough), *_products(own, target)])
+    return both
+
+
+def _sum(terms: Terms, activation: str, arrays: Mapping[str, Array], shape: Shape) -> Formula:
+    def compute() -> Array | None:
+        total = summed(terms, arrays, shape)
+        return None if total is None else activated(total, activation)
+
+    return Formula("arrival", {"terms": terms, "activation": activation}, compute)
+
+
+def _floats(sources: Sequence[Source]) -> list[Source]:
+    """What layers returned, neither indices nor parameters."""
+    floats = [source for source in sources if source.array.dtype.kind == "f" and source.array.size]
+    return [source for source in floats if source.kind != "parameter"]
+
+
+def _singles(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iterator[Formula]:
     """One array, or the sum of two, through an activation and a change of axes; the plainest first."""
-    floats = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter" and s.array.ndim]
-    options = [(s, list(moves(s.array.shape, target.shape))) for s in floats]
-    plain = [(s, possible[0]) for s, possible in options if possible]
+    floats = [source for source in _floats(sources) if source.array.ndim]
+    options = [(source, list(moves(source.array.shape, target.shape))) for source in floats]
+    plain = [(source, possible[0]) for source, possible in options if possible]
     for activation in ACTIVATIONS:
         yield from (_chain(source, activation, move) for source, move in plain)
     for source, move in plain:
-        named = list(scales(*source.array.shape[1:], *target.shape[1:]).items())[1:]
-        yield from (_chain(source, "none", move, factor) for factor in named)
+        factors = list(scales(*source.array.shape[1:], *target.shape[1:]).items())
+        # the first factor is 1, which was tried above
+        yield from (_chain(source, "none", move, factor) for factor in factors[1:])
     if not thorough:
         return
+    # activations times moves times sources: only of the latest arrays, and only with the usual activations
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
-        for move in possible:
-            for activation in _BEFORE_MOVES:
-                yield _chain(source, activation, move)
-                if activation != "none" and move[0].get("pooling") == "average":
-                    yield _chain(source, activation, move, late=True)
+        for move, activation in itertools.product(possible, _BEFORE_MOVES):
+            yield _chain(source, activation, move)
+            # the maximum of a rising function is the function of the maximum: only averages tell the order
+            if activation != "none" and move[0].get("pooling") == "average":
+                yield _chain(source, activation, move, late=True)
 
 
-def _pairs(sources: Sequence[Source], target: Array) -> Iterator[tuple[Source, list[tuple[dict[str, object], Any]]]]:
+def _pairs(sources: Sequence[Source], target: Array) -> Iterator[tuple[Source, list[Move]]]:
     """Sums of two arrays as sources of their own."""
-    for one, other in itertools.combinations(sources, 2):
-        if one.array.shape == other.array.shape:
-            names = " + ".join(sorted((one.name, other.name)))
-            total = np.asarray(one.array, np.float64) + np.asarray(other.array, np.float64)
-            yield Source(names, total), [m for m in moves(total.shape, target.shape) if "window" not in m[0]]
+    for first, second in itertools.combinations(sources, 2):
+        if first.array.shape == second.array.shape:
+            names = " + ".join(sorted((first.name, second.name)))
+            total = np.asarray(first.array, np.float64) + np.asarray(second.array, np.float64)
+            yield Source(names, total), [move for move in moves(total.shape, target.shape) if "window" not in move[0]]
 
 
 def _chain(
-    source: Source,
-    activation: str,
-    move: tuple[Mapping[str, Any], Any],
-    factor: tuple[str, float] = ("1", 1.0),
-    *,
-    late: bool = False,
-) -> Law:
+    source: Source, activation: str, move: Move, factor: tuple[str, float] = ("1", 1.0), *, late: bool = False
+) -> Formula:
+    """An array through an activation and then a change of its axes, or, `late`, the other way round; times a factor."""
+    changes, moved = move
+    name, number = factor
+
     def compute() -> Array:
         x = np.asarray(source.array, np.float64)
-        y = activated(move[1](x), activation) if late else move[1](activated(x, activation))
-        return factor[1] * y
+        return number * (activated(moved(x), activation) if late else moved(activated(x, activation)))
 
-    terms = tuple((name, factor[0]) for name in source.name.split(" + "))
-    traits = {"terms": terms, "activation": activation, **move[0]}
-    return Law("arrival", {**traits, "activation comes": "after pooling"} if late else traits, compute)
-
-
-def _sum_law(terms: Terms, activation: str, found: dict[str, Array], shape: tuple[int, ...]) -> Law:
-    def compute() -> Array | None:
-        total = summed(terms, found, shape)
-        return None if total is None else activated(np.asarray(total), activation)
-
-    return Law("arrival", {"terms": terms, "activation": activation}, compute)
+    terms = tuple((term, name) for term in source.name.split(" + "))
+    traits = {"terms": terms, "activation": activation, **changes}
+    if late:
+        traits["activation comes"] = "after pooling"
+    return Formula("arrival", traits, compute)
 
 
-def _products(sources: Sequence[Source], target: Array) -> Iterator[Law]:
+def _products(sources: Sequence[Source], target: Array) -> Iterator[Formula]:
     """An array times a parameter of some layer, used without that layer: a head that shares the embedding's table."""
-    floats = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter" and s.array.ndim > 1]
-    for source, held in itertools.product(floats[:_FEW], (s for s in sources if s.kind == "parameter")):
-        for way, weight in (("", held.array), (", transposed", held.array.T)):
-            if weight.ndim == 2 and (source.array.shape[-1], target.shape[-1:]) == (weight.shape[1], weight.shape[:1]):
-                terms = ((f"{source.name} through {held.name}{way}", "1"),)
-                traits = {"terms": terms, "activation": "none"}
-                yield Law("arrival", traits, lambda x=source.array, w=weight: np.asarray(x, np.float64) @ w.T)
+    floats = [source for source in _floats(sources) if source.array.ndim > 1]
+    matrices = [source for source in sources if source.kind == "parameter" and source.array.ndim == 2]
+    for source, parameter in itertools.product(floats[:_FEW], matrices):
+        for way, weight in (("", parameter.array), (", transposed", parameter.array.T)):
+            if (source.array.shape[-1], target.shape[-1:]) == (weight.shape[1], weight.shape[:1]):
+                traits = {"terms": ((f"{source.name} through {parameter.name}{way}", "1"),), "activation": "none"}
+                yield Formula("arrival", traits, partial(_product, source.array, weight))
 
 
-def _arrivals(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
-    """Single arrays, then sums: those fitted to either side for both, so that the one's can be tried on the other."""
-    found = [columns(own, target.shape) for own, target in zip(sources, targets, strict=True)]
-    fitted = [list(sums(own, target)) for own, target in zip(found, targets, strict=True)]
-    terms = list(dict.fromkeys([*fitted[0], *fitted[1]]))
-    both = []
-    for own, named, target in zip(sources, found, targets, strict=True):
-        made = [_sum_law(which, activation, named, target.shape) for which, activation in terms]
-        both.append([*made, *_single(own, target, thorough=thorough), *_products(own, target)])
-    return both[0], both[1]
+def _product(x: Array, weight: Array) -> Array:
+    return np.asarray(x, np.float64) @ weight.T
 
 
-def _gates(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
-    del thorough
-    both = [list(_gated(own, target)) for own, target in zip(sources, targets, strict=True)]
-    return both[0], both[1]
-
-
-def _gated(sources: Sequence[Source], target: Array) -> Iterator[Law]:
+def _gates(sources: Sequence[Source], target: Array) -> Iterator[Formula]:
     """f(a) * b of two arrays, or of the two halves of one."""
-    size = target.size
-    near = [s for s in sources if s.array.dtype.kind == "f" and s.kind != "parameter"][:_FEW]
-    fit = [s for s in near if s.array.size == size]
-    pairs = [(a.name, b.name, a.array, b.array) for a, b in itertools.permutations(fit, 2)]
-    for source in near:
-        if source.array.size == 2 * size and source.array.shape[-1] % 2 == 0:
-            one, two = np.split(np.asarray(source.array), 2, axis=-1)
-            names = f"{source.name}, first half", f"{source.name}, second half"
-            pairs += [(*names, one, two), (*names[::-1], two, one)]
-    for activation in ACTIVATIONS:
-        for gate, value, x, y in pairs:
-            traits = {"terms": ((gate, "gate"), (value, "value")), "activation": activation}
-            yield Law("gate", traits, _Gate(x, y, activation, target.shape))
+    floats = _floats(sources)[:_FEW]
+    fitting = [source for source in floats if source.array.size == target.size]
+    pairs = list(itertools.permutations(fitting, 2))
+    for source in floats:
+        if source.array.size == 2 * target.size and source.array.ndim and source.array.shape[-1] % 2 == 0:
+            first, second = np.split(source.array, 2, axis=-1)
+            halves = (Source(f"{source.name}, first half", first), Source(f"{source.name}, second half", second))
+            pairs += [halves, halves[::-1]]
+    for activation, (gate, value) in itertools.product(ACTIVATIONS, pairs):
+        traits = {"terms": ((gate.name, "gate"), (value.name, "value")), "activation": activation}
+        yield Formula("gate", traits, partial(_gated, gate.array, value.array, activation, target.shape))
 
 
-class _Gate:
-    def __init__(self, gate: Array, value: Array, activation: str, shape: tuple[int, ...]) -> None:
-        self._arguments = (gate, value, activation, shape)
-
-    def __call__(self) -> Array:
-        gate, value, activation, shape = self._arguments
-        return (activated(np.asarray(gate, np.float64), activation) * np.asarray(value, np.float64)).reshape(shape)
+def _gated(gate: Array, value: Array, activation: str, shape: Shape) -> Array:
+    return (activated(np.asarray(gate, np.float64), activation) * np.asarray(value, np.float64)).reshape(shape)
 
 
-def _attention(sources: Both, targets: tuple[Array, Array], *, thorough: bool = True) -> tuple[list[Law], list[Law]]:
-    del thorough
-    both = [list(_attended(own, target)) for own, target in zip(sources, targets, strict=True)]
-    return both[0], both[1]
-
-
-def _attended(sources: Sequence[Source], target: Array) -> Iterator[Law]:
+def _attentions(sources: Sequence[Source], target: Array) -> Iterator[Formula]:
+    """Every attention of the arrays that may have made one of the target's shape."""
     if target.ndim not in (3, 4):
         return
-    near = [s for s in sources if s.kind != "parameter"]
-    by_name = {s.name: s for s in near}
-    for traits in attention_traits(near, target):
-        yield Law("attention", traits, _Attention(traits, by_name, target.shape))
+    arrays = [source for source in sources if source.kind != "parameter"]
+    named = {source.name: source for source in arrays}
+    for traits in attention_traits(arrays, target):
+        yield Formula("attention", traits, partial(_attended, traits, named, target.shape))
 
 
-class _Attention:
-    def __init__(self, traits: Mapping[str, Any], sources: Mapping[str, Source], shape: tuple[int, ...]) -> None:
-        self._arguments = (traits, sources, shape)
-
-    def __call__(self) -> Array | None:
-        traits, sources, shape = self._arguments
-        y = attend(traits, sources)
-        return y.reshape(shape) if y is not None and y.size == np.prod(shape) else None
+def _attended(traits: Mapping[str, Any], sources: Mapping[str, Source], shape: Shape) -> Array | None:
+    y = attend(traits, sources)
+    return y.reshape(shape) if y is not None and y.size == np.prod(shape) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,20 @@ from torch.nn import functional as F
 from multibackend.parity.causes.attention import DEFAULTS, attend
 from multibackend.parity.causes.convolutions import pool
 from multibackend.parity.causes.data import data_difference
+from multibackend.parity.causes.diagnosis import diagnose
 from multibackend.parity.causes.formats import narrowest, rounded
+from multibackend.parity.causes.formulas import Difference, Formula
 from multibackend.parity.causes.functions import ACTIVATIONS
 from multibackend.parity.causes.gradients import gradient_difference
-from multibackend.parity.causes.laws import Difference
 from multibackend.parity.causes.layers import arrival_causes, layer_difference
-from multibackend.parity.causes.losses import LossSide, loss_difference
+from multibackend.parity.causes.losses import RecordedLoss, loss_difference
+from multibackend.parity.causes.place import Place
+from multibackend.parity.causes.recorded_layers import RecordedLayer, Source
 from multibackend.parity.causes.relations import dropped
-from multibackend.parity.causes.sides import Side, Source
-from multibackend.parity.causes.states import StatisticsSide, statistics_difference
-from multibackend.parity.causes.updates import UpdateSide, update_difference
-from multibackend.parity.causes.words import Place, cause_of
+from multibackend.parity.causes.sentences import cause_of
+from multibackend.parity.causes.states import RecordedStatistic, statistics_difference
+from multibackend.parity.causes.update_fits import RecordedUpdates, update_difference
+from multibackend.parity.findings import Divergence, LayerFinding
 from multibackend.protocol.tracing import LayerCall
 from multibackend.testing import assert_arrays_match
 from multibackend.testing.tolerances import FORMULA
@@ -36,25 +40,25 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))
 
 
-def side(kind: str, x: np.ndarray, y: Any, parameters: dict[str, np.ndarray], **settings: Any) -> Side:
+def side(kind: str, x: np.ndarray, y: Any, parameters: dict[str, np.ndarray], **settings: Any) -> RecordedLayer:
     """A layer called "layer" that made y of x."""
     named = {f"layer.{name}": array for name, array in parameters.items()}
     call = LayerCall("layer", 0, kind, (x,), (np.asarray(y),), leaf=True, settings=settings, parameters=tuple(named))
-    return Side("a", call, named)
+    return RecordedLayer(call, named)
 
 
 def traits(found: Difference | None) -> dict[str, tuple[Any, Any]]:
     """What differs, with both values; the proof must hold."""
     assert found is not None
     assert found.after is None or found.after <= 1e-9 * max(found.before, 1e-3)
-    return {name: (found.laws[0].traits.get(name), found.laws[1].traits.get(name)) for name in found.traits}
+    return {name: (found.formulas[0].traits.get(name), found.formulas[1].traits.get(name)) for name in found.traits}
 
 
 def arrived(sources: dict[str, np.ndarray], first: Any, second: Any) -> Difference | None:
     """The cause of two arrivals made of the same sources, the first one the latest."""
     call = LayerCall("next", 0, "Linear", (), (), leaf=True)
     held = tuple(Source(name, array) for name, array in sources.items())
-    one = Side("a", call, sources=held)
+    one = RecordedLayer(call, sources=held)
     return arrival_causes((one, one), (np.asarray(first), np.asarray(second)))
 
 
@@ -131,7 +135,7 @@ def test_linear_layers() -> None:
 
 
 def test_no_cause_is_made_up() -> None:
-    """Outputs that no law gives, equal ones, and one law on both sides explain nothing."""
+    """Outputs that no formula gives, equal ones, and one formula on both sides explain nothing."""
     weights = {"weight": RANDOM.normal(size=12), "bias": RANDOM.normal(size=12)}
     right = F.layer_norm(tensor(TEXT), (12,), *map(tensor, weights.values()))
     reference = side("LayerNorm", TEXT, right, weights)
@@ -243,9 +247,9 @@ def test_losses(options: dict[str, Any], trait: str, values: tuple[Any, Any]) ->
     labels[0, 0] = 3
     flat = tensor(TEXT).flatten(0, 1), tensor(labels).flatten()
     losses = [float(F.cross_entropy(*flat, **how)) for how in ({}, options)]
-    sides = [LossSide([TEXT], [{"label": labels}], [loss], ignored=(3,)) for loss in losses]
+    sides = [RecordedLoss([TEXT], [{"label": labels}], [loss], ignored=(3,)) for loss in losses]
     assert traits(loss_difference((sides[0], sides[1])))[trait] == values
-    assert loss_difference((sides[0], LossSide([TEXT], [{"label": labels}], [losses[0] * 1.234567]))) is None
+    assert loss_difference((sides[0], RecordedLoss([TEXT], [{"label": labels}], [losses[0] * 1.234567]))) is None
 
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str, tuple[Any, Any]]] = {
@@ -267,12 +271,12 @@ OPTIMIZERS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str, tuple[Any,
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates(name: str) -> None:
-    """Against torch.optim over three updates; where both follow one law nothing is said."""
+    """Against torch.optim over three updates; where both follow one rule nothing is said."""
     kind, first, second, trait, values = OPTIMIZERS[name]
     gradients = [RANDOM.normal(size=(4, 3)) for _ in range(3)]
     start = RANDOM.normal(size=(4, 3))
 
-    def ran(options: dict[str, Any]) -> UpdateSide:
+    def ran(options: dict[str, Any]) -> RecordedUpdates:
         p = torch.nn.Parameter(tensor(start))
         optimizer = kind([p], **{"lr": 0.01, **options})
         states = [start]
@@ -281,7 +285,7 @@ def test_updates(name: str) -> None:
             optimizer.step()
             states.append(p.detach().numpy().copy())
         rates = [options.get("lr", 0.01)] * 3
-        return UpdateSide([{"p": g} for g in gradients], [{"p": state} for state in states], rates)
+        return RecordedUpdates([{"p": g} for g in gradients], [{"p": state} for state in states], rates)
 
     assert traits(update_difference((ran(first), ran(second)), "p"))[trait] == values
     assert update_difference((ran(first), ran(first)), "p") is None
@@ -296,13 +300,13 @@ def test_running_statistics() -> None:
         made[momentum] = {name: getattr(norm, name).numpy() for name in ("running_mean", "running_var")}
     last = np.moveaxis(IMAGES, 1, -1)
     mean = [
-        StatisticsSide(np.zeros(4), made[momentum]["running_mean"], images, "running_mean")
+        RecordedStatistic(np.zeros(4), made[momentum]["running_mean"], images, "running_mean")
         for momentum, images in ((0.1, IMAGES), (0.01, last))
     ]
     found = statistics_difference((mean[0], mean[1]))
     assert traits(found) == {"momentum": (0.1, 0.01)}
     biased = 0.9 + 0.1 * IMAGES.var((0, 2, 3))
-    spread = [StatisticsSide(np.ones(4), a, IMAGES, "running_var") for a in (made[0.1]["running_var"], biased)]
+    spread = [RecordedStatistic(np.ones(4), a, IMAGES, "running_var") for a in (made[0.1]["running_var"], biased)]
     assert traits(statistics_difference((spread[0], spread[1]))) == {"variance": ("unbiased", "biased")}
     calls = [
         LayerCall("bn", 0, kind, (), (), leaf=True, settings={"momentum": m}) for kind, m in (("a", 0.1), ("b", 0.99))
@@ -325,3 +329,58 @@ def test_gradients_and_data() -> None:
     assert "order" in traits(data_difference(([batch], [turned])))
     assert traits(data_difference(([batch], [turned]), ({"seed": 0}, {"seed": 1}))) == {"seed": (0, 1)}
     assert "values" in traits(data_difference(([batch], [{"x": 255 * TEXT}])))
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the mean of no elements
+@pytest.mark.parametrize("kind", ["LayerNorm", "BatchNorm2d", "Conv2d", "Linear", "Embedding", "Unheard"])
+def test_every_formula_takes_any_arrays(kind: str) -> None:
+    """Shapes that fit nothing, no elements, whole numbers, NaN: formulas do not apply then, and none of them fails."""
+    random = np.random.default_rng(len(kind))
+    shapes: list[tuple[int, ...]] = [(), (0,), (3,), (2, 3), (2, 0, 3), (1, 3, 3), (2, 3, 4, 4), (2, 3, 0, 2), (1,) * 5]
+
+    def drawn(shape: tuple[int, ...] | None = None) -> np.ndarray:
+        array = random.normal(size=shapes[random.integers(len(shapes))] if shape is None else shape)
+        odd = np.where(array > 1, np.nan, array).astype(np.float32)
+        return [array, array, array, odd, array.astype(np.int64), np.zeros_like(array)][random.integers(6)]
+
+    def layer() -> RecordedLayer:
+        x = drawn()
+        names = ("weight", "bias", "running_mean", "running_var")
+        parameters = {f"layer.{name}": drawn(x.shape[1:2] if random.integers(2) else None) for name in names}
+        call = LayerCall("layer", 0, kind, (x,), (drawn(x.shape if random.integers(2) else None),), leaf=True)
+        sources = tuple(Source(f"s{index}", drawn(), kind) for index in range(3))
+        return RecordedLayer(call, parameters, sources=(*sources, Source("w", drawn(), "parameter")))
+
+    with np.errstate(all="ignore"):
+        for _ in range(5):
+            first, second = layer(), layer()
+            layer_difference((first, second))
+            arrival_causes((first, second), (first.call.outputs[0], second.call.outputs[0]))
+            array = first.call.outputs[0]
+            for one, other in ((array, drawn(array.shape)), (array, drawn())):
+                gradient_difference("p", {"p": one}, {"p": other, "q": drawn()})
+                statistics_difference(tuple(RecordedStatistic(one, one, other, "running_var") for _ in range(2)))  # type: ignore[arg-type]
+                loss = RecordedLoss([one], [{"y": other, "label": random.integers(0, 3, one.shape[:-1])}], [1.0])
+                loss_difference((loss, RecordedLoss(loss.outputs, loss.batches, [2.0])))
+
+
+@pytest.mark.parametrize("slip", [AttributeError, TypeError, KeyError, IndexError, ZeroDivisionError])
+def test_a_slip_in_a_formula_is_raised(slip: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only shapes that do not fit, numpy's ValueError, make a formula one that does not apply."""
+
+    def slipped(*arguments: object) -> None:
+        raise slip("a slip")
+
+    with pytest.raises(slip):
+        Formula("topic", {}, slipped).value()
+    assert Formula("topic", {}, lambda: np.ones(2) + np.ones(3)).value() is None
+    evidence: Any = SimpleNamespace(backends=("torch", "jax"))
+    divergence = Divergence("data order", 1, "x", (0.0, 1.0), 1.0)
+    nothing = np.zeros(0)
+    finding = LayerFinding("loss", "loss", "loss", "", "", 1.0, None, (0.0, 1.0), nothing, nothing, None)
+    monkeypatch.setattr("multibackend.parity.causes.diagnosis.stage_difference", slipped)
+    with pytest.raises(slip):
+        diagnose(divergence, (), evidence)
+    monkeypatch.setattr("multibackend.parity.causes.diagnosis.loss_term_difference", slipped)
+    with pytest.raises(slip):
+        diagnose(divergence, (finding,), evidence)

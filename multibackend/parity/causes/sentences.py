@@ -1,80 +1,55 @@
-"""A difference of laws in words: the cause's name, a sentence with both values, and the line to change."""
+"""A difference of formulas in words: the cause's name and a sentence with both values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from multibackend.parity.causes.laws import Difference
+from multibackend.parity.causes.formulas import Difference
+from multibackend.parity.causes.place import Place, shown, shown_sum
+from multibackend.parity.causes.repairs import repair_of
 from multibackend.parity.findings import Cause
-from multibackend.protocol.tracing import LayerCall
 
-__all__ = ["Place", "cause_of"]
+__all__ = ["cause_of"]
 
-Idioms = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where two models part, as far as words need it.
-
-    Attributes:
-        backends: of the reference and of the other side.
-        what: the layer or the array, as the report calls it.
-        calls: the layer on each side, where there is one.
-        idioms: how each framework writes a thing, by the laws' names: {"gelu (erf)": "F.gelu(x)"}.
-        kinds: the classes of the reference's layers by name, those of sources among them.
-        known: names of the arrays that were there on the reference's side.
-    """
-
-    backends: tuple[str, str]
-    what: str = ""
-    calls: tuple[LayerCall | None, LayerCall | None] = (None, None)
-    idioms: tuple[Idioms, Idioms] = field(default=({}, {}))
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
+Values = tuple[Any, Any]
 
 
 def cause_of(difference: Difference, place: Place) -> Cause:
-    """The cause that a difference of laws is.
+    """Return the cause that a difference of formulas is.
 
-    The name is that of the first trait in which the laws differ; the explanation tells them all.
+    The name is that of the first trait in which the formulas differ; the explanation tells them all.
     """
-    topic, trait = difference.laws[0].topic, difference.traits[0]
-    values = [law.traits.get(trait) for law in difference.laws]
+    reference, other = difference.formulas
+    topic = reference.topic
+    trait = difference.traits[0]
+    values = (reference.traits.get(trait), other.traits.get(trait))
     name, sentence = _named(topic, trait, values, place)
-    others = [
-        f"{other} is {_shown(difference.laws[0].traits.get(other))} in {place.backends[0]}, "
-        f"{_shown(difference.laws[1].traits.get(other))} in {place.backends[1]}"
-        for other in difference.traits[1:]
-    ]
-    repair = _repair(topic, trait, values, difference, place)
-    return Cause(name, "; ".join([sentence, *others]), repair, difference.before, difference.after)
+    first, second = place.backends
+    sentences = [sentence]
+    for further in difference.traits[1:]:
+        present = shown(reference.traits.get(further))
+        sentences.append(f"{further} is {present} in {first}, {shown(other.traits.get(further))} in {second}")
+    repair = repair_of(topic, trait, values, place)
+    return Cause(name, "; ".join(sentences), repair, difference.before, difference.after)
 
 
-def _named(topic: str, trait: str, values: list[Any], place: Place) -> tuple[str, str]:
-    kind = place.calls[0].kind if place.calls[0] is not None else topic
+def _named(topic: str, trait: str, values: Values, place: Place) -> tuple[str, str]:
+    """The name of a cause, and the sentence about its first trait."""
     where = f"at {place.what}" if place.what else ""
-    special: Callable[..., tuple[str, str]] | None = {
-        "activation": _activation,
-        "terms": _terms,
-        "weight": _weights,
-        "query": _roles,
-        "key": _roles,
-        "value": _roles,
-        "optimizer": _optimizers,
-    }.get(trait)
+    special = _SPECIAL.get(trait)
     if special is not None:
         return special(values, place, where)
     name, pattern = _PHRASES.get((topic, trait), (f"{topic} {trait}", f"{topic}, {trait}: {{}}"))
     if trait.startswith("tied with"):
-        name, pattern = "tied weight", f"The gradient WHERE, {trait}, is that of {{}}"
+        name = "tied weight"
+        pattern = f"The gradient WHERE, {trait}, is that of {{}}"
+    kind = topic if place.calls[0] is None else place.calls[0].kind
     pattern = pattern.replace("KIND", kind).replace("PLACE", place.what or "the loss")
+    # without a place WHERE leaves two spaces behind
     pattern = pattern.replace("WHERE", where).replace("  ", " ").strip()
-    told = [pattern.format(_shown(value)) for value in values]
     first, second = place.backends
-    sentence = f"{told[0]} in {first}, {_shown(values[1])} in {second}"
+    sentence = f"{pattern.format(shown(values[0]))} in {first}, {shown(values[1])} in {second}"
     return name.replace("KIND", kind), sentence[0].upper() + sentence[1:]
 
 
@@ -154,7 +129,7 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
 """By topic and trait: the cause's name, and a phrase for one side's value. KIND is the layer's class."""
 
 
-def _activation(values: list[Any], place: Place, where: str) -> tuple[str, str]:
+def _activation(values: Values, place: Place, where: str) -> tuple[str, str]:
     name = "activation"
     if all(str(value).startswith("gelu") for value in values):
         name = "GELU tanh or erf"
@@ -164,118 +139,73 @@ def _activation(values: list[Any], place: Place, where: str) -> tuple[str, str]:
     return name, f"The activation before what arrives {where} is {values[0]} in {first}, {values[1]} in {second}"
 
 
-def _terms(values: list[Any], place: Place, where: str) -> tuple[str, str]:
-    one, other = dict(values[0] or ()), dict(values[1] or ())
+def _terms(values: Values, place: Place, where: str) -> tuple[str, str]:
+    reference = dict(values[0] or ())
+    other = dict(values[1] or ())
     first, second = place.backends
-    sentence = f"What arrives {where} is {_sum(one)} in {first}, {_sum(other)} in {second}"
-    name = _term_name(one, other, place)
+    sentence = f"What arrives {where} is {shown_sum(reference)} in {first}, {shown_sum(other)} in {second}"
+    name = _term_name(reference, other, place)
     if name is not None:
         return name, sentence
     late = [name for name in other if name in place.kinds and name not in place.known]
     if late:  # layers that run only afterwards in the reference
-        norms = "norm" in (place.calls[0].kind if place.calls[0] is not None else "").lower()
-        name = "pre-norm or post-norm" if norms else "order of layers"
+        normalises = place.calls[0] is not None and "norm" in place.calls[0].kind.lower()
+        name = "pre-norm or post-norm" if normalises else "order of layers"
         return name, f"{sentence}, where {', '.join(late)} has run already"
-    if one.keys() > other.keys() or one.keys() < other.keys():
-        larger, smaller = (one, other) if len(one) > len(other) else (other, one)
-        missing = sorted(larger.keys() - smaller.keys())
-        side = second if larger is one else first
-        return "missing residual", f"{sentence}: {', '.join(missing)} is not added in {side}"
+    for smaller, larger, side in ((reference, other, first), (other, reference, second)):
+        if smaller.keys() < larger.keys():
+            missing = ", ".join(sorted(larger.keys() - smaller.keys()))
+            return "missing residual", f"{sentence}: {missing} is not added in {side}"
     return "wiring", sentence
 
 
-def _term_name(one: Mapping[str, str], other: Mapping[str, str], place: Place) -> str | None:
+def _term_name(reference: Mapping[str, str], other: Mapping[str, str], place: Place) -> str | None:
     """What it is called when these sums differ, where the names of their terms tell."""
-    if one.keys() == other.keys():
-        changed = [name for name in one if one[name] != other[name]]
-        embedded = any("embed" in place.kinds.get(name, "").lower() for name in changed)
-        return "embedding scale" if embedded else "scale"
-    if any(" through " in name for name in [*one, *other]):
+    if reference.keys() == other.keys():
+        changed = [name for name in reference if reference[name] != other[name]]
+        return "embedding scale" if any("embed" in place.kind(name) for name in changed) else "scale"
+    if any(" through " in name for name in [*reference, *other]):
         return "tied weight"
-    if len(one) == len(other) == 1 and "norm" in place.kinds.get(next(iter(one)), "").lower():
+    if len(reference) == len(other) == 1 and "norm" in place.kind(next(iter(reference))):
         return "pre-norm or post-norm"
-    bare = [{name.partition(" from row ")[0] for name in terms} for terms in (one, other)]
-    return "shifted positions" if bare[0] == bare[1] else None
+    return "shifted positions" if _without_rows(reference) == _without_rows(other) else None
 
 
-def _weights(values: list[Any], place: Place, where: str) -> tuple[str, str]:
+def _without_rows(terms: Mapping[str, str]) -> set[str]:
+    """The names of arrays, whatever the row from which they are taken."""
+    return {name.partition(" from row ")[0] for name in terms}
+
+
+def _weights(values: Values, place: Place, where: str) -> tuple[str, str]:
     first, second = place.backends
-    turned = {str(value).removesuffix(", transposed") for value in values}
-    sentence = f"The linear layer {where} multiplies by {values[0]} in {first}, by {values[1]} in {second}"
-    return ("transposed weight" if len(turned) == 1 else "tied weight"), sentence
+    weights = {str(value).removesuffix(", transposed") for value in values}
+    name = "transposed weight" if len(weights) == 1 else "tied weight"
+    return name, f"The linear layer {where} multiplies by {values[0]} in {first}, by {values[1]} in {second}"
 
 
-def _sum(terms: Mapping[str, str]) -> str:
-    return " + ".join(name if factor == "1" else f"{factor} * {name}" for name, factor in terms.items())
-
-
-def _roles(values: list[Any], place: Place, where: str) -> tuple[str, str]:
+def _roles(values: Values, place: Place, where: str) -> tuple[str, str]:
+    del where
     first, second = place.backends
-    return (
-        "roles of query, key and value",
-        f"The attention's first differing role is played by {values[0]} in {first}, by {values[1]} in {second}",
-    )
+    played = f"{values[0]} in {first}, by {values[1]} in {second}"
+    return "roles of query, key and value", f"The attention's first differing role is played by {played}"
 
 
-def _optimizers(values: list[Any], place: Place, where: str) -> tuple[str, str]:
+def _optimizers(values: Values, place: Place, where: str) -> tuple[str, str]:
+    del where
     first, second = place.backends
-    plain = set(values) - {"Nesterov"}  # without a past, momentum makes the same step as none
-    name = "Nesterov momentum" if len(plain) == 1 and plain <= {"momentum", "SGD"} else "optimizer"
+    # without a past, momentum makes the same step as none
+    rest = set(values) - {"Nesterov"}
+    name = "Nesterov momentum" if rest in ({"momentum"}, {"SGD"}) else "optimizer"
     return name, f"The optimizer is {values[0]} in {first}, {values[1]} in {second}"
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "as it is"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "epsilon": ("eps", "variance_epsilon"),
-    "padding": ("padding",),
-    "stride": ("stride",),
-    "dilation": ("dilation", "kernel_dilation"),
-    "rate": ("rate", "p"),
-    "format": ("dtype", "compute_dtype"),
-    "momentum": ("momentum",),
-    "bias": ("use_bias", "bias"),
+# Traits whose cause has another name from one pair of values to the next.
+_SPECIAL: Mapping[str, Callable[[Values, Place, str], tuple[str, str]]] = {
+    "activation": _activation,
+    "terms": _terms,
+    "weight": _weights,
+    "query": _roles,
+    "key": _roles,
+    "value": _roles,
+    "optimizer": _optimizers,
 }
-
-
-def _repair(topic: str, trait: str, values: list[Any], difference: Difference, place: Place) -> str:
-    """What to write on the other side so that it does what the reference does, or the other way round."""
-    lines = []
-    for index in (1, 0):
-        wanted = values[1 - index]
-        line = _line(topic, trait, wanted, difference.laws[index].traits.get(trait), place, index)
-        lines += [] if line is None else [f"in {place.backends[index]}: {line}"]
-    return ", or ".join(lines)
-
-
-def _line(topic: str, trait: str, wanted: Any, own: Any, place: Place, index: int) -> str | None:
-    call, idioms = place.calls[index], place.idioms[index]
-    for key in call.settings if call is not None and trait in _KEYS and topic != "arrival" else ():
-        if call is not None and key.startswith(_KEYS[trait]) and not (trait == "rate" and key not in _KEYS[trait]):
-            return f"{call.kind}(..., {key}={_setting(trait, wanted, own, call.settings[key])})"
-    for name in (f"{topic} {trait} {wanted}", str(wanted), f"{topic} {trait}"):
-        if name in idioms:
-            return idioms[name].replace("VALUE", _shown(wanted))
-    if index == 0:
-        return None
-    return f"make it {_sum(dict(wanted or ()))}" if trait == "terms" else f"{trait}: {_shown(wanted)}"
-
-
-def _setting(trait: str, value: Any, own: Any, told: Any) -> str:
-    """The value as the layer's own setting writes it: a momentum may weigh the new value or the old one."""
-    if trait == "momentum" and isinstance(told, float) and isinstance(own, float):
-        old = abs(1 - told - own) < abs(told - own)
-        return _shown(float(f"{1 - float(value):.6g}") if old else value)
-    if trait == "bias":
-        return repr(value == "added")
-    if trait == "padding" and isinstance(value, tuple):
-        each = value if isinstance(value[0], tuple) else (value, value)
-        even = all(low == high for low, high in each)
-        if isinstance(told, int) or (isinstance(told, tuple) and not isinstance(told[0], tuple)):
-            return repr(tuple(low for low, _ in each)) if even else f"0, after padding by {each}"
-        return repr(each)
-    return repr(value)

@@ -1,17 +1,17 @@
-"""What is known of one side at the place where two models part."""
+"""What one side recorded of a layer and of the arrays that were there before it, at the place where two models part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Array, Arrays
 from multibackend.protocol.tracing import LayerCall
 
-__all__ = ["Side", "Source", "setting", "sources_before", "sources_within"]
+__all__ = ["RecordedLayer", "Source", "label", "setting", "sources_before", "sources_within"]
 
 
 @dataclass(frozen=True)
@@ -22,55 +22,48 @@ class Source:
         name: of the layer that returned it, or of the parameter; the same on both sides for partners.
         array: in its side's own layout.
         kind: the class of the layer; "input" of the model's own inputs, "parameter".
-        inputs: what that layer was called with.
-        part: which of several outputs.
     """
 
     name: str
-    array: np.ndarray
+    array: Array
     kind: str = ""
-    inputs: tuple[np.ndarray, ...] = ()
-    part: int = 0
 
 
 @dataclass(frozen=True)
-class Side:
+class RecordedLayer:
     """One side of a divergence.
 
     Attributes:
-        backend: its name.
         call: the layer, with its inputs and outputs.
         parameters: all of the model's, by the side's canonical names.
         state: its model state before the pass, by canonical name.
         sources: what was there when the layer was called, the latest first.
-        idioms: how the framework writes things, by the laws' names.
     """
 
-    backend: str
     call: LayerCall
     parameters: Arrays = field(default_factory=dict)
     state: Arrays = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
-    idioms: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def input(self) -> np.ndarray | None:
+    def input(self) -> Array | None:
         """The layer's first floating-point input, in float64."""
         return next((np.asarray(x, np.float64) for x in self.call.inputs if x.dtype.kind == "f"), None)
 
     @property
-    def output(self) -> np.ndarray | None:
+    def output(self) -> Array | None:
         """The layer's first output, as it was recorded."""
         return self.call.outputs[0] if self.call.outputs else None
 
-    def own(self, last: str) -> np.ndarray | None:
+    def own(self, last: str) -> Array | None:
         """The layer's own parameter or state whose name ends in `last`, in float64."""
+        # by what the layer says is its own, which may be tied and have another layer's name
         for name in self.call.parameters:
             if name.rpartition(".")[2] == last and name in self.parameters:
                 return np.asarray(self.parameters[name], np.float64)
         name = f"{self.call.name}.{last}" if self.call.name else last
-        held = self.parameters.get(name, self.state.get(name))
-        return None if held is None else np.asarray(held, np.float64)
+        array = self.parameters.get(name, self.state.get(name))
+        return None if array is None else np.asarray(array, np.float64)
 
 
 def setting(call: LayerCall, *beginnings: str) -> tuple[str, Any] | None:
@@ -84,6 +77,12 @@ def setting(call: LayerCall, *beginnings: str) -> tuple[str, Any] | None:
             if name.startswith(beginning):
                 return name, value
     return None
+
+
+def label(call: LayerCall) -> str:
+    """The layer's name, with the number of its call where it was called before."""
+    name = call.name or "the model"
+    return name if call.call == 0 else f"{name} (call {call.call + 1})"
 
 
 def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
@@ -101,38 +100,35 @@ def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) 
 
 def sources_within(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
     """What was there when the call `layers[index]` returned: as `sources_before`, with all that it called itself."""
-    own = layers[index]
+    depth = layers[index].depth
     later = range(index + 1, len(layers))
-    stop = next((number for number in later if layers[number].depth <= own.depth), len(layers))
-    return _sources(layers[:stop], own.depth + 1, parameters)
+    stop = next((number for number in later if layers[number].depth <= depth), len(layers))
+    return _sources(layers[:stop], depth + 1, parameters)
 
 
 def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tuple[Source, ...]:
-    found: list[Source] = []
-    seen: set[bytes] = set()
+    """The arrays of calls in the order in which they came to be, those deeper than `depth` having returned."""
+    sources: list[Source] = []
+    contents: set[bytes] = set()
+    unfinished: list[LayerCall] = []
 
-    def add(name: str, arrays: Sequence[np.ndarray], kind: str, inputs: tuple[np.ndarray, ...]) -> None:
+    def add(name: str, arrays: Sequence[Array], kind: str) -> None:
         for part, array in enumerate(arrays):
-            mark = array.tobytes() + str(array.dtype).encode()
-            if array.size and mark not in seen:
-                seen.add(mark)
-                found.append(Source(name if part == 0 else f"{name}, {part}", array, kind, inputs, part))
+            # by content: what one layer returns is what the next one gets, and would be there twice
+            content = array.tobytes() + str(array.dtype).encode()
+            if array.size and content not in contents:
+                contents.add(content)
+                sources.append(Source(name if part == 0 else f"{name}, {part}", array, kind))
 
     def finish(down_to: int) -> None:
-        while began and began[-1].depth >= down_to:
-            done = began.pop()
-            add(_name_of(done), done.outputs, done.kind, done.inputs)
+        while unfinished and unfinished[-1].depth >= down_to:
+            call = unfinished.pop()
+            add(label(call), call.outputs, call.kind)
 
-    began: list[LayerCall] = []
+    # Calls are listed as they begin; one has returned when the next one at its depth or above begins.
     for call in layers:
         finish(call.depth)
-        add(f"the input of {call.name}" if call.name else "the model's input", call.inputs, "input", ())
-        began.append(call)
+        add(f"the input of {call.name}" if call.name else "the model's input", call.inputs, "input")
+        unfinished.append(call)
     finish(depth)
-    held = [Source(name, array, "parameter") for name, array in parameters.items()]
-    return (*found[::-1], *held)
-
-
-def _name_of(call: LayerCall) -> str:
-    name = call.name or "the model"
-    return name if call.call == 0 else f"{name} (call {call.call + 1})"
+    return (*reversed(sources), *(Source(name, array, "parameter") for name, array in parameters.items()))
