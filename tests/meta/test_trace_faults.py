@@ -24,15 +24,15 @@ class Told(TorchProgram):
     def tell(self, trace: Trace) -> Trace:
         return trace
 
-    def trace(self, state: Any, batch: Any, factors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
-        options["factors"] = factors
+    def trace(self, state: Any, batch: Any, divisors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
+        options["divisors"] = divisors
         self.ask(options)
         return self.tell(super().trace(state, batch, **options))
 
 
-class IgnoresFactors(Told):
+class IgnoresDivisors(Told):
     def ask(self, options: dict[str, Any]) -> None:
-        options["factors"] = np.ones_like(options["factors"])
+        options["divisors"] = np.ones_like(options["divisors"])
 
 
 class OneMask(Told):
@@ -62,8 +62,8 @@ class HalvesGradients(Told):
 
 
 class TellsWhatWasForced(Told):
-    def trace(self, state: Any, batch: Any, factors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
-        trace, forced = super().trace(state, batch, factors, **options), options.get("forced") or {}
+    def trace(self, state: Any, batch: Any, divisors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
+        trace, forced = super().trace(state, batch, divisors, **options), options.get("forced") or {}
         layers = [
             replace(call, inputs=forced[call.name, call.call].inputs) if (call.name, call.call) in forced else call
             for call in trace.layers
@@ -89,15 +89,15 @@ class StatisticsOfBefore(Told):
 class LeavesStatistics(Told):
     """The pass leaves its mark on the buffers."""
 
-    def trace(self, state: Any, batch: Any, factors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
-        trace = super().trace(state, batch, factors, **options)
+    def trace(self, state: Any, batch: Any, divisors: np.ndarray, **options: Any) -> Trace:  # pyright: ignore
+        trace = super().trace(state, batch, divisors, **options)
         for buffer in state.buffers:
             buffer.add_(1)
         return trace
 
 
 FAULTS: dict[type[Told], set[str]] = {
-    IgnoresFactors: {"test_a_window_is_the_sum_of_its_micro_batches", "test_masks_are_those_of_training"},
+    IgnoresDivisors: {"test_a_window_is_the_sum_of_its_micro_batches", "test_masks_are_those_of_training"},
     OneMask: {"test_masks_are_those_of_training"},
     AlwaysTrains: {"test_evaluation_mode"},
     NeverForces: {"test_forced_inputs_and_outputs"},
