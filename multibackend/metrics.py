@@ -177,8 +177,8 @@ class ConfusionMatrix(_Labelled):
 
         M[i, j] = number of labels i [batch, ...] whose class j has the largest logit
 
-    int64 [classes, classes] from logits [batch, ..., classes]: rows are labels, columns predictions,
-    as in `sklearn.metrics.confusion_matrix`; `ignore_index` is not counted.
+    int64 [classes, classes] from logits [batch, ..., classes]: rows are labels, columns
+    predictions, as in `sklearn.metrics.confusion_matrix`; `ignore_index` is not counted.
 
     Raises:
         DataError: the logits are of another number of classes, or a label is no class.

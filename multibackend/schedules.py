@@ -303,7 +303,8 @@ def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
         what = "learning_rate must be a finite number >= 0 or a function of the update index"
         problems.add(f"{what}, got {learning_rate!r}", wrong_type=True)
         return
-    # Tried at index 0, so that a wrong schedule fails where it was written, not at the first update.
+    # Tried at index 0, so that a wrong schedule fails where it was written, not at the
+    # first update.
     try:
         learning_rate_at(cast(Schedule, learning_rate), 0)
     except ConfigurationError as error:

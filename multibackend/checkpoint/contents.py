@@ -32,7 +32,8 @@ class Contents:
             come back as lists.
         update: the number of updates made. The checkpoint's directory is named after it.
         micro_batches: how many micro-batches of the next window are done, 0 between windows.
-        extra: further fields of the manifest, those of later versions too; written back as they are.
+        extra: further fields of the manifest, those of later versions too; written back
+            as they are.
     """
 
     tensors: Mapping[str, Mapping[str, np.ndarray]]

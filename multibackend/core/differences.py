@@ -17,7 +17,8 @@ def relative_difference(first: ArrayLike, second: ArrayLike, floor: float = 0.0)
     """max|a - b| / max(|a|, |b|, floor), the maxima over both arrays.
 
     Elements are measured against the largest of their array: relative to itself, an element near
-    zero would differ by 100 % from rounding alone. NaN equals NaN; NaN against a number is infinite.
+    zero would differ by 100 % from rounding alone. NaN equals NaN; NaN against a number is
+    infinite.
 
     >>> relative_difference(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
     0.5

@@ -43,7 +43,8 @@ class SkippedWindow:
     Attributes:
         update: the number of the update that it would have made.
         epoch, offset: where the window begins in the data.
-        reason: "nonfinite"; "weightless": its weights sum to zero; "overflow": of fp16's loss scale.
+        reason: "nonfinite"; "weightless": its weights sum to zero; "overflow": of
+            fp16's loss scale.
     """
 
     update: int

@@ -62,7 +62,8 @@ class LossScale:
     LossScale(scale=131072.0, updates=0)
     """
 
-    # Without annotations these are no fields: a snapshot keeps S and n, the rule is nobody's to set.
+    # Without annotations these are no fields: a snapshot keeps S and n, the rule is
+    # nobody's to set.
     smallest = 1.0
     largest = 2.0**24
     interval = 2000

@@ -29,7 +29,8 @@ def pad_to_buckets(
     occurs (and once more for a ragged micro-batch).
 
     Args:
-        data: whatever `Experiment(train_data=...)` takes as single examples; a dict of ragged lists.
+        data: whatever `Experiment(train_data=...)` takes as single examples; a dict of ragged
+            lists.
         fields: the fields that hold sequences, arrays [length, ...], and the value that pads each.
             Those of one example are equally long.
         lengths: ascending; no sequence may be longer than the last.

@@ -23,8 +23,8 @@ __all__ = ["ArraySource", "MapSource", "Source", "TableSource", "rows_of"]
 class Source(Protocol):
     """Examples with random access.
 
-    Optional: `in_memory = True` where `take` only copies memory; `rows(indices)`, the examples one by
-    one, each field an array [1, ...], where their shapes may differ.
+    Optional: `in_memory = True` where `take` only copies memory; `rows(indices)`, the examples one
+    by one, each field an array [1, ...], where their shapes may differ.
     """
 
     # `in_memory` tells the feed that reading ahead in another thread would gain nothing.
@@ -75,8 +75,8 @@ class MapSource:
 
     So torch's `Dataset`, grain's `MapDataset`, a list of dicts. Values may be numbers, lists, numpy
     arrays or tensors of any library that converts to numpy; nested dicts and tuples have dotted
-    names. Examples that are tuples need `fields`, their names in order. `dataset.__getitems__`, where
-    it exists, is used to fetch a batch in one call.
+    names. Examples that are tuples need `fields`, their names in order. `dataset.__getitems__`,
+    where it exists, is used to fetch a batch in one call.
 
     >>> source = MapSource([(0.5, 1), (0.25, 0)], fields=("x", "label"))
     >>> source.take(np.array([1, 0]))["label"].tolist()

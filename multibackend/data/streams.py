@@ -48,8 +48,8 @@ class Stream(Protocol):
 class IterableSource:
     """Any iterable of examples or batches, or a function that returns one; an iteration is an epoch.
 
-    Its own order is the order, `Experiment(shuffle=...)` has no say. To be repeatable, which `compare`
-    and resuming need, it must give the same examples for the same epoch:
+    Its own order is the order, `Experiment(shuffle=...)` has no say. To be repeatable, which
+    `compare` and resuming need, it must give the same examples for the same epoch:
 
     - A function may take the epoch's number, `lambda epoch: read(shuffle_seed=epoch)`.
       `set_epoch(epoch)` of a dataset, or of a loader's sampler, is called.

@@ -88,7 +88,8 @@ class Accumulation:
         """Return the micro-batches of the window that makes the update with index `update`."""
         if self.function is None:
             return next(steps for first, steps in reversed(self.breakpoints) if update >= first)
-        # A function is asked anew each time and so checked anew: only its answer at 0 was validated.
+        # A function is asked anew each time and so checked anew: only its answer at 0
+        # was validated.
         steps = self.function(update)
         if not is_integer(steps) or steps < 1:
             problem = f"{_NAME}({update}) must return an integer >= 1, got {steps!r}"

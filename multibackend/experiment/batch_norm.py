@@ -7,7 +7,8 @@ variance, so k micro-batches are not one large batch for it (Ioffe and Szegedy 2
     "frozen"      layers normalise by their running statistics and leave them as they are
     "window"      like "microbatch", the momentum rescaled to the window: `window_momentum`
 
-and `Trainer.recompute_statistics` after training (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm").
+and `Trainer.recompute_statistics` after training (Wu & Johnson 2021, "Rethinking
+'Batch' in BatchNorm").
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ __all__ = ["MODES", "SMALL_MICRO_BATCH", "small_micro_batch_message", "window_mo
 
 MODES = ("microbatch", "frozen", "window")
 
-# Below this many examples the error of BatchNorm rises: figure 1 of Wu and He 2018, "Group normalization".
+# Below this many examples the error of BatchNorm rises: figure 1 of Wu and He 2018,
+# "Group normalization".
 SMALL_MICRO_BATCH = 16
 
 

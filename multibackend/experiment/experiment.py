@@ -54,10 +54,11 @@ class Experiment:
             key 0, a function of the update index (0 for the first), or `EffectiveBatch(examples)`.
         max_grad_norm: scale the gradient down to this global norm; None for no clipping.
         precision: "float32", "float64", or mixed with float32 for all that is kept: "bf16", "fp16"
-            (loss scale: `multibackend.core.precision.LossScale`). Floating-point inputs are cast to it.
+            (loss scale: `multibackend.core.precision.LossScale`). Floating-point inputs are
+            cast to it.
         rematerialize: recompute activations in the backward pass instead of keeping them, which
-            changes memory and time, never values: False, True for every block, patterns on the paths
-            of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
+            changes memory and time, never values: False, True for every block, patterns on the
+            paths of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
         on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
             infinite; "skip" drops that whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
@@ -74,23 +75,23 @@ class Experiment:
             full). None leaves the rate alone. The history has the rate that was used.
         base_batch_size: for `lr_scaling`: the examples per update that the rate was tuned for.
         ema_decay: d in [0, 1) of an exponential moving average of the parameters after each update,
-            e = d * e + (1 - d) * p; it starts at the initial parameters, and a skipped window leaves
-            it as it is. It has less noise than the last iterate (Polyak and Juditsky 1992);
+            e = d * e + (1 - d) * p; it starts at the initial parameters, and a skipped window
+            leaves it as it is. It has less noise than the last iterate (Polyak and Juditsky 1992);
             `Trainer.evaluate(ema=True)` uses it. None keeps none.
         ema_warmup: let the decay of the update with index t (0 for the first) be
             min(d, (1 + t) / (10 + t)), so that a short run forgets its initial parameters (as
             `tf.train.ExponentialMovingAverage(num_updates=t)`).
-        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB"; what
-            the device has unless given, which a CPU does not say.
+        memory_budget: bytes that `micro_batch_size="auto"` may use, or a string such as "2GiB";
+            what the device has unless given, which a CPU does not say.
         dropout: "native" leaves a model's dropout layers as they are; "portable" lets them draw
             masks that are a pure function of (seed, update, micro-batch, layer name, element
             index), the same bits on every backend (`multibackend.protocol.dropout_masks`). Layers
             are named by their path, `Model(rename=...)` applied.
         batch_statistics: what BatchNorm layers do in training. "microbatch": each micro-batch is
             normalised by its own statistics, and the running statistics move after each; "window":
-            the momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves them
-            as far as one large batch would; "frozen": layers normalise by their running statistics,
-            which stay. See `multibackend.experiment.batch_norm`.
+            the momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves
+            them as far as one large batch would; "frozen": layers normalise by their running
+            statistics, which stay. See `multibackend.experiment.batch_norm`.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.

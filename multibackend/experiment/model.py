@@ -32,8 +32,8 @@ class Model:
             `(model, batch, train) -> outputs`, or a mapping from backend names to such functions.
         rename: pairs parameters whose canonical names differ between backends: {name of one
             backend's parameter or module: name of the reference's}.
-        transform: the change of layout of parameters where it cannot be found: {name of one backend's
-            parameter: permutation of the reference's axes, or a function of its array}.
+        transform: the change of layout of parameters where it cannot be found: {name of one
+            backend's parameter: permutation of the reference's axes, or a function of its array}.
         matching: a `multibackend.matching.Matching`, or the path of one that was saved: how the
             parameters of two backends pair up, not found anew. Its reference is `compare`'s first.
         builders: one per backend, by its name: a function that returns the framework's own module,

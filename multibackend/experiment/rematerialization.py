@@ -76,8 +76,9 @@ def choose_modules(rule: Rematerialize, modules: Sequence[ModuleInfo]) -> tuple[
     sequence is no block, what is in it may be. Where there is no such module: the children of the
     model that hold parameters; where it has none, the model itself.
 
-    A pattern is matched as in a shell (`*`, `?`, `[...]`) against the whole path, `*` crossing dots;
-    `block.*` matches `Block_0` too. A function gets the path and is not asked about the model itself.
+    A pattern is matched as in a shell (`*`, `?`, `[...]`) against the whole path, `*`
+    crossing dots; `block.*` matches `Block_0` too. A function gets the path and is not
+    asked about the model itself.
 
     Raises:
         ConfigurationError: a pattern matches no module, or a function none at all.

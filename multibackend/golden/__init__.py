@@ -6,7 +6,8 @@
     report = golden.check(golden.load("digits.json"), experiment, "jax")
     report.matches, report.first_divergence
 
-Both runs start from the same initial parameters without any being stored: see `multibackend.golden.laws`.
+Both runs start from the same initial parameters without any being stored: see
+`multibackend.golden.laws`.
 """
 
 from multibackend.golden.file import FORMAT, Golden, load, save

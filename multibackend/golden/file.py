@@ -31,18 +31,18 @@ class Golden:
     """What is kept of a run.
 
     Attributes:
-        experiment, backend, versions, device, precision, seed, updates: what was run, and with what.
-        dropout: the experiment's, "portable" where the model has dropout layers.
-        dropout_layers: their names.
-        history: a column for each of loss, grad_norm, learning_rate, weight, examples, epoch; one entry per update.
-        skipped: windows that made no update: (number of the update it would have made, reason).
-        gradient_updates: the updates whose gradients were kept: 1, 2, 4, 8, ... and the last.
-        gradients: for each parameter the norm of its gradient at those updates, before clipping.
-        shares: for each parameter the largest share of its gradient's norm in the global one, over all updates.
+        experiment, backend, versions, device, precision, seed, updates: what was run, and with
+        what. dropout: the experiment's, "portable" where the model has dropout layers.
+        dropout_layers: their names. history: a column for each of loss, grad_norm,
+        learning_rate, weight, examples, epoch; one entry per update. skipped: windows that made
+        no update: (number of the update it would have made, reason). gradient_updates: the
+        updates whose gradients were kept: 1, 2, 4, 8, ... and the last. gradients: for each
+        parameter the norm of its gradient at those updates, before clipping. shares: for each
+        parameter the largest share of its gradient's norm in the global one, over all updates.
         data: the fields of the first window, in the order in which the run sees its examples.
-        laws: how the initial parameters were drawn, see `multibackend.golden.laws`.
-        start, end: the parameters before the first and after the last update.
-        state_start, state_end: the model state, such as BatchNorm statistics.
+        laws: how the initial parameters were drawn, see `multibackend.golden.laws`. start, end:
+        the parameters before the first and after the last update. state_start, state_end: the
+        model state, such as BatchNorm statistics.
     """
 
     experiment: str

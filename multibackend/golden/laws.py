@@ -1,16 +1,17 @@
 """Initial parameters that every framework draws alike: a pure function of (seed, name, shape, law).
 
-A golden trace holds a run of one framework against a recording of another, so both must start from the same
-parameters, and a recording should stay small enough to read. So it keeps no parameters. It keeps the law of each
-tensor, its mean, standard deviation, least and largest element as the model's own builder chose them, and the run
-starts from a draw by that law:
+A golden trace holds a run of one framework against a recording of another, so both must start from
+the same parameters, and a recording should stay small enough to read. So it keeps no parameters. It
+keeps the law of each tensor, its mean, standard deviation, least and largest element as the model's
+own builder chose them, and the run starts from a draw by that law:
 
     p = clip(mean + deviation * z, least, largest)
 
-z is the sum of the four 16-bit parts of a raw word of numpy's Philox, centred and scaled to unit variance (Irwin
-and Hall 1927: close to a normal distribution, kurtosis -0.3). Integers, one product and one sum: no logarithm and no
-cosine, whose last bit depends on processor and library, so the bits are the same everywhere and in every version of
-numpy, which guarantees that stream. A tensor that is constant, such as zeros or ones, stays what it is.
+z is the sum of the four 16-bit parts of a raw word of numpy's Philox, centred and scaled to unit
+variance (Irwin and Hall 1927: close to a normal distribution, kurtosis -0.3). Integers, one product
+and one sum: no logarithm and no cosine, whose last bit depends on processor and library, so the
+bits are the same everywhere and in every version of numpy, which guarantees that stream. A tensor
+that is constant, such as zeros or ones, stays what it is.
 """
 
 from __future__ import annotations

@@ -25,14 +25,17 @@ class GoldenReport:
 
     Attributes:
         golden, actual: the recording, and the run now, by the recording's names.
-        settings: sentences about what is asked for otherwise than it was recorded: precision, seed, updates, dropout.
-        first_divergence: the first place beyond the tolerance of the precision, in the order of time; `values` are the
-            recorded one and the one now.
-        place: where in the tensor, "norm", "mean" or "element [0, 3]", where `first_divergence` is about a tensor.
+        settings: sentences about what is asked for otherwise than it was recorded: precision,
+            seed, updates, dropout.
+        first_divergence: the first place beyond the tolerance of the precision, in the order of
+            time; `values` are the recorded one and the one now.
+        place: where in the tensor, "norm", "mean" or "element [0, 3]", where `first_divergence` is
+            about a tensor.
         losses: relative difference of each update's loss.
         parameters: relative difference of each parameter at the end, as far as the recording tells.
-        notes: sentences about running variances that another framework keeps otherwise. They fail no run: a layer that
-            a user brings keeps its own definition, Flax's BatchNorm the biased variance, torch's the unbiased.
+        notes: sentences about running variances that another framework keeps otherwise. They fail
+            no run: a layer that a user brings keeps its own definition, Flax's BatchNorm the biased
+            variance, torch's the unbiased.
     """
 
     golden: Golden
@@ -125,7 +128,8 @@ def check(
 
     Args:
         golden: from `load`.
-        experiment: what to train; in another precision or with another seed than recorded it does not match.
+        experiment: what to train; in another precision or with another seed than recorded it
+            does not match.
         backend, device, execution: as for `Trainer`.
         updates: how many are asked for; as many as were recorded unless given.
 

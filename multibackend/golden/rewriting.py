@@ -47,8 +47,9 @@ def update(
 ) -> Change:
     """Bring a golden file up to date.
 
-    The run is first held against what is there. Only where it moved beyond rounding, or was asked for otherwise, is the
-    file written anew; so files do not change with every version of a framework.
+    The run is first held against what is there. Only where it moved beyond rounding, or was
+    asked for otherwise, is the file written anew; so files do not change with every version
+    of a framework.
 
     Args:
         path: of the file, which need not exist.

@@ -33,7 +33,8 @@ def record(
 ) -> Golden:
     """Make a run from initial parameters that every framework draws alike, and keep what tells it from another.
 
-    Dropout layers draw portable masks, because those of one framework cannot be repeated in another.
+    Dropout layers draw portable masks, because those of one framework cannot be
+    repeated in another.
 
     Args:
         experiment: what to train.
@@ -83,8 +84,8 @@ def repeat(
 def _matching(golden: Golden, trainer: Trainer) -> Matching:
     """Return which of the model's parameters and state is which of the recorded.
 
-    `Model(matching=...)` tells, else names, shapes and kinds; what these leave open, both models do where the
-    framework that recorded is installed.
+    `Model(matching=...)` tells, else names, shapes and kinds; what these leave open, both models do
+    where the framework that recorded is installed.
     """
     model = trainer.experiment.model
     side = side_of(trainer.snapshot(), trainer.program)

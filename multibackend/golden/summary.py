@@ -65,8 +65,9 @@ def summarise(array: np.ndarray) -> Summary:
 def difference(expected: Summary, actual: Summary, floor: float = 0.0) -> tuple[float, str, tuple[float, float]]:
     """The largest relative difference of what is kept: (its size, of what, both values); infinite beside a NaN.
 
-    Elements and means are measured against the largest element, as `multibackend.parity.relative_differences` does,
-    the norm against itself; nothing against less than `floor`.
+    Elements and means are measured against the largest element, as
+    `multibackend.parity.relative_differences` does, the norm against itself; nothing against
+    less than `floor`.
     """
     norms = (expected.norm, actual.norm)
     if expected.digest == actual.digest:

@@ -1,7 +1,8 @@
 """What two models answered when they were run at the same values, and how far their answers agree.
 
-An answer is the gradient of a parameter, or by how much an array of model state moved. A cost is a squared difference
-relative to the squared size, of arrays that one choice of partner and layout would make equal.
+An answer is the gradient of a parameter, or by how much an array of model state moved. A cost is a
+squared difference relative to the squared size, of arrays that one choice of partner and layout
+would make equal.
 """
 
 from __future__ import annotations

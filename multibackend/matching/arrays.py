@@ -37,8 +37,8 @@ def given_matching(model: Model) -> Matching | None:
 def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, model: Model, program: Any) -> Matching:
     """From a saved state, the reference, to the state of a program, without running either model.
 
-    Equal names and shapes are one; else `Model(matching=...)` tells, or names, shapes and kinds of layers. That
-    matching, `rename` and `transform` may have either of the two as their reference.
+    Equal names and shapes are one; else `Model(matching=...)` tells, or names, shapes and kinds of
+    layers. That matching, `rename` and `transform` may have either of the two as their reference.
 
     Raises:
         ParameterMatchError: the parameters do not pair up, or something is open.
@@ -76,7 +76,8 @@ def with_arrays(
         arrays: by the other model's canonical names.
         model: for `rename`, `transform` and `matching`.
         program: whose state it is.
-        trained: which of the arrays are parameters; all that this model does not keep as model state unless given.
+        trained: which of the arrays are parameters; all that this model does not keep as model
+            state unless given.
 
     Raises:
         ParameterMatchError: they do not pair up with this model's parameters.

@@ -1,7 +1,7 @@
 """Assign rows to columns at the least cost, and tell which might as well exchange them.
 
-`scipy.optimize.linear_sum_assignment` solves the same problem, but scipy is no dependency of the core, and one function
-is no reason to make it one.
+`scipy.optimize.linear_sum_assignment` solves the same problem, but scipy is no dependency of the
+core, and one function is no reason to make it one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ __all__ = ["assign", "exchange_costs", "tied_sets"]
 def assign(cost: np.ndarray) -> np.ndarray:
     """For each row of `cost` [n, m] its column, -1 for rows that are left over where n > m.
 
-    Shortest augmenting paths, O(n^2 m), the inner loop over columns being one vector operation (Jonker and Volgenant
-    1987, "A shortest augmenting path algorithm for dense and sparse linear assignment problems").
+    Shortest augmenting paths, O(n^2 m), the inner loop over columns being one vector operation
+    (Jonker and Volgenant 1987, "A shortest augmenting path algorithm for dense and sparse
+    linear assignment problems").
 
     >>> assign(np.array([[1.0, 2.0], [1.0, 5.0]])).tolist()
     [1, 0]

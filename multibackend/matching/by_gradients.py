@@ -1,9 +1,10 @@
 """Let two models tell what their names and shapes leave open.
 
-Both models are run once at values for which the open choices do not matter: arrays that might be exchanged hold the
-same values, a matrix that might be transposed is symmetric, the rows of a fused projection are alike. So both compute
-the same function whichever choice is right; their gradients, which are not symmetric, tell which it is. What is still
-tied is asked again with the symmetries that are left, and what stays tied then is exchangeable.
+Both models are run once at values for which the open choices do not matter: arrays that might be
+exchanged hold the same values, a matrix that might be transposed is symmetric, the rows of a fused
+projection are alike. So both compute the same function whichever choice is right; their gradients,
+which are not symmetric, tell which it is. What is still tied is asked again with the symmetries
+that are left, and what stays tied then is exchangeable.
 """
 
 from __future__ import annotations
@@ -166,8 +167,9 @@ def _with_layouts(pair: Pair, costs: Sequence[float]) -> Pair:
 def _layouts_by_directions(pairs: Sequence[Pair], answers: Answers) -> dict[str, Pair]:
     """Tell the layout of pairs whose gradients agree in no way, because the two models differ.
 
-    A gradient is a sum of (what comes back) x (what came in), and often one of the two is still the same on both sides:
-    what is compared is which directions each axis holds. Arrays of one name within their modules are laid out alike.
+    A gradient is a sum of (what comes back) x (what came in), and often one of the two is still the
+    same on both sides: what is compared is which directions each axis holds. Arrays of one name
+    within their modules are laid out alike.
     """
     leaves: dict[object, list[Pair]] = defaultdict(list)
     for pair in pairs:

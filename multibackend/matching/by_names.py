@@ -35,8 +35,8 @@ def propose(
     Args:
         reference, other: the two models.
         rename: {name of the other's array or module: name of the reference's}; not questioned.
-        transform: {name of the other's array: the change from the reference's array to it}: a permutation of axes, or
-            a function of an array that reshapes and permutes.
+        transform: {name of the other's array: the change from the reference's array to it}: a
+            permutation of axes, or a function of an array that reshapes and permutes.
 
     Raises:
         ParameterMatchError: `rename` or `transform` does not fit.

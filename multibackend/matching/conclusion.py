@@ -38,7 +38,8 @@ def finish(
         more: links of arrays that the proposal left over.
 
     Raises:
-        ParameterMatchError: a parameter has no partner; names the nearest candidates and their shapes.
+        ParameterMatchError: a parameter has no partner; names the nearest candidates
+            and their shapes.
     """
     linked = {link.reference for link in more}
     other_linked = {link.other for link in more}
@@ -96,7 +97,8 @@ def match_parameters(
     """The matching of two models from names, shapes and kinds alone.
 
     Raises:
-        ParameterMatchError: something has no partner, or is open: only the models themselves could tell.
+        ParameterMatchError: something has no partner, or is open: only the models
+            themselves could tell.
 
     >>> reference = Side({"layers_0.kernel": (2, 3)}, kinds={"layers_0.kernel": ""})
     >>> match_parameters(reference, Side({"h.0.weight": (3, 2)})).links[0].change

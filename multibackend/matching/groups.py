@@ -96,8 +96,8 @@ def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:
             continue  # already a part of an array
         leaf = leaf_of(text) if leaf_of(text) in LEAVES else ""
         module = module_of(text)
-        # `attn.query.weight` beside `attn.key.weight`, `query.dense.weight` beside `key.dense.weight`,
-        # and `cell.w_i` beside `cell.w_f`
+        # `attn.query.weight` beside `attn.key.weight`, `query.dense.weight` beside
+        # `key.dense.weight`, and `cell.w_i` beside `cell.w_f`
         for ancestor in dict.fromkeys((module_of(module), module_of(module_of(module)), module)):
             siblings[ancestor, leaf, tuple(side.shapes[name])].append(name)
     families = {}

@@ -17,8 +17,8 @@ _MOST_AXES = 5  # 120 permutations; of more axes only the given order is tried
 def rearrangements(reference: tuple[int, ...], other: tuple[int, ...]) -> tuple[Rearrangement, ...]:
     """All ways in which an array of one shape can become the other by permuting axes, split or joined ones included.
 
-    The plainest first: as it is, reshaped only, the reversed order of axes, then the rest. Axes of length 1 play no
-    part. Empty where there is no such change.
+    The plainest first: as it is, reshaped only, the reversed order of axes, then the rest. Axes of
+    length 1 play no part. Empty where there is no such change.
 
     >>> [change.axes for change in rearrangements((4, 4), (4, 4))]
     [(0, 1), (1, 0)]

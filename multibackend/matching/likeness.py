@@ -16,7 +16,8 @@ class Likeness:
     """How alike any two arrays of two models are, without running them.
 
     Attributes:
-        names, others: the arrays of the reference, as rows, and of the other model, as columns, as they were given.
+        names, others: the arrays of the reference, as rows, and of the other model, as columns, as
+            they were given.
         score: [rows, columns], the larger the more alike; a few units at most.
     """
 
@@ -50,7 +51,8 @@ class Likeness:
             _, column_codes, column_sizes = np.unique(column_modules, return_inverse=True, return_counts=True)
             counts = np.zeros((len(row_sizes), len(column_sizes)))
             np.add.at(counts, (row_codes[pairs[:, 0]], column_codes[pairs[:, 1]]), 1.0)
-            # relative to the larger module, lest a module of everything be every small one's partner
+            # relative to the larger module, lest a module of everything be every small
+            # one's partner
             shares = counts / np.maximum(row_sizes[:, None], column_sizes[None, :])
             bonus += weight * shares[np.ix_(row_codes, column_codes)]
             row_modules = [module_of(module) for module in row_modules]

@@ -1,7 +1,7 @@
 """A matching: links between the parameters of two models, each with the change of layout between them.
 
-Every change is linear and loses nothing (axes reshaped and permuted, arrays joined or cut), so one matching serves
-parameters, gradients, moments and averages alike, in both directions.
+Every change is linear and loses nothing (axes reshaped and permuted, arrays joined or cut), so one
+matching serves parameters, gradients, moments and averages alike, in both directions.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Rearrangement:
 class Part:
     """A slice of an array: seen as `view`, what lies at `index` along `axis`, brought to `piece`.
 
-    One of three projections in a fused [3 * d, in] is view (3, d, in), axis 0; where they alternate within each head,
-    view (heads, 3, dim, in), axis 1; one layer of a stack is its index along axis 0.
+    One of three projections in a fused [3 * d, in] is view (3, d, in), axis 0; where they
+    alternate within each head, view (heads, 3, dim, in), axis 1; one layer of a stack is its
+    index along axis 0.
 
     Attributes:
         shape: of the whole array.
@@ -107,7 +108,8 @@ class Link:
         rearrangement: from the one (part) to the other (part).
         reference_shape: of the reference's whole array.
         reference_part, other_part: where only a slice is meant.
-        evidence: why these two, and why so: "name", "shape", "gradient agrees to 1e-15, next best 0.3".
+        evidence: why these two, and why so: "name", "shape", "gradient agrees to 1e-15,
+            next best 0.3".
     """
 
     reference: str
@@ -186,7 +188,8 @@ class Matching:
 
     Attributes:
         links: every array of either model is in at least one of them, or in the mappings below.
-        reference_only, other_only: {name: why it has no partner}, for example model state that one side alone keeps.
+        reference_only, other_only: {name: why it has no partner}, for example model state that one
+            side alone keeps.
 
     >>> Matching.of_pairs({"b": "a"}, {"a": (2, 3)}).to_other({"a": np.zeros((2, 3))}).keys()
     dict_keys(['b'])
@@ -220,8 +223,8 @@ class Matching:
     def to_reference(self, arrays: Arrays, *, gradients: bool = False) -> dict[str, np.ndarray]:
         """Arrays by the other's names as arrays by the reference's; links whose array is not there are left out.
 
-        Where the other holds a tied array several times the first counts; with `gradients` their sum, because each use
-        adds to the gradient of the one.
+        Where the other holds a tied array several times the first counts; with `gradients` their
+        sum, because each use adds to the gradient of the one.
         """
         result: dict[str, np.ndarray] = {}
         filled: set[tuple[str, Part | None]] = set()

@@ -40,8 +40,8 @@ class _Block:
 def equal_names(reference: Side, other: Side, texts: Mapping[str, str]) -> dict[str, str]:
     """{name of other: name of reference} where names are equal but for style, role by role, and shapes are equal.
 
-    A role in which the numbers differ (`0, 2, 4` against `0, 1, 2`) is left out as a whole. `texts` are the other's
-    names, renamed.
+    A role in which the numbers differ (`0, 2, 4` against `0, 1, 2`) is left out as a whole. `texts`
+    are the other's names, renamed.
     """
     by_style = {normalised(name): name for name in reference.shapes}
     others_by_style = {normalised(text): name for name, text in texts.items()}
@@ -91,8 +91,8 @@ def pair_by_likeness(
 ) -> tuple[dict[str, str], list[tuple[str, ...]]]:
     """The best assignment, {name of other: name of reference}, and the sets within which it is not certain.
 
-    `fixed`, pairs that stand already, vote for the arrays beside them. What is certain is judged without votes: two
-    arrays of a module that were guessed support each other, right or wrong.
+    `fixed`, pairs that stand already, vote for the arrays beside them. What is certain is judged
+    without votes: two arrays of a module that were guessed support each other, right or wrong.
     """
     blocks = _blocks(reference, other, likeness, fixed)
     rows = [likeness.names.index(name) for name in fixed.values()]
@@ -126,8 +126,8 @@ def _blocks(reference: Side, other: Side, likeness: Likeness, fixed: Mapping[str
     blocks = []
     for size in sorted(rows.keys() & columns.keys()):
         allowed = pairwise(is_possible, rows[size], columns[size]) > 0
-        # among equals the order of definition decides, too little to outvote names; that it did is told
-        # by the set of equals being reported as uncertain
+        # among equals the order of definition decides, too little to outvote names; that it did is
+        # told by the set of equals being reported as uncertain
         disorder = np.zeros(allowed.shape)
         if reference.ordered and other.ordered:
             disorder = 0.05 * np.abs(_relative_ranks(rows[size])[:, None] - _relative_ranks(columns[size])[None, :])

@@ -21,9 +21,10 @@ class Side:
 
     Attributes:
         shapes: by canonical name, in order of definition where that is known.
-        kinds: what sort of layer each belongs to ("linear", "embedding", "convolution", "normalisation", ...), and so
-            that its layout is canonical; "" for an array of the user's own module, whose layout is anyone's guess.
-            Names that are missing count as canonical.
+        kinds: what sort of layer each belongs to ("linear", "embedding", "convolution",
+            "normalisation", ...), and so that its layout is canonical; "" for an array of
+            the user's own module, whose layout is anyone's guess. Names that are missing
+            count as canonical.
         parameters: the names that are trained; the others are model state.
         ordered: whether the order of `shapes` is one of definition.
         integers: names of arrays of integers, which pair up by equal names only.
@@ -95,7 +96,8 @@ class Group:
         whole: its name.
         parts: the names on the other side.
         of_reference: whether the whole is the reference's.
-        ways: for each way (its name, the links); the same name means the same way for weight and bias.
+        ways: for each way (its name, the links); the same name means the same way for
+            weight and bias.
         evidence: why these belong together.
         role: groups of one role are cut in one way.
     """
@@ -125,7 +127,8 @@ class Proposal:
 
     Attributes:
         pairs, groups: every array that has a partner is in one of them.
-        sets: names of the reference in `pairs` whose partners could as well be exchanged among them.
+        sets: names of the reference in `pairs` whose partners could as well be
+            exchanged among them.
         reference_left, other_left: arrays without a partner.
         plain: all names and shapes were equal but for style, and nothing is open.
     """

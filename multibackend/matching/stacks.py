@@ -1,7 +1,7 @@
 """Layers in a stack: one array [layers, ...] on one side, one array per layer on the other.
 
-A stacked array is seen as its slices before anything is paired, so that all that holds for single layers (names,
-order, gradients) decides about them too.
+A stacked array is seen as its slices before anything is paired, so that all that holds for single
+layers (names, order, gradients) decides about them too.
 """
 
 from __future__ import annotations

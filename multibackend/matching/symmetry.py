@@ -1,7 +1,7 @@
 """Values for which open choices do not matter: what may be exchanged is equal, what may be transposed is symmetric.
 
-Elements that an open choice may exchange are found by sending marks, the elements' own numbers, through every choice:
-marks that arrive in one place belong to elements that must be equal.
+Elements that an open choice may exchange are found by sending marks, the elements' own numbers,
+through every choice: marks that arrive in one place belong to elements that must be equal.
 """
 
 from __future__ import annotations

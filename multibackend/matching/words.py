@@ -1,8 +1,9 @@
 """How alike two names are: their words, however spelled or abbreviated, and the numbers in them.
 
-A name is read as words and numbers: `h.3.attn.c_attn.weight` and `layers_3/self_attention/qkv/kernel` both have a
-number, something about attention, and a weight. With its numbers taken out a name is a role; the numbers, counted from
-the first that occurs, are its place in the structure.
+A name is read as words and numbers: `h.3.attn.c_attn.weight` and
+`layers_3/self_attention/qkv/kernel` both have a number, something about attention, and a weight.
+With its numbers taken out a name is a role; the numbers, counted from the first that occurs, are
+its place in the structure.
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def read_names(texts: Sequence[str]) -> list[Name]:
 def _places(name: Name, ordered: Mapping[Role, list[int]]) -> Places:
     places = []
     for prefix, number in name.numbers:
-        # Ranks: layers 1, 2, 3 or 0, 2, 4 stand where 0, 1, 2 do. A number that never varies says nothing.
+        # Ranks: layers 1, 2, 3 or 0, 2, 4 stand where 0, 1, 2 do. A number that never varies
+        # says nothing.
         if len(ordered[prefix]) > 1:
             places.append((len(ordered[prefix]), ordered[prefix].index(number)))
     return tuple(places)

@@ -32,7 +32,8 @@ class Group:
         where: which parameters: a function `(name, shape) -> bool` of the canonical name and the
             canonical shape, or a pattern for the whole name (`fnmatch`), in which * stands for any
             characters, also dots. Style does not count: "layers.0.*" matches `layers_0.weight` too.
-        learning_rate_factor: what the schedule's rate, which the history has, is multiplied by; >= 0.
+        learning_rate_factor: what the schedule's rate, which the history has, is multiplied
+            by; >= 0.
         weight_decay: in place of the optimizer's own; None keeps that.
         frozen: the parameters stay as they are: no update, no decay, no gradient is computed for
             them, they do not count in the global norm, and they have no optimizer state (a snapshot

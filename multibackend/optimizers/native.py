@@ -35,7 +35,8 @@ class Native(Optimizer):
             (`optax.scale_by_adam()`), not `optax.adam(1e-3)`, which has the minus sign and a rate.
 
     Raises:
-        ConfigurationError: a builder is no function. A missing one shows when its backend is chosen.
+        ConfigurationError: a builder is no function. A missing one shows when its
+            backend is chosen.
 
     >>> averaged = lambda parameters: torch.optim.ASGD(parameters, lambd=1e-3)
     >>> sorted(Native(learning_rate=0.1, torch=averaged).builders)

@@ -145,7 +145,8 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # either of these would make the next runs differ too; a sum of squares needs one array of outputs
+    # either of these would make the next runs differ too; a sum of squares needs one array
+    # of outputs
     if not reasons and trainer.program.info.output_shape is not None:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)

@@ -63,7 +63,8 @@ def compare(
 
     Raises:
         ParameterMatchError: the parameters of the two models do not pair up.
-        ConfigurationError: an argument is wrong, or dropout layers of the two models do not pair up.
+        ConfigurationError: an argument is wrong, or dropout layers of the two models do
+            not pair up.
 
     >>> report = compare(experiment, updates=20, precision="float64")   # doctest: +SKIP
     >>> report.matches, report.max_relative_difference < 1e-9           # doctest: +SKIP

@@ -115,7 +115,8 @@ class LayerFinding:
         name: of the layer, the reference's; for "wiring" where the wrong array arrives, or the
             container that it leaves; for "loss" the term.
         partner: its name in the second model.
-        container: the innermost paired module around the place, the reference's name; "" is the model.
+        container: the innermost paired module around the place, the reference's name;
+            "" is the model.
         place: in words, "between blocks.0.fc1 and blocks.0.fc2, inside blocks.0".
         difference: the relative difference of the two arrays.
         rounding: what rounding alone makes there.

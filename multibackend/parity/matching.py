@@ -114,7 +114,8 @@ class Probe:
 
     def _build(self, trainers: tuple[Trainer, Trainer], precision: str) -> None:
         experiments = [_plain(trainer.experiment, precision) for trainer in trainers]
-        # one feed, the reference's, so that both see the same micro-batch whatever their own data are
+        # one feed, the reference's, so that both see the same micro-batch whatever their own
+        # data are
         feed = Feed(experiments[0], read_ahead=False)
         example = feed.example()
         self._programs = []

@@ -1,11 +1,13 @@
 """The port: what a backend implements, and all that the core asks of it.
 
-A `Backend` turns an `Experiment` into a `Program`; the program runs windows. State is passed and returned, and
-ownership goes with the call: after `state = program.run(state, ...)` the old state must not be touched, because torch
-may have mutated it and JAX may have donated its buffers. What `run` measures stays on the device until `read`.
+A `Backend` turns an `Experiment` into a `Program`; the program runs windows. State is passed and
+returned, and ownership goes with the call: after `state = program.run(state, ...)` the old state
+must not be touched, because torch may have mutated it and JAX may have donated its buffers. What
+`run` measures stays on the device until `read`.
 
-Three Protocols are required: `Backend`, `Program`, and `ProgramInfo` as what a program tells about itself. The others
-are capabilities, which a backend or a program has or has not; the core asks with `isinstance`, never by name.
+Three Protocols are required: `Backend`, `Program`, and `ProgramInfo` as what a program tells about
+itself. The others are capabilities, which a backend or a program has or has not; the core asks with
+`isinstance`, never by name.
 """
 
 from __future__ import annotations
@@ -74,11 +76,13 @@ class ProgramInfo:
 
     Attributes:
         parameter_names: canonical, in the order of `WindowResults.gradient_norms`.
-        output_shape: of the model's outputs for the example micro-batch; None unless they are one array.
-        kinds: for each parameter and state array, in order of definition, the sort of layer that it belongs to, for
-            example "Linear"; "" for a module of the user's own. Matching pairs arrays of the same sort.
-        dropout_layers: the names of the model's dropout layers whose rate is not 0, in order of definition. `compare`
-            gives both models the same masks by them.
+        output_shape: of the model's outputs for the example micro-batch; None unless they
+            are one array.
+        kinds: for each parameter and state array, in order of definition, the sort of layer that it
+            belongs to, for example "Linear"; "" for a module of the user's own. Matching pairs
+            arrays of the same sort.
+        dropout_layers: the names of the model's dropout layers whose rate is not 0, in order of
+            definition. `compare` gives both models the same masks by them.
         batch_norm_layers: the names of its layers with running statistics.
         native_arrays: translates to the framework's own names and layouts, for files of weights.
     """
@@ -97,7 +101,8 @@ class Program(Protocol):
     Attributes:
         info: what the program is.
         execution: how it executes windows, "auto" and None replaced by what was chosen.
-        windows_per_dispatch: how many windows `run` takes best at once; may change as the program learns.
+        windows_per_dispatch: how many windows `run` takes best at once; may change as
+            the program learns.
     """
 
     info: ProgramInfo
@@ -123,7 +128,8 @@ class Program(Protocol):
     def evaluate(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
         """Loss and metrics of a batch, the model in evaluation mode; the state does not change. For `read_sums`.
 
-        With `ema` the moving average takes the place of the parameters; asked for only where the experiment keeps one.
+        With `ema` the moving average takes the place of the parameters; asked for only where the
+        experiment keeps one.
         """
         ...
 
@@ -172,8 +178,8 @@ class MemoryAware(Protocol):
     ) -> int:
         """The bytes that training takes at its peak, `example` being a micro-batch of the experiment's size.
 
-        A program of its own, nothing of which is left. It may stop as soon as it has seen that more than `limit` are
-        needed; then, and where the device refuses, it raises `OutOfMemoryError`.
+        A program of its own, nothing of which is left. It may stop as soon as it has seen that more
+        than `limit` are needed; then, and where the device refuses, it raises `OutOfMemoryError`.
         """
         ...
 
@@ -213,8 +219,8 @@ class Idiomatic(Protocol):
 class Interruptible(Protocol):
     """A program that can stop in the middle of a window and go on, bit for bit.
 
-    A window that has begun is the backend's own; `placed` holds that window alone. The state is the one before it
-    throughout.
+    A window that has begun is the backend's own; `placed` holds that window alone. The state is the
+    one before it throughout.
     """
 
     def run_part(self, state: Any, placed: Any, begun: Any | None, start: int, stop: int) -> Any:
@@ -270,8 +276,8 @@ class Traceable(Protocol):
             state: the backend's own.
             batch: field arrays on the host.
             divisors: [terms], as `WindowStack.divisors` has them for one micro-batch.
-            stamp: (update index, index of the micro-batch in its window, micro-batches in the window), which decide
-                about dropout.
+            stamp: (update index, index of the micro-batch in its window, micro-batches in the
+                window), which decide about dropout.
             train: the mode of the model.
             gradients: whether to go backward.
             forced: by (layer name, call), what to put in place of inputs and outputs.

@@ -7,7 +7,8 @@
 
 `threefry` is Threefry-2x32 with 20 rounds, `fold_in` and `bits` are what `jax.random` computes for
 its partitionable threefry keys: one backend draws with its native generator, any other with 32-bit
-additions, rotations and xor. This is the definition, in numpy; backends are tested against its bits.
+additions, rotations and xor. This is the definition, in numpy; backends are tested
+against its bits.
 
 Source: Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3" (SC11).
 """

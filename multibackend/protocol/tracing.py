@@ -51,7 +51,8 @@ class LayerCall:
 class Forced:
     """What to put in place of a layer's inputs and outputs, in its own layout; None leaves them.
 
-    Feeding every layer of one model what the other's got shows each wrong layer, not the first alone.
+    Feeding every layer of one model what the other's got shows each wrong layer, not
+    the first alone.
     """
 
     inputs: tuple[np.ndarray | None, ...] | None = None
@@ -167,7 +168,8 @@ def _filled(tree: Any, arrays: Iterator[Any | None], is_array: IsArray) -> Any:
     old = _parts(tree)
     new = {key: _filled(part, arrays, is_array) for key, part in old.items()}
     changed = {key: part for key, part in new.items() if part is not old[key]}
-    # Left as it is, because a container of some library's may not be made anew from its parts alone.
+    # Left as it is, because a container of some library's may not be made anew from its
+    # parts alone.
     if not changed:
         return tree
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):

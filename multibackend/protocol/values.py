@@ -58,17 +58,21 @@ class WindowStack:
     """One or more consecutive windows of an epoch.
 
     Attributes:
-        fields: arrays [room, steps, micro-batch, ...] with room for at least `windows` windows; what lies past
-            `windows` and `counts` is unspecified.
+        fields: arrays [room, steps, micro-batch, ...] with room for at least `windows` windows;
+            what lies past `windows` and `counts` is unspecified.
         counts: int32 [windows], how many full micro-batches of `fields` each window has.
-        divisors: float64 [windows, steps, terms], what the weighted sum of a micro-batch's losses is divided by, for
-            each term of the loss: `multibackend.training.input.divisors` has the formula. Where `weighed_by_model`, the
-            weights are left out of it, and the backend divides by what the loss gave besides.
-        ragged: the last micro-batch of the last window, arrays [r, ...] with r less than a micro-batch; else None.
+        divisors: float64 [windows, steps, terms], what the weighted sum of a micro-batch's losses
+            is divided by, for each term of the loss: `multibackend.training.input.divisors` has the
+            formula. Where `weighed_by_model`, the weights are left out of it, and the backend
+            divides by what the loss gave besides.
+        ragged: the last micro-batch of the last window, arrays [r, ...] with r less than a
+            micro-batch; else None.
         ragged_divisors: float64 [terms], its divisors.
-        weights: float64 [windows, terms], the sum of the weights of each window; NaN where `weighed_by_model`.
+        weights: float64 [windows, terms], the sum of the weights of each window; NaN where
+            `weighed_by_model`.
         examples: int64 [windows].
-        weighed_by_model: whether the weights are known only once the model has run. Then there is one term.
+        weighed_by_model: whether the weights are known only once the model has run. Then there
+            is one term.
         start, stop: the position before the first and after the last window.
     """
 
@@ -105,7 +109,8 @@ class WindowStack:
 class Rates:
     """Learning rates by update index: `values[i]` belongs to the update with index `first + i`.
 
-    A table rather than one number, because only the device knows whether the window before was skipped.
+    A table rather than one number, because only the device knows whether the window
+    before was skipped.
     """
 
     first: int
@@ -117,16 +122,16 @@ class WindowResults:
     """What `run` measured, one entry per window, on the host.
 
     Attributes:
-        terms: float64 [windows, terms], scale * weighted mean of each term of the loss; 0 where its weights sum to 0,
-            NaN where those of all do.
+        terms: float64 [windows, terms], scale * weighted mean of each term of the loss; 0 where its
+            weights sum to 0, NaN where those of all do.
         grad_norm: float64 [windows], the global norm after normalisation and before clipping.
         weights: float64 [windows, terms], the sums of the weights.
         finite: bool [windows], whether the gradient was finite.
         applied: bool [windows], whether the window made an update.
-        gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`; normalised as
-            `grad_norm` is.
-        loss_scale: float64 [windows], what the gradients were computed with; 1 but for fp16. A gradient that is not
-            finite at a scale above 1 is an overflow, which never fails a run.
+        gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`;
+            normalised as `grad_norm` is.
+        loss_scale: float64 [windows], what the gradients were computed with; 1 but for fp16. A
+            gradient that is not finite at a scale above 1 is an overflow, which never fails a run.
     """
 
     terms: np.ndarray
@@ -190,11 +195,12 @@ class Snapshot:
     Attributes:
         parameters: float arrays.
         model_state: BatchNorm statistics and other state that is no parameter.
-        optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"), then by parameter.
+        optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"),
+            then by parameter.
         update: updates made.
         loss_scale: of an fp16 run; None in other precisions.
-        ema: the moving average of the parameters, by their names; empty where none is kept. A state that is restored
-            without it begins the average at its parameters.
+        ema: the moving average of the parameters, by their names; empty where none is kept. A state
+            that is restored without it begins the average at its parameters.
     """
 
     parameters: Arrays
@@ -213,14 +219,14 @@ class PartialWindow:
 
     Attributes:
         done: micro-batches that have run.
-        accumulator: the sum of their gradients by parameter, times the loss scale in fp16; a parameter that none of
-            them used may be absent.
+        accumulator: the sum of their gradients by parameter, times the loss scale in fp16; a
+            parameter that none of them used may be absent.
         model_state: BatchNorm statistics and the like as those micro-batches left them.
-        totals: [rows, terms], weighted sums of losses, each to be divided by its divisor and then added. A backend that
-            adds on the device has one row, another one a row per micro-batch.
+        totals: [rows, terms], weighted sums of losses, each to be divided by its divisor and then
+            added. A backend that adds on the device has one row, another one a row per micro-batch.
         inverse_divisors: float64 [rows, terms], 1 / divisor.
-        weights: float64 [rows, terms], the sums of the weights that only the model's run told; [0, terms] where they
-            are known from the data.
+        weights: float64 [rows, terms], the sums of the weights that only the model's run told; [0,
+            terms] where they are known from the data.
     """
 
     done: int
@@ -236,9 +242,10 @@ class NativeArrays:
     """Translates between canonical arrays and those of one model's own framework. `ProgramInfo.native_arrays`.
 
     Attributes:
-        to_native: parameters and model state by canonical name as the framework's own arrays by its own names; one that
-            the framework lists several times (tied weights) comes as often.
-        to_canonical: the inverse. Names that the model does not have stay as they are, so that they are reported.
+        to_native: parameters and model state by canonical name as the framework's own arrays by its
+            own names; one that the framework lists several times (tied weights) comes as often.
+        to_canonical: the inverse. Names that the model does not have stay as they are, so that
+            they are reported.
     """
 
     to_native: Callable[[Arrays], dict[str, np.ndarray]]

@@ -1,7 +1,7 @@
 """For people who test: assertions that raise, tolerances with reasons, and the suite that any backend must pass.
 
-Importing it imports no framework. See `multibackend.testing.conformance` for how a backend takes the suite, and
-`multibackend.testing.plugin` for what pytest learns from this package.
+Importing it imports no framework. See `multibackend.testing.conformance` for how a backend takes
+the suite, and `multibackend.testing.plugin` for what pytest learns from this package.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,8 @@ __all__ = [
     "assert_trainers_match",
 ]
 
-# imported when first asked for, so that the pytest plugin beside them costs nothing where nobody uses it
+# imported when first asked for, so that the pytest plugin beside them costs nothing where nobody
+# uses it
 _LATER = {
     "Variant": "multibackend.testing.variant",
     "assert_golden": "multibackend.testing.experiments",

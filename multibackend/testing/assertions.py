@@ -1,7 +1,7 @@
 """Assertions on arrays, snapshots and trainers. Each raises `MatchError`, so that a result cannot be dropped.
 
-Structure, names, kinds of dtype and shapes are compared before any value: an array [4, 1] never matches one of [4],
-nor a missing name a zero.
+Structure, names, kinds of dtype and shapes are compared before any value: an array [4, 1] never
+matches one of [4], nor a missing name a zero.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ def assert_arrays_match(
 
     Args:
         actual, expected: arrays, numbers, or nested mappings and sequences of them.
-        relative: the largest |actual - expected| allowed, relative to the largest |expected| of the array.
-        precision: takes `relative` from `multibackend.parity.tolerances`, for parameters after a run.
-        floor: the least size that differences are measured against, for arrays that may be all but zero.
+        relative: the largest |actual - expected| allowed, relative to the largest
+            |expected| of the array.
+        precision: takes `relative` from `multibackend.parity.tolerances`, for parameters
+            after a run.
+        floor: the least size that differences are measured against, for arrays that may be
+            all but zero.
         what: is compared, for the message.
 
     NaN matches NaN and an infinity itself.
@@ -51,7 +54,8 @@ def assert_arrays_match(
     >>> assert_arrays_match({"w": np.ones(2)}, {"w": np.array([1.0, 1.5])}, relative=0.1)
     Traceback (most recent call last):
         ...
-    multibackend.errors.MatchError: w[1]: 1.0 against 1.5 expected; they differ by 0.5, allowed is 0.15
+    multibackend.errors.MatchError: w[1]: 1.0 against 1.5 expected; they differ by 0.5,
+    allowed is 0.15
     """
     if (relative is None) == (precision is None):
         raise TypeError(f"give either relative= or precision=, got relative={relative!r} and precision={precision!r}")
@@ -74,7 +78,8 @@ def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
     >>> assert_bit_identical(np.zeros(1), -np.zeros(1))
     Traceback (most recent call last):
         ...
-    multibackend.errors.MatchError: [0]: 0.0 against -0.0 expected; 1 of 1 elements differ in their bits
+    multibackend.errors.MatchError: [0]: 0.0 against -0.0 expected; 1 of 1 elements differ
+    in their bits
     """
 
     def compare(where: str, a: np.ndarray, e: np.ndarray) -> None:
@@ -169,7 +174,8 @@ def _compare_values(where: str, actual: np.ndarray, expected: np.ndarray, allowe
     a = actual.astype(np.float64)
     e = expected.astype(np.float64)
     same = (a == e) | (np.isnan(a) & np.isnan(e))
-    # a NaN on one side alone is an infinite difference, never one that compares false with the limit
+    # a NaN on one side alone is an infinite difference, never one that compares false with
+    # the limit
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(np.where(same, 0.0, np.abs(a - e)), nan=np.inf)
     # of what is expected alone: else a value that is far too large would widen its own bound

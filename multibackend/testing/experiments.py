@@ -25,15 +25,16 @@ def assert_matches(
 ) -> tuple[CompareReport, ...]:
     """Raise `MatchError`, an `AssertionError`, unless the backends train an experiment alike.
 
-    The message says in words where they first part, with the name of the layer or parameter, why where the cause is
-    known, and which parameters differ most.
+    The message says in words where they first part, with the name of the layer or parameter, why
+    where the cause is known, and which parameters differ most.
 
     Args:
         experiment: what to train, with a model for each of the backends.
         updates: how many.
         precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
-        backends: their names, the first one the reference for each of the others; unless given, all that the model has
-            a builder for and that are installed, in the order in which `Model` was given them.
+        backends: their names, the first one the reference for each of the others; unless given, all
+            that the model has a builder for and that are installed, in the order in which `Model`
+            was given them.
 
     Returns:
         A report for each pair.
@@ -76,8 +77,8 @@ def assert_golden(
         path: of the file that `multibackend record` or `update=True` writes.
         backend: which trains; the one that the file was recorded on unless given.
         updates: how many; as many as were recorded unless given.
-        update: first bring the file up to date on the backend that it was recorded on, where it has moved or is not
-            there; `multibackend.golden.update` says how.
+        update: first bring the file up to date on the backend that it was recorded on, where it has
+            moved or is not there; `multibackend.golden.update` says how.
 
     Returns:
         The report; with `update` what became of the file.
@@ -132,7 +133,8 @@ def _describe(report: CompareReport) -> str:
     first, second = report.backends
     tolerance = report.tolerance
     differences = report.parameter_differences
-    # a parameter whose gradient is rounding alone wanders on both sides and would head the list for nothing
+    # a parameter whose gradient is rounding alone wanders on both sides and would head the list
+    # for nothing
     determined = [name for name in differences if name not in report.undetermined]
     largest = sorted(determined, key=lambda name: -differences[name])[:_ROWS]
     width = max((len(name) for name in largest), default=0)

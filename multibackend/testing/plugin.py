@@ -13,11 +13,13 @@ Installing multibackend is enough; nothing has to be imported.
     def test_stays(golden, backend):                           # held against golden/FILE.TEST.json beside the test file
         golden(experiment(), updates=20)
 
-`multibackend.testing.assert_matches` and `assert_golden` are plain functions and work without the plugin.
+`multibackend.testing.assert_matches` and `assert_golden` are plain functions and work
+without the plugin.
 
-A session that uses none of this pays nothing for it: this module imports pytest and the standard library, and what
-it needs of the rest when a test asks for it. A project's own fixture `backend` or option `--backend` wins: pytest lets
-a conftest's fixture hide a plugin's, and the option is added only where no conftest has one.
+A session that uses none of this pays nothing for it: this module imports pytest and the standard
+library, and what it needs of the rest when a test asks for it. A project's own fixture `backend` or
+option `--backend` wins: pytest lets a conftest's fixture hide a plugin's, and the option is added
+only where no conftest has one.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         help="rewrite golden traces whose run moved beyond rounding, and say what moved",
     )
     files = [str(getattr(plugin, "__file__", None)) for plugin in pluginmanager.get_plugins()]
-    # a conftest with `pytest_plugins = [...]` loads this module: by then the hook below has already been called
+    # a conftest with `pytest_plugins = [...]` loads this module: by then the hook below has already
+    # been called
     if any(Path(file).name == "conftest.py" for file in files):
         _add_backend(parser)
 
@@ -145,9 +148,10 @@ def backend(_multibackend_name: str) -> str:
 def golden(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """`golden(experiment, file=None, backend=None, updates=None)` holds a run against its golden trace.
 
-    The file is `golden/MODULE.TEST.json` beside the test's file unless `file` is given, which is taken from there too;
-    the backend is the test's `backend` where it has one, else the one that recorded. One file serves all backends.
-    With `--update-golden` it is rewritten where the run moved.
+    The file is `golden/MODULE.TEST.json` beside the test's file unless `file` is given, which
+    is taken from there too; the backend is the test's `backend` where it has one, else the one
+    that recorded. One file serves all backends. With `--update-golden` it is rewritten where
+    the run moved.
     """
     test_backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
 

@@ -1,7 +1,7 @@
 """What the contract says, written down a second time in plain float64 numpy for linear models.
 
-Nothing here uses the library's windows, losses or optimizers: each window is one large batch, its gradient a formula,
-the update a few lines. A backend that matches it has the contract's arithmetic.
+Nothing here uses the library's windows, losses or optimizers: each window is one large batch, its
+gradient a formula, the update a few lines. A backend that matches it has the contract's arithmetic.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def train(
 ) -> ReferenceRun:
     """SGD over windows, each one large batch. Without weight, or with a gradient not finite, it does nothing.
 
-    `factors` and `decays` give single parameters another rate or decay; `frozen` ones stay and are not in the norm.
+    `factors` and `decays` give single parameters another rate or decay; `frozen` ones stay and are
+    not in the norm.
     """
     p = {name: np.array(array, np.float64) for name, array in start.items()}
     velocity = {name: np.zeros_like(array) for name, array in p.items()}

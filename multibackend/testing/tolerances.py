@@ -1,6 +1,7 @@
 """Every bound that the tests use, each with its reason. A test names a bound; it never writes a number of its own.
 
-All are relative to the largest element of an array, as `assert_arrays_match` measures, unless they say otherwise.
+All are relative to the largest element of an array, as `assert_arrays_match` measures, unless
+they say otherwise.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """`micro_batch_size="auto"`: the largest micro-batch that fits in memory, the effective batch kept exactly.
 
-The sizes that come into question divide `EffectiveBatch(n)`, so that every window has n examples whatever is chosen.
-The backend says how many bytes a size needs; how it knows is its own affair: JAX asks the compiler, torch runs a
-micro-batch on a fresh program. Memory grows with the size, so halving finds the largest that fits in at most
-1 + log2(number of divisors) trials: 5 for n = 4096. No trial touches the state of a run, which is made afterwards.
+The sizes that come into question divide `EffectiveBatch(n)`, so that every window has n examples
+whatever is chosen. The backend says how many bytes a size needs; how it knows is its own affair:
+JAX asks the compiler, torch runs a micro-batch on a fresh program. Memory grows with the size, so
+halving finds the largest that fits in at most 1 + log2(number of divisors) trials: 5 for n = 4096.
+No trial touches the state of a run, which is made afterwards.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class MicroBatchChoice:
         }
 
 
-# choices that were made in this process, each with the experiment, which must live as long as its id is part of a key
+# choices that were made in this process, each with the experiment, which must live as long as its
+# id is part of a key
 _known: dict[tuple[Any, ...], tuple[MicroBatchChoice, object]] = {}
 
 
@@ -144,9 +146,10 @@ def largest_that_fits(
 ) -> tuple[int | None, tuple[MemoryTrial, ...]]:
     """The largest of ascending `candidates` whose `measure` is at most `limit`, None if not even the first is.
 
-    `measure` may raise `OutOfMemoryError` instead. The smallest is tried first, then the range is halved: at most
-    1 + ceil(log2(len(candidates))) trials. What is returned was itself tried, and the next larger one too. Where the
-    smallest fails for another reason, as a batch normalisation does on a single example, the next one takes its place.
+    `measure` may raise `OutOfMemoryError` instead. The smallest is tried first, then the range is
+    halved: at most 1 + ceil(log2(len(candidates))) trials. What is returned was itself tried, and
+    the next larger one too. Where the smallest fails for another reason, as a batch normalisation
+    does on a single example, the next one takes its place.
 
     >>> largest_that_fits([1, 2, 4, 8, 16], lambda size: 100 + 10 * size, 150)[0]
     4

@@ -40,8 +40,8 @@ class BestValue:
         value: of the metric.
         metric: its name.
         mode: "min" or "max".
-        parameters: at that update, by canonical name, where `fit(keep_best=True)` asked for them; with
-            `evaluate_ema=True` the moving average.
+        parameters: at that update, by canonical name, where `fit(keep_best=True)` asked for them;
+            with `evaluate_ema=True` the moving average.
     """
 
     update: int
@@ -55,9 +55,10 @@ class BestValue:
 class EarlyStopping:
     """Ends `fit` where a metric has stopped improving: a listener, for `fit(early_stopping=...)` or `callbacks`.
 
-    The run ends after `patience` evaluations in a row without one that is better than the best so far by more than
-    `minimum_change` (Prechelt 1998, "Early stopping - but when?"; there the strip length is one evaluation). Only the
-    evaluations of `fit(evaluate_every=...)` count, NaN never is an improvement, and each call of `fit` begins anew.
+    The run ends after `patience` evaluations in a row without one that is better than the best so
+    far by more than `minimum_change` (Prechelt 1998, "Early stopping - but when?"; there the strip
+    length is one evaluation). Only the evaluations of `fit(evaluate_every=...)` count, NaN never is
+    an improvement, and each call of `fit` begins anew.
 
     Args:
         metric: "loss" or the name of a metric of the experiment whose value is a number.
@@ -92,7 +93,8 @@ class EarlyStopping:
     def remembered(self) -> tuple[float, float, float]:
         """(best value, its update, evaluations since): what a run that goes on after a stop must be given back.
 
-        The first two are NaN before there is a best one, because a checkpoint keeps them as numbers.
+        The first two are NaN before there is a best one, because a checkpoint keeps
+        them as numbers.
         """
         if self._best is None:
             return math.nan, math.nan, float(self._waited)

@@ -181,7 +181,8 @@ def plan_evaluations(
     """The plan of one call of `fit`, from its arguments; None where it does not evaluate.
 
     Raises:
-        ConfigurationError: an argument is wrong, or it watches what is not there; every problem is listed.
+        ConfigurationError: an argument is wrong, or it watches what is not there; every
+            problem is listed.
     """
     problems = Problems("fit")
     modes = {"loss": "min", **{metric.name: metric.better for metric in experiment.metrics}}

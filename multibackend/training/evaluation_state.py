@@ -104,7 +104,8 @@ class EvaluationState:
         """One metric's values, of those evaluations that had it."""
         values = {i: np.asarray(e.metrics[name]) for i, e in enumerate(self.made) if name in e.metrics}
         newest = list(values.values())[-1]
-        # a metric may have had another shape before a restart with another experiment; the newest is what counts
+        # a metric may have had another shape before a restart with another experiment; the newest
+        # is what counts
         alike = {i: value for i, value in values.items() if (value.shape, value.dtype) == (newest.shape, newest.dtype)}
         return {_AT + name: np.array(list(alike), np.int64), _VALUES + name: np.stack(list(alike.values()))}
 

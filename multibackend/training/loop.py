@@ -128,7 +128,8 @@ class Loop:
         state = self._state
         while True:  # each round reads something, which may fail as well
             if isinstance(error, NonFiniteError):
-                # stand where the failed window begins; a state that went through the host is not frozen
+                # stand where the failed window begins; a state that went through the host is
+                # not frozen
                 state.program_state = self._program.restore(self._program.snapshot(state.program_state))
                 state.position = Position(error.epoch, error.offset)
                 return

@@ -76,7 +76,8 @@ class Plan:
     def compile(self) -> tuple[Plan, Program]:
         """Make the experiment executable and check that its data fit the model.
 
-        The plan that comes back differs where dropout layers were renamed so that they draw the masks of a saved run.
+        The plan that comes back differs where dropout layers were renamed so that they draw the
+        masks of a saved run.
         """
         example = self.feed.example()
         with memory_errors(self.backend, self.experiment):

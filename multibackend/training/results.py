@@ -1,7 +1,7 @@
 """What windows measured: read from the device at intervals, entered into the run's state, told to the listeners.
 
-The device runs ahead of the host. Results are read in order, and only then does the host know for sure how many
-updates were made.
+The device runs ahead of the host. Results are read in order, and only then does the host know for
+sure how many updates were made.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ class ResultsLog:
         stack, unread, sizes = self._unread.popleft()
         results = self._program.read(unread)
         if self._experiment.on_nonfinite == "raise":
-            # an overflow of the loss scale is no failure: the window is dropped and the scale lowered
+            # an overflow of the loss scale is no failure: the window is dropped and the
+            # scale lowered
             failed = np.flatnonzero(~results.finite & ~results.overflowed)
             if len(failed):
                 self._unread.clear()  # nothing from the failed window on was applied
@@ -122,7 +123,8 @@ class ResultsLog:
         self._state.micro_batches += int(sizes.sum())
         skipped = self._enter_skipped(stack, results, len(stack))
         columns = self._enter_updates(stack, results)
-        # the listeners are told once the state is whole, because one may raise, or look at the trainer
+        # the listeners are told once the state is whole, because one may raise, or look at
+        # the trainer
         windows = self._in_order(skipped, columns)
         self._emit.tell(itertools.chain(windows, self._end_of_epoch(stack)))
         self._check_progress(stack, results)

@@ -41,20 +41,22 @@ class BegunWindow:
 class RunState:
     """The state of a run.
 
-    The device runs ahead of the host: `program_state` and `position` are those after everything that was handed to the
-    device, the others speak of what was read from it. They agree once all results are read, which every save, every
-    evaluation and every look from outside waits for.
+    The device runs ahead of the host: `program_state` and `position` are those after everything
+    that was handed to the device, the others speak of what was read from it. They agree once all
+    results are read, which every save, every evaluation and every look from outside waits for.
 
     Attributes:
         program_state: the program's own: parameters, model state, optimizer.
-        position: where the next window begins in the data; the end of what has run of a window that has begun.
+        position: where the next window begins in the data; the end of what has run of a window
+            that has begun.
         begun: the window inside which the run stands; None between windows.
         update: updates that are known to have been made.
         micro_batches: in the windows that were read, whether they made an update or not.
         idle_examples: in windows skipped since the last update.
         history: a record for each update.
         skipped: the windows that made none.
-        gradient_shares: [parameters], the largest share that each gradient's norm has had in the global one.
+        gradient_shares: [parameters], the largest share that each gradient's norm has had in
+            the global one.
         gradient_norms: an array [parameters] for each update; None keeps none of them.
         evaluations: those made so far, and what early stopping remembers of them.
     """

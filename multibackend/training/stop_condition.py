@@ -44,7 +44,8 @@ class StopCondition:
         """The update at which the run ends: an estimate unless updates decide.
 
         Args:
-            windows_per_epoch: None where the length of an epoch is unknown, and so is the answer where it decides.
+            windows_per_epoch: None where the length of an epoch is unknown, and so is the answer
+                where it decides.
             steps: micro-batches of an update.
         """
         if self.updates is not None:

@@ -64,31 +64,39 @@ class Trainer:
     Args:
         experiment: what to train.
         backend: a name from `multibackend.list_backends()`.
-        run_dir: a directory for the log, `log.jsonl`, and the checkpoints; created if need be. None writes no files.
+        run_dir: a directory for the log, `log.jsonl`, and the checkpoints; created if need be. None
+            writes no files.
         device: a name from the backend's devices; its first one unless given.
-        callbacks: functions that are called with each event of `multibackend.events`; each may end the run.
-        execution: how a window executes, one of the backend's execution modes; "auto" chooses. Never visible in the
-            result.
-        windows_per_dispatch: windows handed to the device at once; chosen by the backend unless given.
-        read_ahead: read the next windows in another thread while the device is busy with these; the results are the
-            same bits. None does where it can pay, see `multibackend.training.input.feed.Feed`; pass False for data
-            that may be read by one thread only, or that draw from the framework's own random numbers. Only where every
+        callbacks: functions that are called with each event of `multibackend.events`; each may
+            end the run.
+        execution: how a window executes, one of the backend's execution modes; "auto" chooses.
+            Never visible in the result.
+        windows_per_dispatch: windows handed to the device at once; chosen by the
+            backend unless given.
+        read_ahead: read the next windows in another thread while the device is busy with these; the
+            results are the same bits. None does where it can pay, see
+            `multibackend.training.input.feed.Feed`; pass False for data that may be read by one
+            thread only, or that draw from the framework's own random numbers. Only where every
             window has the same number of micro-batches.
-        record_gradient_norms: keep each parameter's gradient norm of every update, for `gradient_norms()`.
-        checkpointing: when the run is saved in `run_dir`, and which checkpoints stay; None for never. While it is
-            saved, SIGTERM and Ctrl-C during `fit` finish the window, save, and raise `Interrupted`.
-        resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto": go on from the
-            newest valid one, if there is one; "must": there has to be one. Damaged ones are passed over with a warning.
-        may_differ: what may be another than in the checkpoint, by the names that a refusal lists, such as
-            "learning_rate" or "data length".
+        record_gradient_norms: keep each parameter's gradient norm of every update, for
+            `gradient_norms()`.
+        checkpointing: when the run is saved in `run_dir`, and which checkpoints stay; None for
+            never. While it is saved, SIGTERM and Ctrl-C during `fit` finish the window, save,
+            and raise `Interrupted`.
+        resume: what to do about the checkpoints in `run_dir`. "never": there must be none; "auto":
+            go on from the newest valid one, if there is one; "must": there has to be one. Damaged
+            ones are passed over with a warning.
+        may_differ: what may be another than in the checkpoint, by the names that a refusal lists,
+            such as "learning_rate" or "data length".
 
-    `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was given;
-    `trainer.experiment` has the number. `trainer.state` is the run's state (`multibackend.training.run_state`),
-    `trainer.program` what the backend made of the experiment.
+    `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was
+    given; `trainer.experiment` has the number. `trainer.state` is the run's state
+    (`multibackend.training.run_state`), `trainer.program` what the backend made of the experiment.
 
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
-        ConfigurationError, DataError: an argument is wrong, or the data do not fit the model and the loss.
+        ConfigurationError, DataError: an argument is wrong, or the data do not fit the model
+            and the loss.
 
     >>> trainer = Trainer(experiment, backend="jax")    # doctest: +SKIP
     >>> trainer.fit(epochs=3).history[-1].loss          # doctest: +SKIP
@@ -163,19 +171,22 @@ class Trainer:
         """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
 
         Args:
-            updates, epochs, micro_batches: where the run ends; give one of them. Micro-batches may end inside a window,
-                where the next `fit` goes on.
-            evaluate_every: evaluate on `eval_data` after every so many updates of the run, and at its end.
+            updates, epochs, micro_batches: where the run ends; give one of them. Micro-batches may
+                end inside a window, where the next `fit` goes on.
+            evaluate_every: evaluate on `eval_data` after every so many updates of the run, and
+                at its end.
             evaluate_ema: evaluate the moving average instead of the parameters.
-            best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what early stopping
-                watches, or else "loss", unless given.
+            best: "loss" or the name of a metric, the best value of which is `FitResult.best`; what
+                early stopping watches, or else "loss", unless given.
             keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
-            early_stopping: a listener for this call, for example `EarlyStopping(metric="loss", patience=3)`.
+            early_stopping: a listener for this call, for example `EarlyStopping(metric="loss",
+                patience=3)`.
 
         Raises:
-            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays usable, in the state
-                before that window.
-            OutOfMemoryError: the device has no memory left; the message lists the ways out. The run has ended.
+            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
+                usable, in the state before that window.
+            OutOfMemoryError: the device has no memory left; the message lists the ways out. The
+                run has ended.
             DataError: a label is out of range, or no window of a whole epoch made an update.
             ConfigurationError: an argument is wrong; every problem is listed.
 
@@ -317,14 +328,16 @@ class Trainer:
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
         """A trainer that goes on from a checkpoint, on the backend that wrote it or on another.
 
-        On the same backend, device and library versions the finished run is bit-identical to one that never stopped,
-        also from the middle of an epoch or of a window; on another backend it agrees as closely as two backends do.
+        On the same backend, device and library versions the finished run is bit-identical to one
+        that never stopped, also from the middle of an epoch or of a window; on another backend it
+        agrees as closely as two backends do.
 
         Args:
             path: a checkpoint, or a run's directory, whose newest valid checkpoint is taken.
             experiment: the same again; what it is decides, not where it comes from.
             backend: the one that wrote the checkpoint unless given.
-            options: of `Trainer`: `may_differ`, `device`, `callbacks`, ...; `run_dir` to go on saving.
+            options: of `Trainer`: `may_differ`, `device`, `callbacks`, ...; `run_dir`
+                to go on saving.
 
         Raises:
             CheckpointError: there is no valid checkpoint.
@@ -338,8 +351,9 @@ class Trainer:
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
 
-        Each is the weighted mean over all of the data, so the batch size does not show in the result. With `ema` the
-        moving average takes the place of the parameters; BatchNorm statistics are those of the training.
+        Each is the weighted mean over all of the data, so the batch size does not show in the
+        result. With `ema` the moving average takes the place of the parameters; BatchNorm
+        statistics are those of the training.
 
         Raises:
             ConfigurationError: there are no data, or no moving average.
@@ -385,12 +399,13 @@ class Trainer:
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace the parameters by arrays in canonical layout, for example another backend's `parameters()`.
 
-        Names pair up as in `compare`, by `Model(matching=...)` or by what they, shapes and layers say; model state that
-        is among the arrays is taken over as well. A moving average begins anew at them.
+        Names pair up as in `compare`, by `Model(matching=...)` or by what they, shapes and layers
+        say; model state that is among the arrays is taken over as well. A moving average begins
+        anew at them.
 
         Raises:
-            ParameterMatchError: a name is missing or unknown, a shape differs, or only the models could tell which
-                parameter is which.
+            ParameterMatchError: a name is missing or unknown, a shape differs, or only the models
+                could tell which parameter is which.
         """
         arrays = {name: np.asarray(array) for name, array in parameters.items()}
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
@@ -398,8 +413,9 @@ class Trainer:
     def recompute_statistics(self, data: Any = None) -> None:
         """Replace BatchNorm's running statistics by their mean over `data`, the training data unless given.
 
-        The model sees the data in order, in training mode, in micro-batches; each statistic becomes the mean over them,
-        weighted by examples, of what the layer would add to its running value. Parameters stay.
+        The model sees the data in order, in training mode, in micro-batches; each statistic
+        becomes the mean over them, weighted by examples, of what the layer would add to its
+        running value. Parameters stay.
 
         Raises:
             ConfigurationError: the model has no layers with batch statistics, or they are frozen.

@@ -63,8 +63,8 @@ def observe(
 ) -> list[Observation]:
     """Pair the arrays that go into and come out of the paired layers.
 
-    `fits` are tried first, and then hold the layouts that were found. An array whose size has no twin on the other side
-    is left out.
+    `fits` are tried first, and then hold the layouts that were found. An array whose size has no
+    twin on the other side is left out.
     """
     arrays = list(_paired_arrays(reference, other, pairs))
     for key, _, expected, actual in arrays:
@@ -72,8 +72,9 @@ def observe(
     votes = _votes(fits.values())
     observations = []
     for key, pair, expected, actual in arrays:
-        # Arrays that differ agree in no layout, so a mistake hides theirs: take that of the layer's input, which may
-        # still be right, else the one that most other arrays of the two models have.
+        # Arrays that differ agree in no layout, so a mistake hides theirs: take that of the
+        # layer's input, which may still be right, else the one that most other arrays of the
+        # two models have.
         if key in fits and fits[key].difference > GOOD:
             usual = [*_good_axes(fits.get(ArrayKey(key.call, INPUT, 0))), *votes]
             _remember(fits, key, find_fit(expected, actual, hints, usual=usual))
@@ -86,7 +87,8 @@ def observe(
 def roundings(reference: Trace, perturbed: Trace) -> Callable[[ArrayKey], float]:
     """Measure how far each array of the reference lies from that of the perturbed reference."""
     sizes: dict[ArrayKey, float] = {}
-    # A model whose control flow depends on its values may call other layers: then nothing is measured.
+    # A model whose control flow depends on its values may call other layers: then nothing
+    # is measured.
     if [call.name for call in reference.layers] == [call.name for call in perturbed.layers]:
         for index, (call, nearby) in enumerate(zip(reference.layers, perturbed.layers, strict=True)):
             for role, arrays, twins in ((INPUT, call.inputs, nearby.inputs), (OUTPUT, call.outputs, nearby.outputs)):

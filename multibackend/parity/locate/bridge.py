@@ -18,7 +18,8 @@ __all__ = ["Bridge"]
 class Bridge:
     """Carries states between two models.
 
-    A link may lead from a parameter to model state, for example where one side trains what the other keeps fixed.
+    A link may lead from a parameter to model state, for example where one side trains what the
+    other keeps fixed.
 
     Attributes:
         parameters: the links of the reference's parameters.
@@ -81,7 +82,8 @@ class Bridge:
     def norms(self, other: Sequence[str], norms: np.ndarray, reference: Sequence[str]) -> np.ndarray:
         """[parameters] of the other's gradient norms, in the reference's order; 0 where there is no partner.
 
-        Where several arrays make one their squares add up; of an array that is cut each part counts as the whole.
+        Where several arrays make one their squares add up; of an array that is cut each part counts
+        as the whole.
         """
         place = {name: index for index, name in enumerate(other)}
         result = np.zeros(len(reference))

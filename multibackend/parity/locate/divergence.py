@@ -1,8 +1,8 @@
 """The first place at which two runs of an experiment part beyond rounding, and every layer that is wrong by itself.
 
-Both runs are made again, update by update, beside a third one: the reference from parameters that are one rounding
-error away. What that one does is what rounding alone would do. The first update at which the other run goes further
-is looked at stage by stage, from one and the same state.
+Both runs are made again, update by update, beside a third one: the reference from parameters that
+are one rounding error away. What that one does is what rounding alone would do. The first update at
+which the other run goes further is looked at stage by stage, from one and the same state.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Location:
         divergence: the first place; None where they differ by no more than rounding makes.
         layers: every place in the second model that is wrong by itself.
         evidence: what was recorded there.
-        notes: what is worth knowing and no failure: initial values drawn otherwise, a biased running variance.
+        notes: what is worth knowing and no failure: initial values drawn otherwise, a
+            biased running variance.
         updates: how many were looked at.
         precision: in which.
     """

@@ -21,11 +21,13 @@ class Evidence:
     Attributes:
         update: its number.
         micro_batch: the one that was traced.
-        precision: of the runs that were examined, which may be float64 beside an experiment in float32.
+        precision: of the runs that were examined, which may be float64 beside an
+            experiment in float32.
         backends, experiments: of both.
         steps: the window from the same state before it on both sides.
         traces: of the micro-batch; None where a backend tells nothing of its layers.
-        forced: the second model's, each layer fed by the reference; None where no activation differs.
+        forced: the second model's, each layer fed by the reference; None where no activation
+            differs.
         pairs: which calls are partners, as indices into the traces' layers.
         bridge: which arrays are partners.
         sides: what ran, to trace more of it.

@@ -27,8 +27,8 @@ _TIMES = 100.0
 def bound_for(precision: str) -> Callable[[float], float]:
     """Return the relative difference up to which nothing is said, given the one that rounding was measured to make.
 
-    Frameworks add up in other orders and fuse, which is more than one rounding error at the start: 100 times what that
-    makes, and a base for what happens to be exact in the measurement.
+    Frameworks add up in other orders and fuse, which is more than one rounding error at the start:
+    100 times what that makes, and a base for what happens to be exact in the measurement.
     """
     base = _BASE.get(precision, _BASE_OF_MIXED)
     return lambda rounding: base + _TIMES * rounding

@@ -26,9 +26,11 @@ class Fit:
     """How an array of the other model becomes one of the reference.
 
     Attributes:
-        rearrangement: from the other to the reference; None where one side is repeated along an axis of the other.
+        rearrangement: from the other to the reference; None where one side is repeated along an
+            axis of the other.
         reference, other: the shapes.
-        difference: relative, as `relative_difference` measures it, between the arrays for which it was found.
+        difference: relative, as `relative_difference` measures it, between the arrays for which
+            it was found.
     """
 
     rearrangement: Rearrangement | None
@@ -76,11 +78,12 @@ def find_fit(
 ) -> Fit | None:
     """Find the layout in which two arrays agree best; None where their sizes can not be reconciled.
 
-    Without a clear winner the first of `usual` that is possible, else: as it is, channels last for channels first,
-    heads and time swapped.
+    Without a clear winner the first of `usual` that is possible, else: as it is, channels last for
+    channels first, heads and time swapped.
 
     Args:
-        hints: axes that may hide in one axis of both, for example (channels, height, width) of what was flattened.
+        hints: axes that may hide in one axis of both, for example (channels, height, width) of
+            what was flattened.
         known: layouts to be tried first.
         usual: permutations of axes that other arrays of the two models have.
     """

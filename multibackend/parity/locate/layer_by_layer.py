@@ -31,7 +31,8 @@ def run_layer_by_layer(
 ) -> tuple[Trace, list[Observation]]:
     """Run the second model with every paired layer fed and followed by the reference's arrays.
 
-    Layouts that a mistake upstream had hidden become visible in it, so it is repeated while they change.
+    Layouts that a mistake upstream had hidden become visible in it, so it is repeated
+    while they change.
     """
     forced_trace = other
     observations: list[Observation] = []

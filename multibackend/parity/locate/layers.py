@@ -32,9 +32,9 @@ class LayerPair:
 def pair_layers(reference: Trace, other: Trace, pairs: Iterable[tuple[str, str]]) -> tuple[LayerPair, ...]:
     """Pair the calls of two traces, in the order of the reference's. What has no partner is left out.
 
-    Layers are partners where the parameters below them are; several with the same parameters by their names and their
-    nesting. What has no parameters goes by name, style aside, else by its order among its kind between two neighbours
-    that are paired.
+    Layers are partners where the parameters below them are; several with the same parameters by
+    their names and their nesting. What has no parameters goes by name, style aside, else by its
+    order among its kind between two neighbours that are paired.
 
     Args:
         pairs: (parameter of the reference, parameter of the other), for every link.

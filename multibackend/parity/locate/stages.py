@@ -108,7 +108,8 @@ def _applied(update: ExaminedUpdate) -> Divergence | None:
 def _parameters(update: ExaminedUpdate) -> Divergence | None:
     """Look how far each parameter moved, then at the optimizer's slots.
 
-    Moves rather than values: a step is small beside the parameter, and a wrong one would hide behind it.
+    Moves rather than values: a step is small beside the parameter, and a wrong one would
+    hide behind it.
     """
     step, other_step = update.steps
     after = update.bridge.to_reference(other_step.after)

@@ -19,8 +19,9 @@ _MOST_NOTES = 12
 def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -> int | None:
     """The number n of values where two running variances differ by the factor n / (n - 1) alone; None where not.
 
-    After one or several steps r = (1 - m) r + m v from the same r: with v n / (n - 1) on one side and v on the other,
-    first - second = a * second - b * before with a = 1 / (n - 1). A larger second one is the same with sides swapped.
+    After one or several steps r = (1 - m) r + m v from the same r: with v n / (n - 1) on one side
+    and v on the other, first - second = a * second - b * before with a = 1 / (n - 1). A larger
+    second one is the same with sides swapped.
 
     >>> v, r = np.array([1.0, 2.0, 5.0]), np.ones(3)
     >>> differs_by_bias(0.9 * r + 0.1 * v * 8 / 7, 0.9 * r + 0.1 * v, r)
@@ -49,8 +50,8 @@ def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -
 def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arrays, relative: float) -> bool:
     """Whether a running variance differs as the biased one and the unbiased one do, and in nothing else.
 
-    Where micro-batches differ in size there is no one factor. Then all its elements differ in one direction, and what
-    else its layer keeps of that shape, the running mean, agrees.
+    Where micro-batches differ in size there is no one factor. Then all its elements differ in one
+    direction, and what else its layer keeps of that shape, the running mean, agrees.
 
     Args:
         name: of the array.

@@ -1,7 +1,8 @@
 """Which places of a model are wrong by themselves, read from a pass that was fed layer by layer.
 
-A layer that makes something else of right inputs is wrong, and so is a place between layers at which something else
-arrives although all layers before were right: what the model computes there in code of its own.
+A layer that makes something else of right inputs is wrong, and so is a place between layers at
+which something else arrives although all layers before were right: what the model computes there in
+code of its own.
 """
 
 from __future__ import annotations
@@ -200,7 +201,8 @@ class WrongPlaces:
             expected = self.reference.terms[index : index + 1]
             actual = self.forced.terms[index : index + 1]
             difference = relative_difference(expected, actual)
-            # rounding is measured of arrays, not of terms, and the losses were given the same outputs
+            # rounding is measured of arrays, not of terms, and the losses were given the
+            # same outputs
             if difference > self.bound(0.0):
                 values = (float(expected[0]), float(actual[0]))
                 findings.append(
@@ -225,8 +227,9 @@ def _position(findings: Sequence[LayerFinding], finding: LayerFinding, order: di
 def _without_echoes(findings: Sequence[LayerFinding]) -> list[LayerFinding]:
     """Leave out what only repeats an earlier finding.
 
-    A wrong array in a residual stream shows again wherever the stream goes, past every layer that was fed. Where the
-    same difference is merely added again it is left out; where it may be, the finding says so.
+    A wrong array in a residual stream shows again wherever the stream goes, past every layer that
+    was fed. Where the same difference is merely added again it is left out; where it may be, the
+    finding says so.
     """
     result: list[LayerFinding] = []
     for finding in findings:

@@ -1,7 +1,7 @@
 """The suite that a backend must pass, held against plain numpy (`multibackend.testing.reference`).
 
-Each class is a set of tests for pytest to inherit; all take one fixture, `variant`. The first five need a model called
-"linear" only, the squared error and SGD; the others say what they need.
+Each class is a set of tests for pytest to inherit; all take one fixture, `variant`. The first five
+need a model called "linear" only, the squared error and SGD; the others say what they need.
 
     from multibackend.testing import Variant
     from multibackend.testing.conformance import WindowConformance
@@ -13,7 +13,8 @@ Each class is a set of tests for pytest to inherit; all take one fixture, `varia
     class TestWindows(WindowConformance):
         pass
 
-"linear" is y = x W^T + b with 3 inputs and 2 outputs, its parameters called `weight` [2, 3] and `bias` [2].
+"linear" is y = x W^T + b with 3 inputs and 2 outputs, its parameters called `weight` [2, 3]
+and `bias` [2].
 """
 
 from multibackend.testing.conformance.averages import AverageConformance

@@ -45,7 +45,8 @@ class AverageConformance:
         trainer = variant.trainer(experiment, START)
         result = trainer.fit(epochs=1)
         assert_skipped(result, [(2, 0, 12, "nonfinite")])
-        # the window of example 13 is dropped, so the fourth update, at which k becomes 2, begins at example 48
+        # the window of example 13 is dropped, so the fourth update, at which k becomes 2, begins at
+        # example 48
         examples = [*range(12), *range(24, 59)]
         expected = averaged(data, cut(examples, 3, [4, 4, 4, 2, 2]))
         assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="the average")

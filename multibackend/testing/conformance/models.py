@@ -100,9 +100,9 @@ def gated_gradient(p: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray])
 class PartialUseConformance:
     """Parameters that only some micro-batches use, or none.
 
-    Needs "gated", called with "x" [batch, 3] and "gate" [batch]: three linear layers 3 → 2, `main`, `extra` and
-    `spare`; the outputs are main(x) + gate[:, None] * extra(x). Where the framework can, `extra` is not called at all
-    for a micro-batch whose gates are all 0.
+    Needs "gated", called with "x" [batch, 3] and "gate" [batch]: three linear layers 3 → 2, `main`,
+    `extra` and `spare`; the outputs are main(x) + gate[:, None] * extra(x). Where the framework
+    can, `extra` is not called at all for a micro-batch whose gates are all 0.
     """
 
     parts = ("main", "extra", "spare")
@@ -165,8 +165,8 @@ class PartialUseConformance:
 class StatisticsConformance:
     """State that is no parameter.
 
-    Needs "batch_norm", called with "x": a batch normalisation of 3 features called `norm`, whose running mean gives
-    the new value a weight of 0.1, then a linear layer 3 → 2.
+    Needs "batch_norm", called with "x": a batch normalisation of 3 features called `norm`, whose
+    running mean gives the new value a weight of 0.1, then a linear layer 3 → 2.
     """
 
     options: Mapping[str, Any] = {"model": "batch_norm", "gradient_accumulation_steps": 4}
@@ -245,7 +245,8 @@ class StatisticsConformance:
 class RandomConformance:
     """Random layers.
 
-    Needs "dropout", called with "x": dropout of rate 0.5 called `drop`, then a linear layer 3 → 2 called `head`.
+    Needs "dropout", called with "x": dropout of rate 0.5 called `drop`, then a linear layer 3 →
+    2 called `head`.
     """
 
     options: Mapping[str, Any] = {"model": "dropout", "gradient_accumulation_steps": 4}
@@ -256,7 +257,8 @@ class RandomConformance:
         histories = []
         for seed in (3, 3, 4):  # the same twice, then another
             trainer = variant.trainer(variant.experiment(data, seed=seed, **self.options))
-            # the seed decides about initial values too, which would hide that the masks do not differ
+            # the seed decides about initial values too, which would hide that the masks do
+            # not differ
             trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})
             histories.append(columns(trainer.fit(epochs=2)))
         assert_bit_identical(histories[1], histories[0], what="history")

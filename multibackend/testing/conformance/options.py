@@ -99,8 +99,9 @@ class PrecisionConformance:
     def test_an_overflow_drops_its_window_and_halves_the_scale(self, variant: Variant) -> None:
         """The same windows on every backend; on_nonfinite="raise" has nothing to say about them.
 
-        The derivative by one output is 2 * 3000 / 12 = 500, which float16 (up to 65504) holds at the scale 2^7 at
-        most, less where the gradient of a weight is a larger sum: this one holds it at 2^5.
+        The derivative by one output is 2 * 3000 / 12 = 500, which float16 (up to 65504) holds at
+        the scale 2^7 at most, less where the gradient of a weight is a larger sum: this one holds
+        it at 2^5.
         """
         data = regression(6)
         data["y"][0] = 3e3  # the one large target

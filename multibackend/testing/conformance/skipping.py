@@ -61,8 +61,8 @@ class SkipConformance:
     def test_nonfinite_window_is_dropped_whole(self, variant: Variant) -> None:
         """One NaN example drops its own window and no other, first, middle or last of the epoch.
 
-        Parameters, momentum, schedule position and history are bit for bit those of a run where the window never
-        existed.
+        Parameters, momentum, schedule position and history are bit for bit those of a run where the
+        window never existed.
         """
         data = regression(36)
         options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}

@@ -119,7 +119,8 @@ class StateConformance:
     def test_precisions_live_side_by_side(self, variant: Variant) -> None:
         """A float32 run beside a float64 run in one process stays float32, and the other float64."""
         data = regression(24)
-        # float64 again after float32: a precision that is set once for the process shows on the way back only
+        # float64 again after float32: a precision that is set once for the process shows on the way
+        # back only
         for precision in ("float64", "float32", "float64"):
             trainer = variant.trainer(variant.experiment(data, precision=precision), START)
             trainer.fit(updates=2)

@@ -19,7 +19,8 @@ class Divisors(NamedTuple):
     Attributes:
         full: float64 [windows, steps, terms], of each full micro-batch.
         ragged: float64 [terms], of the ragged last micro-batch of the last window.
-        weights: float64 [windows, terms], the sum of the weights of each window; NaN where only the model's run tells.
+        weights: float64 [windows, terms], the sum of the weights of each window; NaN where only the
+            model's run tells.
     """
 
     full: np.ndarray
@@ -32,16 +33,17 @@ def window_divisors(
 ) -> Divisors:
     """What the weighted sum of a micro-batch's losses is divided by, for each term of the loss.
 
-    The loss of a window is, summed over its terms, the weighted mean over all elements e of all its micro-batches m,
-    times the term's scale:
+    The loss of a window is, summed over its terms, the weighted mean over all elements e of all its
+    micro-batches m, times the term's scale:
 
         L = scale * sum_m sum_e w_e l_e / sum_m sum_e w_e  =  sum_m (sum_e w_e l_e) / divisor_m
 
         divisor_m = sum_m sum_e w_e / scale        with normalize="window", the same for every micro-batch
         divisor_m = k * sum_{e in m} w_e / scale   with normalize="microbatch", the mean of the means of k micro-batches
 
-    Where only the model's run tells the weights, their sum is left out (1 / scale and k / scale), and the backend
-    divides by what the loss gave besides. A divisor is 0 where nothing weighs: nothing is added there.
+    Where only the model's run tells the weights, their sum is left out (1 / scale and k / scale),
+    and the backend divides by what the loss gave besides. A divisor is 0 where nothing weighs:
+    nothing is added there.
 
     Args:
         losses: the terms.

@@ -1,8 +1,8 @@
 """Examples → micro-batches → windows.
 
-An epoch visits the examples in one order. Each run of `micro_batch_size` of them is a micro-batch; each run of k
-micro-batches is a window, which makes one update. The epoch's last window may hold fewer micro-batches, and its last
-micro-batch fewer examples.
+An epoch visits the examples in one order. Each run of `micro_batch_size` of them is a micro-batch;
+each run of k micro-batches is a window, which makes one update. The epoch's last window may hold
+fewer micro-batches, and its last micro-batch fewer examples.
 
 Windows travel to a backend as a `WindowStack`: several consecutive windows of one epoch in arrays
 [windows, steps, micro-batch, ...], so that a backend may execute them in one dispatch.
@@ -35,7 +35,8 @@ class EpochReader:
         micro_batch_size: examples per micro-batch.
         seed, shuffle: decide the order of each epoch.
         drop_last: drop an epoch's last window where it is not full.
-        normalize: "window" for the weighted mean over the window, "microbatch" for the mean of micro-batch means.
+        normalize: "window" for the weighted mean over the window, "microbatch" for the mean
+            of micro-batch means.
     """
 
     def __init__(
@@ -58,8 +59,8 @@ class EpochReader:
     def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
         """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
 
-        The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room` windows, at least
-        `len(steps)`. At least one window must be left in the epoch: see `settle`.
+        The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room`
+        windows, at least `len(steps)`. At least one window must be left in the epoch: see `settle`.
         """
         bounds = self._bounds(position, steps)
         start = int(bounds[0])

@@ -26,9 +26,10 @@ class Feed:
 
     Args:
         experiment: whose training data are read.
-        read_ahead: read the next windows in another thread while these run. None does where it can pay: for data that
-            are no arrays in memory and that give the same examples when they are read twice. Data that draw random
-            numbers may share the generator with the model's dropout, whose numbers would then depend on timing.
+        read_ahead: read the next windows in another thread while these run. None does where it can
+            pay: for data that are no arrays in memory and that give the same examples when they are
+            read twice. Data that draw random numbers may share the generator with the model's
+            dropout, whose numbers would then depend on timing.
 
     Attributes:
         accumulation: how many micro-batches each update has.
@@ -88,7 +89,8 @@ class Feed:
             update: index of the first window's update.
             room: windows that the arrays have room for.
             output_shape: of the model, which the losses hold their targets against.
-            most: windows that are wanted in all, from this one on; None for no limit. None are read ahead beyond it.
+            most: windows that are wanted in all, from this one on; None for no limit. None are read
+                ahead beyond it.
             epochs: no windows are read ahead from this epoch on.
         """
         start = self.settle(position, update)
@@ -108,7 +110,8 @@ class Feed:
     def check(self, batch: Mapping[str, Any], output_shape: Shape, source: Any = None) -> None:
         """Let the losses check a host batch.
 
-        Of padded sequences the outputs are as long as the batch's own target, which may differ from the example's.
+        Of padded sequences the outputs are as long as the batch's own target, which may differ
+        from the example's.
         """
         padded = getattr(source or self._source, "padded", ())
         for loss in self._losses:
@@ -137,14 +140,15 @@ class Feed:
     def _read(self, start: Position, update: int, windows: int, room: int, output_shape: Shape) -> WindowStack:
         """Read windows from `start` on.
 
-        Where the accumulation schedule changes, the rest must wait: should one of these windows be skipped, the next
-        one still makes an update of the old size.
+        Where the accumulation schedule changes, the rest must wait: should one of these windows be
+        skipped, the next one still makes an update of the old size.
         """
         size = self.accumulation.steps(update)
         if not self.accumulation.constant:
             sizes = (self.accumulation.steps(update + index) for index in range(windows))
             windows = sum(1 for _ in itertools.takewhile(lambda other: other == size, sizes))
-        # a schedule given as a function may surprise with a larger window, which then costs one compilation
+        # a schedule given as a function may surprise with a larger window, which then costs
+        # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
         stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
         self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shape)

@@ -83,8 +83,8 @@ class StreamOrder:
         self._stream = stream
         self._seed = seed
         self._lengths: dict[int, int] = {}  # of the epochs that were read to their end
-        # (epoch being read, how many of its examples are known to exist). One attribute, because the trainer looks at
-        # it while another thread reads
+        # (epoch being read, how many of its examples are known to exist). One attribute, because
+        # the trainer looks at it while another thread reads
         self._known = (-1, 0)
         self._first = 0  # the number of the first example in the buffer
         self._buffer: deque[Fields] = deque()

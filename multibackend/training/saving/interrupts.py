@@ -21,7 +21,8 @@ RUN_FILE = "run.json"  # with which the command line remembers how a run was sta
 class SignalHandler:
     """Within it the first signal asks the run to stop, and a second one ends the process at once.
 
-    Handlers are set in the main thread only, in place of Python's own only, and put back afterwards.
+    Handlers are set in the main thread only, in place of Python's own only, and put back
+    afterwards.
 
     Args:
         ask: called with the signal's name.

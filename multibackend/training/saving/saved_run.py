@@ -1,7 +1,7 @@
 """A run's state on the host, and its form as the contents of a checkpoint: `docs/run_state.md` has the groups.
 
-Random numbers need no state: masks, shuffling and framework randomness alike are pure functions of the seed, the
-update, the micro-batch and the epoch (`multibackend.core.rng`).
+Random numbers need no state: masks, shuffling and framework randomness alike are pure functions of
+the seed, the update, the micro-batch and the epoch (`multibackend.core.rng`).
 """
 
 from __future__ import annotations

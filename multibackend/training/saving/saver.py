@@ -28,14 +28,18 @@ class Checkpointing:
 
     Args:
         every: save after every so many updates of the run.
-        every_micro_batches: save after every so many micro-batches, also in the middle of a window; for windows that
-            take long.
-        every_seconds: save where the last save is older than this; None for never. Between windows only.
+        every_micro_batches: save after every so many micro-batches, also in the middle of a window;
+            for windows that take long.
+        every_seconds: save where the last save is older than this; None for never.
+            Between windows only.
         keep_last: the newest so many stay; None keeps all.
-        keep_best: the best so many by `best_metric` stay too, of those saved right after an evaluation.
-        best_metric, best_mode: "loss" or the name of a metric, and which end of it is best, "min" or "max".
+        keep_best: the best so many by `best_metric` stay too, of those saved right
+            after an evaluation.
+        best_metric, best_mode: "loss" or the name of a metric, and which end of it is best,
+            "min" or "max".
         keep_every: those of updates that are multiples of it stay for good.
-        background: write while training goes on; the state is copied at once. False waits for the device.
+        background: write while training goes on; the state is copied at once. False waits
+            for the device.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
