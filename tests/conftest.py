@@ -15,8 +15,9 @@ if _MADE_HERE:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-# Compiling takes most of the suite's time, and LLVM's first level of optimisation a quarter of XLA's less than its
-# third. XLA itself fuses as ever; `make test-all` sets XLA_FLAGS, so there everything is compiled as users do.
+# Most of the time of a test on JAX goes into compiling: a GPT of two blocks 8 s of 11, at LLVM's first level of
+# optimisation 6, with the same bits in float64, for XLA itself fuses as ever. `make test-all` sets XLA_FLAGS, so there
+# everything is compiled as users compile it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 

@@ -67,15 +67,15 @@ def no_label_check(patch: pytest.MonkeyPatch) -> None:
 
 def unused_gradient_lost(patch: pytest.MonkeyPatch) -> None:
     """A parameter that no micro-batch used is skipped, as torch does by default."""
-    original = multibackend_torch.step.window._step
+    original = multibackend_torch.step.window.WindowFunctions._update
 
-    def step(state: Any, rate: float) -> None:
+    def update(self: Any, state: Any, *args: Any) -> None:
         for parameter in state.parameters.values():
             if not parameter.grad.any():
                 parameter.grad = None
-        original(state, rate)
+        original(self, state, *args)
 
-    patch.setattr(multibackend_torch.step.window, "_step", step)
+    patch.setattr(multibackend_torch.step.window.WindowFunctions, "_update", update)
 
 
 def last_gradient_only(patch: pytest.MonkeyPatch) -> None:
@@ -98,15 +98,15 @@ def evaluates_in_training_mode(patch: pytest.MonkeyPatch) -> None:
 
 def keeps_statistics(patch: pytest.MonkeyPatch) -> None:
     """A dropped window leaves a trace in the statistics."""
-    original = multibackend_torch.program.run_window
+    original = multibackend_torch.step.window.WindowFunctions.finish
 
-    def run_window(state: Any, *args: Any) -> Any:
-        row = original(state, *args)
+    def finish(self: Any, state: Any, *args: Any) -> Any:
+        row = original(self, state, *args)
         if not row.applied:
             state.model_state["norm.running_mean"].mul_(0.9)
         return row
 
-    patch.setattr(multibackend_torch.program, "run_window", run_window)
+    patch.setattr(multibackend_torch.step.window.WindowFunctions, "finish", finish)
 
 
 def takes_any_state(patch: pytest.MonkeyPatch) -> None:
