@@ -98,10 +98,12 @@ def test_sides_must_agree() -> None:
 
 def test_rounding_is_told_from_a_difference() -> None:
     """A float32 run that rounding alone drives apart: float64 agrees, and the report says where it stands out."""
-    wild = side(optimizer=mb.optimizers.SGD(learning_rate=4.0, momentum=0.9), precision="float32", train_data=LABELS)
-    report = mb.compare(wild, updates=60)
+    # wild enough to part within 20 updates; at a rate of 4 the outputs saturate, and on some processors a gradient of
+    # 3e-19 then differs in float64 too
+    wild = side(optimizer=mb.optimizers.SGD(learning_rate=3.0, momentum=0.9), precision="float32", train_data=LABELS)
+    report = mb.compare(wild, updates=40)
     assert report.rounding is not None
-    assert report.rounding.shape == (60,)
+    assert report.rounding.shape == (40,)
     assert report.rounding.max() > 1e-6
     if report.matches:
         pytest.skip("on this machine the run stays together")
