@@ -60,7 +60,9 @@ class JaxBackend:
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
             workload = _workload(functions, batch)
-        mode = choose_mode(device.platform, workload) if execution.mode == "auto" else execution.mode
+        mode = execution.mode
+        if mode == "auto":
+            mode = choose_mode(device.platform, workload)
         windows = execution.windows_per_dispatch
         if windows is None:
             steps = experiment.accumulation.steps(0)
@@ -71,6 +73,9 @@ class JaxBackend:
                 window_bytes=steps * sum(array.nbytes for array in batch.values()),
                 windows_per_epoch=_windows_per_epoch(experiment, steps),
             )
+        if mode != Scan.name:  # a dispatch of its own for each micro-batch gains nothing from more windows
+            windows = 1
+        name = f"{device.platform}:{device.id}"
         return JaxProgram(
             experiment,
             model,
@@ -78,8 +83,7 @@ class JaxBackend:
             RUNNERS[mode](functions),
             precision=precision,
             device=device,
-            execution=replace(execution, device=f"{device.platform}:{device.id}", mode=mode),
-            windows_per_dispatch=windows if mode == Scan.name else 1,
+            execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
             output_shape=output_shape,
         )
 

@@ -52,7 +52,6 @@ class JaxProgram:
         precision: Precision,
         device: Any,
         execution: Execution,
-        windows_per_dispatch: int,
         output_shape: tuple[int, ...] | None,
     ) -> None:
         self.info = ProgramInfo(
@@ -64,7 +63,7 @@ class JaxProgram:
             native_arrays=native_arrays(model.native, model.layouts),
         )
         self.execution = execution
-        self.windows_per_dispatch = windows_per_dispatch
+        self.windows_per_dispatch = execution.windows_per_dispatch or 1
         self._experiment = experiment
         self._model = model
         self._functions = functions

@@ -100,7 +100,8 @@ class Program(Protocol):
 
     Attributes:
         info: what the program is.
-        execution: how it executes windows, "auto" and None replaced by what was chosen.
+        execution: how it executes windows, "auto" replaced by what was chosen, and None too unless
+            the program goes on choosing.
         windows_per_dispatch: how many windows `run` takes best at once; may change as
             the program learns.
     """
