@@ -44,7 +44,7 @@ def traced(backend: str, builder: Callable[..., Any], **options: Any) -> tuple[m
         loss=mb.losses.MeanSquaredError(target="y"),
         **{**DEFAULTS, **options},
     )
-    trainer = mb.Trainer(experiment, backend)
+    trainer = mb.Trainer(experiment, backend, execution="dispatch" if backend == "jax" else "auto")
     stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info.output_shape, most=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     program: Any = trainer.program

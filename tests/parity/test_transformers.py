@@ -20,6 +20,7 @@ pytestmark = [
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_twins.py"
 WORDS = 61
+QUICK = {"jax": "dispatch"}  # compiles a micro-batch once, scan each length of a window anew
 TEXT = {
     "vocab_size": WORDS,
     "hidden_size": 32,
@@ -57,7 +58,7 @@ def example() -> Any:
 @pytest.mark.parametrize("model", ["gpt2", "vit"])
 def test_the_example_matches_and_learns(model: str, precision: str) -> None:
     """5 updates; GPT-2's projections, squares among them, are all found to be stored the other way round."""
-    report = mb.compare(example().experiment(model=model), updates=5, precision=precision)
+    report = mb.compare(example().experiment(model=model), updates=5, precision=precision, executions=QUICK)
     assert report.matches, report.first_divergence
     changes = {link.reference: link.change for link in report.matching.links}
     turned = {name for name, change in changes.items() if change == "transposed"}
@@ -122,6 +123,6 @@ def test_other_families_match_with_no_rename(family: str) -> None:
         train_data=data,
         micro_batch_size=8,
     )
-    report = mb.compare(experiment, updates=5, precision="float32")
+    report = mb.compare(experiment, updates=5, precision="float32", executions=QUICK)
     assert report.matches, report.first_divergence
     assert not [name for name in report.matching.reference_only if "num_batches_tracked" not in name]

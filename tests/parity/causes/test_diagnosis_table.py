@@ -48,7 +48,8 @@ def test_each_of_two_mistakes_is_explained_and_printed() -> None:
     """One in each block: the second is not hidden by the first; the terminal tells both with the lines to change."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        report = mb.compare(gpt(("gelu tanh", "layer norm epsilon")), updates=1)  # type: ignore[arg-type]
+        pair = gpt(("gelu tanh", "layer norm epsilon"))  # type: ignore[arg-type]
+        report = mb.compare(pair, updates=1, executions={"jax": "dispatch"})
     found = [(finding.name, finding.causes[0].name) for finding in report.layers]
     assert found == [("blocks.0.fc2", "GELU tanh or erf"), ("blocks.1.ln2", "LayerNorm epsilon")]
     assert report.first_divergence is not None

@@ -17,6 +17,7 @@ RANDOM = np.random.default_rng(0)
 TEXT = {"tokens": RANDOM.integers(0, 11, (16, 6)), "label": RANDOM.integers(0, 11, (16, 6))}
 IMAGES = {"image": RANDOM.normal(size=(16, 3, 8, 8)), "label": RANDOM.integers(0, 5, 16)}
 ADAM = mb.optimizers.AdamW(learning_rate=1e-2)
+QUICK = {"jax": "dispatch"}  # compiles a micro-batch once, scan each length of a window anew; the place is the same
 
 
 def experiment(reference: Any, port: Any, data: dict[str, np.ndarray], **options: Any) -> mb.Experiment:
@@ -65,7 +66,7 @@ ALIKE = ("tanh gelu", "swapped q and k", "mask shifted", "temperature", "another
 def test_planted_mistakes(mistake: str) -> None:
     """The stage and the layer are right; of activations there is exactly one finding, and its place is right."""
     planted, stage, what, kind, container = MISTAKES[mistake]
-    report = mb.compare(planted, updates=2)
+    report = mb.compare(planted, updates=2, executions=QUICK)
     found = report.first_divergence
     assert not report.matches
     assert found is not None
@@ -115,7 +116,7 @@ def test_every_wrong_place_is_found() -> None:
             self.blocks[0].mistake = "tanh gelu"
             self.mistake = "temperature"
 
-    report = mb.compare(experiment(TorchGpt, Both, TEXT), updates=1)
+    report = mb.compare(experiment(TorchGpt, Both, TEXT), updates=1, executions=QUICK)
     names = [(one.kind, one.name) for one in report.layers]
     assert names == [("wiring", "blocks.0.down"), ("layer", "blocks.1.norm2"), ("wiring", "")]
     assert report.layers[0].place == "between blocks.0.up and blocks.0.down, inside blocks.0"
