@@ -1,4 +1,4 @@
-"""What changes while a run trains, as one value: the trainer has it, the loop moves it, a checkpoint captures it."""
+"""What changes while a run trains, as one value, which the loop moves and a checkpoint captures."""
 
 from __future__ import annotations
 
@@ -77,11 +77,14 @@ class RunState:
     def initial(cls, experiment: Experiment, program: Program, *, record_gradient_norms: bool = False) -> RunState:
         """The state at update 0, with the parameters that the model's builder chose."""
         terms = experiment.loss_terms
-        # a single term is the loss itself and needs no column of its own
-        columns = [term_name(name, len(terms)) for name in terms] if len(terms) > 1 else []
-        return cls(
+        columns: list[str] = []
+        if len(terms) > 1:  # a single one is the loss itself and needs no column of its own
+            columns = [term_name(name, len(terms)) for name in terms]
+        state = cls(
             program_state=program.init(),
             history=History(columns),
             gradient_shares=np.zeros(len(program.info.parameter_names)),
-            gradient_norms=[] if record_gradient_norms else None,
         )
+        if record_gradient_norms:
+            state.gradient_norms = []
+        return state
