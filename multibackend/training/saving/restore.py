@@ -81,7 +81,8 @@ def restore(
     description = describe(plan.experiment, plan.feed.example())
     allowed = check_allowed(may_differ, description)
     problems = list(differences(saved.experiment, description, allowed).values())
-    initial = program.snapshot(state.program_state)
+    # of a state of its own, because what one framework alone counts is not saved and begins anew
+    initial = program.snapshot(program.init())
     try:
         model = plan.experiment.model
         matching = matching_from(saved.snapshot, saved.kinds, initial, model, program)
