@@ -189,7 +189,8 @@ class JaxProgram:
                 loss_scale=loss_scale,
                 ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
-            # copied, because the first run donates the buffers, which the model's own values may share
+            # copied, because the first run donates the buffers, which the model's own values
+            # may share
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
     @property

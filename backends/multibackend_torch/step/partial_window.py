@@ -1,7 +1,7 @@
 """A window that has begun, kept aside so that the state is the one before it.
 
-Only a run that stops inside a window comes here. Adding to a gradient that was put back gives the bits of adding to
-one that never left.
+Only a run that stops inside a window comes here. Adding to a gradient that was put back gives the
+bits of adding to one that never left.
 """
 
 from __future__ import annotations
