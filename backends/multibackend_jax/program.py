@@ -114,6 +114,7 @@ class JaxProgram:
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
         width = 4 + 2 * terms + len(self._trained)
+        # one array a dispatch; what lies past its count is room for more windows
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
         columns = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)  # as `Row` has them
         numbers, losses, weights, trained_norms = columns

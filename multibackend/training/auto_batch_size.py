@@ -111,6 +111,7 @@ def resolve(
     if key in _known:
         choice = replace(_known[key][0], known=True)
         return _with_size(experiment, choice.micro_batch_size), choice
+    # a size that no micro-batch of the data could fill is not tried
     order = order_of(experiment.train_data, seed=0, shuffle=False)
     most = order.available(0, 0, examples)
     candidates = [size for size in divisors(examples) if size <= most]
@@ -133,6 +134,7 @@ def resolve_together(
     experiment: Experiment, backends: Sequence[Backend], executions: Mapping[str, Execution]
 ) -> Experiment:
     """The experiment with a size that fits on every backend, so that all run the same micro-batches."""
+    # the smallest of all fits everywhere, and every window keeps its examples
     resolved = [resolve(experiment, backend, executions[backend.name])[0] for backend in backends]
     return min(resolved, key=lambda sized: int(sized.micro_batch_size))
 

@@ -123,6 +123,7 @@ class EarlyStopping:
             self._best = (value, event.update)
             self._waited = 0
             return None
+        # NaN counts as a wait: a run that has diverged ends after `patience` evaluations
         self._waited += 1
         if self._waited < self.patience:
             return None

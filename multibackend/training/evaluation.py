@@ -63,6 +63,7 @@ def evaluate(
     if ema:
         options["ema"] = True
     unread: list[Any] = []
+    # sums are added on the host in float64, so that the batch size does not show
     total = None
     for batch in batches(source, size):
         check(batch, program.info.output_shape, source)
@@ -85,6 +86,7 @@ def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
     """
     terms = experiment.loss_terms
     means: dict[str, float] = {}
+    # a term that weighs nothing in the whole set is no number and must not make the loss one
     weighted: list[float] = []
     for name, term in terms.items():
         key = term_name(name, len(terms))

@@ -52,6 +52,7 @@ class EvaluationState:
         """Collect it from a call of `fit`; empty where that does not evaluate."""
         if plan is None:
             return cls()
+        # in the order of the listeners, by which a resumed run finds them again
         memories = [StopperMemory.of(stopper) for stopper in stoppers]
         return cls(tuple(plan.made), plan.best, tuple(memories))
 
@@ -59,6 +60,7 @@ class EvaluationState:
         """Let a new call of `fit` go on from it, where that watches the same."""
         if plan is None:
             return
+        # before what this call makes: evaluations stay in the order of updates
         plan.made[:0] = list(self.made)
         if self.best is not None and (self.best.metric, self.best.mode) == (plan.metric, plan.mode):
             plan.best = self.best

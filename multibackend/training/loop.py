@@ -176,6 +176,7 @@ class Loop:
         end = begun.size
         if stop.micro_batches is not None:
             end = min(end, begun.done + stop.micro_batches - self.micro_batches)
+        # until the backend has it: what it was given is used up, also where it fails
         state.begun = None
         if end < begun.size:
             run_part = self._interruptible().run_part
@@ -200,6 +201,7 @@ class Loop:
         first = self._state.update
         rates = self._results.rates.between(first, self._results.expected_updates + windows)
         length = 2 * self._program.windows_per_dispatch + MOST_UNREAD
+        # what lies past the known rates is never used, but must be a number
         table = np.full(max(length, len(rates)), rates[-1])
         table[: len(rates)] = rates
         return Rates(first, table)

@@ -70,6 +70,7 @@ class Plan:
     ) -> Plan:
         """Make every choice that an experiment leaves open."""
         native = load_backend(backend)
+        # before the search for a size, which would cost trials and might find another one
         if saved is not None:
             experiment = _with_saved_batch_size(experiment, saved)
         experiment, micro_batch = resolve(experiment, native, execution)
@@ -87,8 +88,10 @@ class Plan:
             backend = self.backend
             program = backend.compile(self.experiment, example=example, execution=self.execution)
             plan = self._with_saved_masks(program)
+            # compiled again, because masks are part of the program
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
+            # labels and targets are held against the model's outputs before the first update
             self.feed.check(example, program.info.output_shape)
         return plan, program
 
@@ -97,6 +100,7 @@ class Plan:
         layers = mask_names(self.experiment, program)
         if self.saved is None or not layers or not self.saved.dropout_layers:
             return self
+        # the same names in another order draw the same masks: a mask depends on the name alone
         rename = self.experiment.model.rename
         if {layer_name(path, rename) for path in layers} == set(self.saved.dropout_layers):
             return self

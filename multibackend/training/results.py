@@ -93,6 +93,7 @@ class ResultsLog:
 
     def add(self, stack: WindowStack, results: Any) -> None:
         """Take note of windows that were handed to the device."""
+        # a window's data would stay in memory until its results are read
         without_data = replace(stack, fields={}, ragged=None)
         self._unread.append(_Unread(without_data, results, stack.sizes))
 
@@ -148,6 +149,7 @@ class ResultsLog:
         }
         for index, name in enumerate(state.history.terms):
             columns[name] = results.terms[applied, index]
+        # by columns: a record for each update would cost more than a small model's update
         state.history.extend(**columns)
         global_norms = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
         shares = results.gradient_norms[applied] / global_norms

@@ -61,12 +61,15 @@ class RunState:
         evaluations: those made so far, and what early stopping remembers of them.
     """
 
+    # what the device has
     program_state: Any
     history: History
     gradient_shares: np.ndarray
     gradient_norms: list[np.ndarray] | None = None
+    # where the run stands in the data
     position: Position = field(default_factory=Position)
     begun: BegunWindow | None = None
+    # what was read from the device
     update: int = 0
     micro_batches: int = 0
     idle_examples: int = 0

@@ -41,6 +41,7 @@ class StopCondition:
     def before(self, *, updates: float = math.inf, micro_batches: float = math.inf) -> StopCondition:
         """This condition, or an earlier point on the way to it."""
         nearest = _least(self.micro_batches, micro_batches)
+        # epochs stay as they are: the loop asks the feed where one ends
         return StopCondition(_least(self.updates, updates), self.epochs, nearest)
 
     def planned_updates(self, windows_per_epoch: int | None, steps: int) -> int | None:

@@ -119,9 +119,12 @@ class Trainer:
         resume: str | SavedRun = "never",
         may_differ: Sequence[str] = (),
     ) -> None:
+        # everything that can be known to be wrong is found here, before a model is built
         check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         directory = None if run_dir is None else Path(run_dir)
         check_resuming(directory, checkpointing, resume)
+        # read before anything is compiled: the saved run decides the batch size that was left open
+        # and the names by which dropout masks are drawn
         saved = starting_run(directory, resume, is_saved=checkpointing is not None)
         if windows_per_dispatch is not None:
             windows_per_dispatch = int(windows_per_dispatch)
@@ -136,6 +139,7 @@ class Trainer:
         self.device = self._plan.backend.devices()[0] if device is None else device
         self.experiment: Experiment = self._plan.experiment
         self.micro_batch = self._plan.micro_batch
+        # last, because it needs the model's own names and the loop that reads the begun window
         if saved is not None:
             restore(self._plan, self.program, self._loop, self.state, saved, may_differ)
         if self.micro_batch is not None:
@@ -149,10 +153,12 @@ class Trainer:
         feed = self._plan.feed
         backend = self._plan.backend
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        # behind the listeners of the user, who hear an event first
         listeners = [*callbacks]
         if directory is not None:
             listeners.append(JsonLog(directory))
         self._emit = events.Broadcast(listeners, experiment=experiment.name, backend=backend.name)
+        # the state is the first thing that may not fit on the device
         with memory_errors(backend, experiment):
             self.state = RunState.initial(experiment, self.program, record_gradient_norms=gradient_norms)
         self._results = ResultsLog(experiment, self.program, feed, self._emit, self.state)
@@ -222,10 +228,12 @@ class Trainer:
             ema=evaluate_ema,
             parameters=kept_parameters,
         )
+        # a listener that stopped the call of `fit` before does not stop this one
         self._emit.stop = None
         signals = SignalHandler(self._ask_to_stop, active=self._saver is not None)
         with self._emit.joined_by(early_stopping), signals:
             result = self._fit(_Fit(stop, evaluations, evaluate_ema, stoppers, signals))
+        # only a run that was saved can tell how it goes on
         if self._saver is not None:
             signals.end(self._saver.run_dir, result.updates, self.backend)
         return result
@@ -238,11 +246,13 @@ class Trainer:
             with memory_errors(self._plan.backend, self.experiment):
                 self._run(fit)
             plan = fit.evaluations
+            # whoever ends a run by a signal waits for a save, not for an evaluation besides
             is_whole = fit.signals.caught is None
             if is_whole and plan is not None and not plan.made_at(self.state.update):
                 self._evaluate(ema=fit.ema, plan=plan)
             self._save(fit, last=True)
         except BaseException as error:
+            # first of all the state: whatever a listener does next, the trainer stays usable
             self._loop.recover(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 self._close()
@@ -251,6 +261,7 @@ class Trainer:
                 self._emit(events.FitFailed, update=self.state.update, error=told)
             raise
         finally:
+            # no thread outlives the call; what it has read waits for the next one
             self._plan.feed.end_thread()
         self._close()
         seconds = time.perf_counter() - started
@@ -294,6 +305,7 @@ class Trainer:
         saver = self._saver
         plan = fit.evaluations
         while self._emit.stop is None and not loop.reached(fit.stop):
+            # a dispatch never runs past an evaluation or a save
             nearest = fit.stop
             if plan is not None:
                 nearest = nearest.before(updates=plan.due)
@@ -305,6 +317,7 @@ class Trainer:
                 results.read_all()  # some of the expected updates may have been skipped
                 if state.update >= plan.due:
                     self._evaluate(ema=fit.ema, plan=plan)
+            # asked twice: expected updates are an upper bound, and reading results costs a wait
             if saver is not None and saver.may_be_due(results.expected_updates, loop.micro_batches):
                 results.read_all()
                 if saver.may_be_due(state.update, loop.micro_batches):
@@ -322,6 +335,7 @@ class Trainer:
         if self._saver is None:
             return
         update = self.state.update
+        # a checkpoint ranks by an evaluation of these very parameters, not of earlier ones
         metric = None
         if plan is not None and plan.made_at(update):
             metric = self._saver.metric_of(plan.made[-1].metrics)

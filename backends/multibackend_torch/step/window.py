@@ -147,6 +147,7 @@ class WindowFunctions:
             window.weights.append(weight)
             if self._by_micro_batch:
                 totals = [total / weight.clamp(min=torch.finfo(weight.dtype).tiny) for total in totals]
+        # all full micro-batches of a window share their divisors: one tensor a term serves them all
         if inverse_divisors != window.loss_gradients_of:
             window.loss_gradients = [
                 torch.full_like(total, inverse_divisor * window.loss_scale)
@@ -161,6 +162,7 @@ class WindowFunctions:
     def finish(self, state: TrainState, window: Window, weights: list[float], learning_rate: float) -> WindowRow:
         """Normalise, check, clip, update. `weights` of the terms are NaN where only the loss knows them."""
         gradients = _gradients(state.trained.values())
+        # the only numbers that a window with such a loss brings to the host, at its end
         if window.weights:
             weights = [float(sum(weight.item() for weight in window.weights))]
         weight = sum(weights)

@@ -84,6 +84,7 @@ def to_contents(run: SavedRun) -> Contents:
     if run.partial is not None:
         window = _window_group(run.partial)
         micro_batches = run.partial.done
+    # groups without arrays are left out, so that a checkpoint lists what it has
     groups = {
         "parameters": run.snapshot.parameters,
         "model_state": run.snapshot.model_state,
@@ -271,6 +272,7 @@ def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRu
     snapshot = run.snapshot
     translate = matching.to_other
     arrays = translate({**snapshot.model_state, **snapshot.parameters})
+    # parameters of the program that the run lacks are found out as missing by `restore`
     moved = replace(
         snapshot,
         parameters={name: arrays[name] for name in initial.parameters if name in arrays},
