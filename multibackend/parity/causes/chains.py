@@ -1,4 +1,4 @@
-"""What may happen to one array between two layers: an activation, pooling, a change of axes, a shift, a scale."""
+"""What may happen to one array between two layers: an activation, pooling, other axes, a shift, a scale."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def activated(x: Array, name: str) -> Array:
 
 
 def scales(*sizes: int) -> dict[str, float]:
-    """Factors that people put before an array, by name: 1, square roots of its sizes, halves, tenths, ..."""
+    """Factors that people put before an array, by name: 1, roots of its sizes, halves, tenths, ..."""
     named = {"1": 1.0}
     for size in dict.fromkeys(sizes):
         if size > 1:
@@ -55,7 +55,7 @@ def scales(*sizes: int) -> dict[str, float]:
 
 
 def moves(source: Shape, target: Shape) -> Iterator[Move]:
-    """Changes of an array's axes from one shape to another, each with its traits, the plainest first."""
+    """Changes of an array's axes from one shape to another, with their traits, plainest first."""
     if math.prod(source) == math.prod(target):
         yield from _same_elements(source, target)
     else:
@@ -73,8 +73,8 @@ def _same_elements(source: Shape, target: Shape) -> Iterator[Move]:
             if len(target) == len(source) and tuple(sizes) != target[1:]:
                 continue
             letters = "".join("abcd"[axis] for axis in axes)
-            traits: dict[str, object] = {"order of axes": f"{', '.join(map(str, sizes))} (axes {letters})"}
-            yield traits, partial(_permuted, axes=(0, *axes), target=target)
+            order = f"{', '.join(map(str, sizes))} (axes {letters})"
+            yield {"order of axes": order}, partial(_permuted, axes=(0, *axes), target=target)
     # with more axes it is not said which one counts positions
     if source == target and 2 <= len(source) <= 3:
         for by in (1, -1):
@@ -126,7 +126,7 @@ def _reduced(x: Array, reduce: Callable[..., Array], axes: Shape, target: Shape)
 
 
 def _poolings(source: Shape, target: Shape) -> Iterator[Move]:
-    """Pooling over two axes, the channels being the second or the last; flattened in either order."""
+    """Pooling over two axes, the channels second or last; flattened in either order."""
     # two frameworks may see one image in both layouts, and shapes rarely tell which it is
     for channels, elsewhere, order in ((1, 3, "channels last"), (3, 1, "channels first")):
         for kernel, stride, pads, shape in _pooled_shapes(source, channels):
@@ -161,6 +161,6 @@ def _pooled_shapes(source: Shape, channels: int) -> Iterator[tuple[int, int, Pad
 
 
 def _pooled(x: Array, window: tuple[int, int, Pads, str], channels: int, moved_to: int, target: Shape) -> Array:
-    """Pooling of x with its channels on an axis, which are moved to another one before y is flattened."""
+    """Pooling of x along all axes but that of its channels, which then move to another one."""
     y = pool(np.moveaxis(x, channels, 1), *window)
     return np.moveaxis(y, 1, moved_to).reshape(target)

@@ -1,4 +1,4 @@
-"""Convolutions and pooling in numpy: stride, padding, dilation, flipped kernels, what an average counts."""
+"""Convolutions and pooling in numpy: stride, padding, dilation, kernels, what averages count."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def out_sizes(spatial: Shape, reach: Shape, stride: int, pads: Pads) -> Shape:
     >>> out_sizes((8, 8), (3, 3), 2, ((0, 1), (1, 1)))
     (4, 4)
     """
-    axes = zip(spatial, reach, pads, strict=True)
-    return tuple((size + sum(pad) - window) // stride + 1 for size, window, pad in axes)
+    sizes = []
+    for size, window, pad in zip(spatial, reach, pads, strict=True):
+        sizes.append((size + sum(pad) - window) // stride + 1)
+    return tuple(sizes)
 
 
 def shown_pads(pads: Pads) -> tuple[int, int] | Pads:
@@ -51,7 +53,7 @@ def shown_pads(pads: Pads) -> tuple[int, int] | Pads:
 
 
 def paddings(spatial: Shape, kernel: Shape, stride: int, dilation: int = 1) -> dict[str, Pads]:
-    """The usual ones by name: SAME puts the odd row at the end, explicit padding pads both sides alike.
+    """The usual ones by name: SAME puts the odd row at the end, others pad both sides alike.
 
     >>> paddings((8,), (3,), 2)["SAME"]
     ((0, 1),)
@@ -101,10 +103,12 @@ def convolution_formulas(side: RecordedLayer, partner: RecordedLayer | None = No
         return []
     biases = biases_of(side)
     usual = next(iter(biases))
-    turns = ["as it is", "flipped", "axes exchanged"][: 3 if weight.ndim == 4 else 2]
-    choices = list(itertools.product(turns, biases, ("all", "tf32", "bf16")))
     # two of these mistakes in one layer are not looked for: the list would be three times as long
-    choices = [choice for choice in choices if _count_unusual(choice, ("as it is", usual, "all")) <= 1]
+    choices = [("as it is", usual, digits) for digits in ("all", "tf32", "bf16")]
+    choices += [("as it is", bias, "all") for bias in list(biases)[1:]]
+    choices.append(("flipped", usual, "all"))
+    if weight.ndim == 4:
+        choices.append(("axes exchanged", usual, "all"))
     shapes = _spatial_shapes(target, partner)
     formulas = []
     for channels, image in _images(x, weight):
@@ -124,14 +128,10 @@ def convolution_formulas(side: RecordedLayer, partner: RecordedLayer | None = No
     return formulas
 
 
-def _count_unusual(choice: tuple[str, ...], usual: tuple[str, ...]) -> int:
-    return sum(value != default for value, default in zip(choice, usual, strict=True))
-
-
 def _convolved(
     x: Array, w: Array, b: Array | None, geometry: _Geometry, turn: str, digits: str, channels: int
 ) -> Array | None:
-    """The convolution of x [n, c, *spatial] with w [out, in / groups, *kernel], its channels moved."""
+    """The convolution of x [n, c, *spatial] with w [out, in / groups, *kernel]."""
     rank = w.ndim - 2
     if turn == "flipped":
         w = np.flip(w, tuple(range(2, w.ndim)))
@@ -142,7 +142,7 @@ def _convolved(
     groups = x.shape[1] // w.shape[1]
     if x.shape[1] % w.shape[1] or w.shape[0] % groups:
         return None
-    # a kernel that reaches beyond the padded image is a ValueError of numpy's: the formula does not apply
+    # a kernel beyond the padded image is a ValueError of numpy's: the formula does not apply
     patches = _windows(x, w.shape[2:], geometry.stride, geometry.pads, geometry.dilation)
     kernel_axes = tuple(range(2 + rank, 2 + 2 * rank))
     parts = []
@@ -155,12 +155,12 @@ def _convolved(
 
 
 def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
-    """Pooling of x [n, c, *spatial]: "max", "average" (padding is zeros), "average of what is there"."""
+    """Pooling of x [n, c, *spatial], of a kind that `chains` names."""
     size = (kernel,) * (x.ndim - 2)
     axes = tuple(range(-len(size), 0))
     if kind == "max":
         return _windows(x, size, stride, pads, fill=-np.inf).max(axes)
-    # what padding adds to a sum is 0; whether it counts is the difference between the frameworks' averages
+    # padding adds 0 to a sum; whether it counts is where the frameworks' averages differ
     total = _windows(x, size, stride, pads).sum(axes)
     if kind == "average":
         return total / kernel ** len(size)
@@ -168,7 +168,7 @@ def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
 
 
 def _spatial_shapes(target: Array, partner: RecordedLayer | None) -> set[Shape]:
-    """The spatial shapes that an output may have, the channels being its second axis or its last."""
+    """The spatial shapes that an output may have, its channels second or last."""
     shapes = {target.shape[2:], target.shape[1:-1]}
     if partner is not None and partner.output is not None:
         shapes |= {partner.output.shape[2:], partner.output.shape[1:-1]}

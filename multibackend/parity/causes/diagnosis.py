@@ -1,4 +1,4 @@
-"""From what a comparison recorded to causes: each finding and each stage is handed to the formulas that know it."""
+"""From what was recorded to causes: each finding and each stage meets the formulas that know it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BothIdioms = tuple[Idioms, Idioms]
 def diagnose(
     divergence: Divergence, layers: Sequence[LayerFinding], evidence: Evidence, idioms: BothIdioms = ({}, {})
 ) -> tuple[Divergence, tuple[LayerFinding, ...]]:
-    """Return the divergence and the findings with their causes; no cause is better than a wrong one.
+    """Return divergence and findings with their causes; no cause is better than a wrong one.
 
     Args:
         divergence: the first one.
@@ -44,7 +44,7 @@ def diagnose(
         idioms: how each framework writes things, see `place.Place`.
     """
     findings = list(layers)
-    # A stranger's arrays hold anything, and a wrong formula on them overflows: that tells it to be wrong.
+    # A stranger's arrays hold anything; a formula that overflows on them is a wrong one.
     with np.errstate(all="ignore"):
         for number, finding in enumerate(findings[:_MOST_FINDINGS]):
             findings[number] = replace(finding, causes=_causes_of_finding(finding, evidence, idioms))
@@ -93,7 +93,7 @@ def _causes(difference: Difference | None, place: Place) -> tuple[Cause, ...]:
 
 
 def _sides(finding: LayerFinding, evidence: Evidence) -> Sides | None:
-    """Both sides of a finding, the other's arrays under the reference's names: it was fed with those."""
+    """Both sides of a finding, the other's arrays by the reference's names."""
     if evidence.traces is None or evidence.forced is None or finding.calls is None:
         return None
     reference_layers = evidence.traces[0].layers
@@ -125,7 +125,7 @@ def _sides(finding: LayerFinding, evidence: Evidence) -> Sides | None:
 
 
 def _index(layers: Sequence[LayerCall], call: LayerCall) -> int | None:
-    """The place of a call among those of a trace, which is another object where it was traced anew."""
+    """The place of a call in a trace, which holds another object for it if traced anew."""
     for index, layer in enumerate(layers):
         if (layer.name, layer.call) == (call.name, call.call):
             return index

@@ -1,9 +1,9 @@
 """Formulas that are tried on recorded numbers, and what follows where each side obeys another one.
 
-Nothing is believed from settings alone. Each side's output is recomputed in float64 from that side's own recorded
-inputs by every formula of a topic (LayerNorm with each usual epsilon, ...). Where one formula gives the one side's
-numbers to rounding and another one the other's, the traits in which the two differ are the cause; that the reference's
-formula, applied to the other side's inputs, gives the reference's numbers is the proof.
+Nothing is believed from settings. Each side's output is recomputed in float64 from that side's recorded
+inputs by every formula of a topic (LayerNorm with each usual epsilon, ...). Where one gives the one side's
+numbers to rounding and another the other's, the traits in which they differ are the cause; the proof is that
+the reference's formula, applied to the other side's inputs, gives the reference's numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 Targets = tuple[Array, Array]
 """What the reference recorded, and what the other side did."""
 
-# A formula adds up in another order than the framework did, which in long sums is worth hundreds of roundings.
+# A formula adds up in another order than the framework did: in long sums hundreds of roundings.
 _ULPS = 400.0
 # A formula that leaves more than this part of the difference between the sides explains nothing.
 _SHARE = 0.1
@@ -48,9 +48,9 @@ class Formula:
 
     Attributes:
         topic: what it is a formula of, for example "LayerNorm".
-        traits: what tells it from its neighbours, for example {"epsilon": 1e-05, "variance": "biased"}.
+        traits: what tells it from its neighbours: {"epsilon": 1e-05, "variance": "biased"}.
         compute: gives the array; None where the formula does not apply.
-        slack: a relative error that the formula itself leaves (it recomputes a float32 sum in another order).
+        slack: a relative error of the formula itself (a float32 sum in another order).
     """
 
     topic: str
@@ -65,7 +65,7 @@ class Formula:
             with np.errstate(all="ignore"):
                 return self.compute()
         except ValueError:
-            # The arrays are a stranger's: numpy says so where their shapes do not broadcast, reshape or multiply.
+            # The arrays are a stranger's: numpy says so where their shapes do not fit.
             return None
 
     @property
@@ -82,7 +82,7 @@ class Difference:
         formulas: of the reference and of the other side.
         traits: the names of the traits in which they differ.
         before: the relative difference of the two sides as they are.
-        after: of the reference and its own formula applied to the other side's inputs; None untried.
+        after: of the reference and its formula on the other side's inputs; None untried.
     """
 
     formulas: tuple[Formula, Formula]
@@ -92,7 +92,7 @@ class Difference:
 
 
 def difference_in(topic: str, trait: str, values: Sequence[Any], before: float, after: float | None) -> Difference:
-    """Return a difference in one trait, whose values on both sides were read from the numbers themselves."""
+    """Return a difference in one trait, whose values on both sides were read from the numbers."""
     reference, other = (Formula(topic, {trait: value}, lambda: None) for value in values)
     return Difference((reference, other), (trait,), before, after)
 
@@ -107,7 +107,7 @@ def noise_of(*arrays: Array) -> float:
 
 
 def distance(first: Array, second: Array | None) -> float:
-    """max|a - b| over the larger of max|a| and max|b|, `second` laid out like `first`; else infinite."""
+    """max|a - b| over the larger of max|a| and max|b|, laid out alike; else infinite."""
     if second is not None:
         moved = aligned(np.asarray(first), np.asarray(second))
         if moved is not None:
@@ -116,9 +116,9 @@ def distance(first: Array, second: Array | None) -> float:
 
 
 def aligned(first: Array, second: Array) -> Array | None:
-    """Return `second` in that layout of `first`, reshaped or with its axes permuted, which is nearest.
+    """Return `second` in the nearest layout of `first`: reshaped, or with its axes permuted.
 
-    None where no change of layout does it. A permutation that leaves the order of elements is a reshape.
+    None where no change of layout does it. One that keeps the order of elements is a reshape.
     """
     if first.size != second.size:
         return None
@@ -135,7 +135,7 @@ def aligned(first: Array, second: Array) -> Array | None:
 
 
 def _layouts(shape: tuple[int, ...], array: Array) -> Iterator[Array]:
-    """Yield an array in the layouts that frameworks may give it: channels last or first, heads moved."""
+    """Yield an array in the frameworks' layouts: channels last or first, heads moved."""
     if array.shape == shape:
         yield array
     # axes of length 1 stand anywhere, so the others alone are permuted
@@ -155,7 +155,7 @@ def _layouts(shape: tuple[int, ...], array: Array) -> Iterator[Array]:
 
 
 def least_squares(matrix: Array, target: Array) -> tuple[Array, int] | None:
-    """Return the factors of columns whose sum is nearest to a target, and the rank; None without any."""
+    """Return the factors of columns whose sum is nearest to a target, and the rank."""
     # LAPACK writes a line to the terminal for each number that is not finite, before it fails
     if not np.isfinite(matrix).all() or not np.isfinite(target).all():
         return None
@@ -182,12 +182,12 @@ def explain(
     *,
     proven: bool = True,
 ) -> Difference | None:
-    """Find the two formulas, differing in as few traits as can be, that give one side's numbers each.
+    """Find the two nearest formulas of which each gives one side's numbers.
 
-    None where a side obeys no formula, or where one gives both sides' numbers: then the difference is no
-    matter of these formulas. They come in order of plausibility: the first that fits the reference is held
-    to be its own, and the nearest to it that fits the other side the other's. With `proven=False` also where
-    the other side lacks an array that the reference's formula needs, so that it cannot be tried there.
+    None where a side obeys no formula, or one gives both sides' numbers: then these formulas do not
+    matter. They come in order of plausibility: the first that fits the reference is held to be its own,
+    and the nearest to it that fits the other side the other's. With `proven=False` also where the other
+    side lacks an array that the reference's formula needs, so that it cannot be tried there.
     """
     if before is None:
         before = distance(*targets)
@@ -220,7 +220,7 @@ def _fitting(formulas: Iterable[Formula], target: Array, size: float) -> Iterato
 
 
 def _fits(formula: Formula, target: Array, size: float) -> bool:
-    """Whether a formula gives recorded numbers: to rounding, and much nearer than the other side's are."""
+    """Whether a formula gives numbers to rounding, and much nearer than the other side's are."""
     value = formula.value()
     if value is None or value.size != target.size:
         return False

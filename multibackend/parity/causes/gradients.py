@@ -1,4 +1,4 @@
-"""Gradients that differ although activations and loss agree: stopped, scaled, or summed over tied parameters."""
+"""Gradients that differ although activations and loss agree: stopped, scaled, or of tied parameters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def gradient_difference(name: str, first: Arrays, second: Arrays) -> Difference 
         after = distance(reference, factor * other)
         if after <= noise:
             return difference_in("gradient", "factor", ["1", f"{1 / factor:.6g}"], before, after)
-    # where one side ties two parameters, the gradient of the other side's second one is missing or added
+    # where one side ties two parameters, the gradient of the other's second one is missing or added
     missing = reference - other
     uses_by_sign = {1: ("both uses", "one use"), -1: ("one use", "both uses")}
     for partner, (sign, uses) in itertools.product(second, uses_by_sign.items()):

@@ -20,7 +20,7 @@ _EXAMPLES = 2
 
 
 def layer_difference(sides: Sides) -> Difference | None:
-    """Why two layers that were given equal inputs return other outputs; None where no formula explains it."""
+    """Why two layers that were given equal inputs return other outputs; None if no formula tells."""
     sides = (_trimmed(sides[0], sides), _trimmed(sides[1], sides))
     reference = sides[0].output
     other = sides[1].output
@@ -41,10 +41,12 @@ def layer_difference(sides: Sides) -> Difference | None:
 
 
 def _formulas(sides: Sides) -> list[tuple[list[Formula], list[Formula]]]:
-    """Both sides' formulas for each kind of layer that they may be, by the shapes of inputs and parameters."""
+    """Both sides' formulas for each kind of layer that they may be, by their shapes."""
     first, second = sides
+    # an epsilon that one side names is tried on both
+    epsilons = [*settings_epsilons(first), *settings_epsilons(second)]
     pairs = [
-        (norm_formulas(first, settings_epsilons(second)), norm_formulas(second, settings_epsilons(first))),
+        (norm_formulas(first, epsilons), norm_formulas(second, epsilons)),
         (convolution_formulas(first, second), convolution_formulas(second, first)),
         (linear_formulas(first), linear_formulas(second)),
         (embedding_formulas(first), embedding_formulas(second)),
@@ -87,7 +89,7 @@ def _first_examples(arrays: Sequence[Array]) -> tuple[Array, ...]:
 
 
 def _recomputed(first: list[Formula], second: list[Formula], target: Array, before: float) -> Array | None:
-    """The other side by the reference's formula, where the reference follows one but for its digits."""
+    """The other side by the reference's formula, which fits the reference but for its digits."""
     for formula, partner in zip(first, second, strict=False):
         if formula.traits != partner.traits:
             continue

@@ -1,4 +1,4 @@
-"""Linear layers and embeddings: weight (transposed, another parameter's), bias, scale, rounded inputs."""
+"""Linear layers and embeddings: weight (transposed, another's), bias, scale, rounded inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLACKS: Mapping[str, float] = {"all": 0.0, **dict.fromkeys(("tf32", "bf16", "fp1
 
 
 def biases_of(side: RecordedLayer) -> dict[str, Array | None]:
-    """What may be added to a layer's product, by the trait's name: its bias, if it has one, or nothing."""
+    """What may be added to a layer's product, by the trait's name: its bias, or nothing."""
     bias = side.own("bias")
     if bias is None:
         return {"left out": None}
@@ -29,7 +29,7 @@ def biases_of(side: RecordedLayer) -> dict[str, Array | None]:
 
 
 def linear_formulas(side: RecordedLayer) -> list[Formula]:
-    """y = x W^T + b: with and without bias, W transposed or another's, inputs rounded to fewer bits."""
+    """y = x W^T + b: without bias, W transposed or another's, inputs rounded to fewer bits."""
     x = side.input
     target = side.output
     own = side.own("weight")
@@ -46,7 +46,7 @@ def linear_formulas(side: RecordedLayer) -> list[Formula]:
         traits = {"weight": name, "bias": bias, "digits of the factors": digits}
         compute = partial(_product, x, weight, added, digits, target.shape)
         formulas.append(Formula("Linear", traits, compute, SLACKS[digits]))
-    # [c, h, w] and [h, w, c] flatten into other orders, which a converted model's weight does not know
+    # [c, h, w] and [h, w, c] flatten into other orders, unknown to a converted model's weight
     if own is not None and own.shape == (target.shape[-1], x.shape[-1]):
         plain = {"weight": "its own", "bias": usual, "digits of the factors": "all"}
         for order, moved in _orders(side, x):
@@ -91,7 +91,7 @@ def _weights(side: RecordedLayer, x: Array, target: Array, own: Array | None) ->
         # a weight that fits transposed alone is how this framework stores it, and no mistake
         fitting = [weight for weight in (own, own.T) if weight.shape == shape]
         yield from zip(("its own", "its own, transposed"), fitting, strict=False)
-    # another layer's parameter fits by chance in shape, never in numbers: then a weight is wrongly tied
+    # another layer's parameter may fit in shape, but in numbers only where it is wrongly tied
     for name, array in side.parameters.items():
         if name in side.call.parameters or array.ndim != 2:
             continue

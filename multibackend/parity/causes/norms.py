@@ -1,4 +1,4 @@
-"""LayerNorm, RMSNorm, GroupNorm and BatchNorm: epsilon and its place, kind of variance, statistics."""
+"""LayerNorm, RMSNorm, GroupNorm and BatchNorm: epsilon and its place, variance, statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EPSILONS = (1e-5, 1e-6, 1e-12, 1e-3, 1e-8, 1e-7, 1e-4, 1e-2, _MACHINE_EPSILON, 
 
 @dataclass(frozen=True)
 class _Affine:
-    """The axes over which a norm takes its statistics; weight and bias shaped to broadcast against its input."""
+    """The axes over which a norm takes its statistics; weight and bias, shaped to broadcast."""
 
     axes: tuple[int, ...]
     weight: Array
@@ -31,7 +31,7 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Form:
-    """A kind of norm: where its statistics come from, whether the mean is subtracted, and the kind of variance."""
+    """A kind of norm: where statistics come from, whether the mean goes, which variance."""
 
     statistics: str
     centred: bool
@@ -64,8 +64,9 @@ def norm_formulas(side: RecordedLayer, epsilons: Sequence[float] = ()) -> list[F
                 "statistics": form.statistics,
                 "epsilon's place": place,
             }
-            # x - mean cancels: the digits that x has lost before weigh as much as x exceeds its own spread
-            slack = 64 * _MACHINE_EPSILON * np.abs(x).max() / np.sqrt(moments[1].min() + epsilon + 1e-300)
+            # x - mean cancels: the digits that x has lost weigh as much as x exceeds its spread
+            spread = np.sqrt(moments[1].min() + epsilon + 1e-300)
+            slack = 64 * _MACHINE_EPSILON * np.abs(x).max() / spread
             compute = partial(_normalised, x, *moments, epsilon, place, affine)
             formulas.append(Formula("normalisation", traits, compute, float(slack)))
     return formulas
@@ -79,7 +80,7 @@ def _normalised(x: Array, mean: Array, variance: Array, epsilon: float, place: s
 
 
 def fast_variance(sides: Sides, before: float) -> Difference | None:
-    """One side's variance is off by no more than E[x²] - E[x]² loses to cancellation, and the other's is not.
+    """One side's variance is off by no more than E[x²] - E[x]² loses to cancellation.
 
     The lost digits depend on the order of the sum, so that side cannot be recomputed to rounding; its
     variance, solved for from its output, is held against the bound 32 * machine epsilon * E[x²].
@@ -121,7 +122,7 @@ def _plainly(side: RecordedLayer, partner: Array | None, epsilon: float) -> floa
 
 
 def _exact_epsilon(side: RecordedLayer) -> float | None:
-    """The epsilon with which a side follows the plain formula to rounding; None where it does not."""
+    """The epsilon with which a side follows the plain formula to rounding, if it does."""
     target = side.output
     for formula in norm_formulas(side):
         traits = formula.traits
@@ -207,7 +208,7 @@ def _root(y: Array, centred: Array, affine: _Affine) -> Array:
 
 
 def _implied_epsilon(x: Array, y: Array, moments: tuple[Array, Array], affine: _Affine) -> list[float]:
-    """The epsilon that the output implies, where each row implies the same one and it is no rounding."""
+    """The epsilon that the output implies, if each row implies the same and it is no rounding."""
     mean, variance = moments
     with np.errstate(all="ignore"):
         epsilons = (_root(y, x - mean, affine) ** 2 - variance).ravel()

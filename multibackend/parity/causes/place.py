@@ -56,4 +56,4 @@ def shown_sum(terms: Mapping[str, str]) -> str:
     >>> shown_sum({"ln": "1", "embed": "sqrt(8)"})
     'ln + sqrt(8) * embed'
     """
-    return " + ".join(name if factor == "1" else f"{factor} * {name}" for name, factor in terms.items())
+    return " + ".join(f"{factor} * {name}".removeprefix("1 * ") for name, factor in terms.items())

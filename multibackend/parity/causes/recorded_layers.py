@@ -1,4 +1,4 @@
-"""What one side recorded, where two models part: a layer, and the arrays that were there before it."""
+"""What one side recorded where two models part: a layer, and the arrays before it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Source:
     """An array that was there before a layer was called.
 
     Attributes:
-        name: of the layer that returned it, or of the parameter; the same on both sides for partners.
+        name: of the layer that returned it, or of the parameter; partners have one name.
         array: in its side's own layout.
         kind: the class of the layer; "input" of the model's own inputs, "parameter".
     """
@@ -110,7 +110,7 @@ def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) 
 
 
 def sources_within(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
-    """What was there when the call `layers[index]` returned: its own outputs aside, all that it called."""
+    """What was there when the call `layers[index]` returned, with all that it called."""
     depth = layers[index].depth
     stop = index + 1
     while stop < len(layers) and layers[stop].depth > depth:
@@ -119,7 +119,7 @@ def sources_within(layers: Sequence[LayerCall], index: int, parameters: Arrays) 
 
 
 def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tuple[Source, ...]:
-    """The arrays of calls, the latest first, those deeper than `depth` having returned; then parameters."""
+    """The arrays of calls, those deeper than `depth` returned, latest first; then parameters."""
     sources: list[Source] = []
     contents: set[bytes] = set()
     unfinished: list[LayerCall] = []
@@ -137,7 +137,7 @@ def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tup
             call = unfinished.pop()
             add(label(call), call.outputs, call.kind)
 
-    # Calls are listed as they begin; one has returned when the next one at its depth or above begins.
+    # Calls are listed as they begin; one has returned when the next one no deeper begins.
     for call in layers:
         finish(call.depth)
         owner = f"the input of {call.name}"

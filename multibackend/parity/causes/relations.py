@@ -1,4 +1,4 @@
-"""How one side's array follows from the other's alone: fewer bits, dropout, a factor, a shift, an order."""
+"""How one side's array follows from the other's alone: fewer bits, dropout, a factor, a shift."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["dropped", "fewer_bits", "relation"]
 
 
 def fewer_bits(targets: tuple[Array, Array], undone: Array | None = None) -> Difference | None:
-    """One side's numbers all fit in a smaller format than the other's, and differ by no more than it rounds.
+    """One side's numbers fit in a smaller format, and differ by no more than it rounds.
 
     Args:
         targets: the outputs of a layer that got equal inputs.
-        undone: the layer recomputed in float64 where that is known, which is then held against the other side.
+        undone: the layer recomputed in float64, if known, to be held against the other side.
     """
     formats = [narrowest(target) for target in targets]
     if formats[0] == formats[1] or targets[0].size != targets[1].size:
@@ -30,7 +30,7 @@ def fewer_bits(targets: tuple[Array, Array], undone: Array | None = None) -> Dif
         wide = formats[1 - index]
         if small is None or (wide is not None and unit_of(wide) >= unit_of(small)):
             continue
-        # the errors of a sum grow with the root of its length, of which the last axis is an estimate
+        # errors of a sum grow with the root of its length, of which the last axis is an estimate
         *_, length = (1, *targets[index].shape)
         if before > 64 * max(1.0, np.sqrt(length)) * unit_of(small):
             continue
@@ -66,7 +66,7 @@ def dropped(values: tuple[Array, Array]) -> Difference | None:
 
 
 def relation(targets: tuple[Array, Array]) -> Difference | None:
-    """The second array is the first times a usual number, shifted by a position, or with axes exchanged."""
+    """The second array is the first times a number, shifted by a position, or transposed."""
     first, second = (np.asarray(target, np.float64) for target in targets)
     before = distance(first, second)
     moved = aligned(first, second)
@@ -89,7 +89,8 @@ def _shift(first: Array, second: Array, before: float) -> Difference | None:
     """The second array is the first, some positions later or earlier along the second axis."""
     if first.ndim < 2 or first.shape[1] < 3:
         return None
-    for by, (sign, earlier, later) in itertools.product((1, 2), (("+", first, second), ("-", second, first))):
+    ways = (("+", first, second), ("-", second, first))
+    for by, (sign, earlier, later) in itertools.product((1, 2), ways):
         after = distance(earlier[:, :-by], later[:, by:])
         if after <= noise_of(first):
             return difference_in("relation", "position", ("0", f"{sign}{by}"), before, after)

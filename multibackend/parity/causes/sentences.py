@@ -20,7 +20,7 @@ _NORM_FIRST = "pre-norm or post-norm"
 def cause_of(difference: Difference, place: Place) -> Cause:
     """Return the cause that a difference of formulas is.
 
-    The name is that of the first trait in which the formulas differ; the explanation tells them all.
+    The name is that of the first trait in which they differ; the explanation tells all.
     """
     reference, other = difference.formulas
     topic = reference.topic
@@ -128,7 +128,7 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("clip", "max_grad_norm"): ("clip value", "The gradient is clipped to norm {}"),
     ("data", "number of examples"): ("number of examples", "The update sees this many examples: {}"),
 }
-"""By topic and trait: the cause's name, and a phrase for one side's value. KIND is the layer's class."""
+"""By topic and trait: the cause's name, and a phrase for a value. KIND is the layer's class."""
 
 
 def _activation(values: Values, place: Place, where: str) -> tuple[str, str]:
@@ -139,7 +139,8 @@ def _activation(values: Values, place: Place, where: str) -> tuple[str, str]:
     elif families == {"leaky relu"}:
         name = "leaky relu slope"
     first, second = place.backends
-    return name, f"The activation before what arrives {where} is {values[0]} in {first}, {values[1]} in {second}"
+    sides = f"{values[0]} in {first}, {values[1]} in {second}"
+    return name, f"The activation before what arrives {where} is {sides}"
 
 
 def _terms(values: Values, place: Place, where: str) -> tuple[str, str]:
@@ -194,8 +195,8 @@ def _weights(values: Values, place: Place, where: str) -> tuple[str, str]:
 def _roles(values: Values, place: Place, where: str) -> tuple[str, str]:
     del where
     first, second = place.backends
-    sentence = f"The attention's first differing role is played by {values[0]} in {first}, by {values[1]} in {second}"
-    return "roles of query, key and value", sentence
+    sides = f"{values[0]} in {first}, by {values[1]} in {second}"
+    return "roles of query, key and value", f"The attention's first differing role is played by {sides}"
 
 
 def _optimizers(values: Values, place: Place, where: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Why a stage outside the model's layers differs: data, loss, gradients, clipping, update, running statistics."""
+"""Why a stage outside the model's layers differs: data, loss, gradients, update, statistics."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["layers_of_statistic", "loss_term_difference", "stage_difference"]
 
 
 def stage_difference(divergence: Divergence, evidence: Evidence) -> Difference | None:
-    """Why the two sides part at a stage; None where no formula tells, or where the stage has none."""
+    """Why the two sides part at a stage; None where no formula tells."""
     explain = {
         "data order": _data,
         "loss": loss_term_difference,

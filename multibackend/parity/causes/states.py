@@ -13,7 +13,7 @@ from multibackend.parity.causes.formulas import Difference, Formula, explain, fi
 
 __all__ = ["RecordedStatistic", "statistics_difference"]
 
-# torch's 0.1 and Flax's 0.99 first; each framework's way to count, as the new value's weight or the old one's
+# torch's 0.1 and Flax's 0.99 first; the one weighs the new value, the other the old one
 _MOMENTA = (0.1, 0.01, 0.9, 0.99, 0.001, 0.03, 0.003, 0.05, 0.2, 0.0, 1.0)
 
 
@@ -48,7 +48,8 @@ def _formulas(side: RecordedStatistic, momenta: list[float]) -> Iterator[Formula
             traits: dict[str, object] = {"momentum": momentum}
             if side.name == "running_var":
                 traits["variance"] = variance
-            yield Formula("running statistics", traits, partial(_moved, side.before, statistic, momentum))
+            compute = partial(_moved, side.before, statistic, momentum)
+            yield Formula("running statistics", traits, compute)
 
 
 def _moved(old: Array, statistic: Array, momentum: float) -> Array:
@@ -56,7 +57,7 @@ def _moved(old: Array, statistic: Array, momentum: float) -> Array:
 
 
 def _statistics(side: RecordedStatistic) -> list[tuple[str, Array]]:
-    """The statistic of the micro-batch, for each axis that may hold the channels and each kind of variance."""
+    """The statistic of the micro-batch, by the axis of the channels and the kind of variance."""
     x = np.asarray(side.inputs, np.float64)
     channels = np.size(side.after)
     statistics = []

@@ -25,7 +25,7 @@ _TINY = 1e-300
 
 
 def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Array]:
-    """Arrays that could be terms of a sum of a shape: sources of that size, parameters that broadcast to it."""
+    """Arrays that could be terms of a sum of a shape: sources, and parameters that broadcast."""
     terms: dict[str, Array] = {}
     for source in sources:
         if source.array.dtype.kind != "f":
@@ -96,7 +96,7 @@ def summed(terms: Terms, arrays: Mapping[str, Array], sizes: tuple[int, ...]) ->
 
 
 def _relu(total: Array | None, flat: Array, positive: Array) -> str | None:
-    """The relu of a sum, leaky or not, where one number multiplies all elements that are not positive."""
+    """The relu of a sum, leaky or not, where one number multiplies what is not positive."""
     if total is None:
         return None
     total = total.ravel()
@@ -140,7 +140,7 @@ def _near(first: Array, second: Array) -> bool:
 
 
 def unified(first: Sequence[Source], second: Sequence[Source]) -> list[Source]:
-    """The second side's sources under the reference's names and in its layouts, where they are one array."""
+    """The second side's sources by the reference's names and in its layouts, where they are one."""
     renamed = []
     names = {source.name for source in first}
     unpaired = list(first)
@@ -157,7 +157,7 @@ def unified(first: Sequence[Source], second: Sequence[Source]) -> list[Source]:
 
 
 def _in_reference_terms(source: Source, candidates: Sequence[Source]) -> Source | None:
-    """A source as the candidate that is the same array, to more than rounding: both models computed it."""
+    """A source as the candidate that is the same array, loosely: both models computed it."""
     array = source.array
     for candidate in candidates:
         if candidate.array.dtype.kind != array.dtype.kind:

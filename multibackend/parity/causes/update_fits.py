@@ -71,7 +71,7 @@ class _Fit:
 
 
 def update_difference(sides: Sides, what: str = "") -> Difference | None:
-    """The rules of the first update in which the sides part: over all parameters, else over the one called `what`.
+    """The rules of the first update in which the sides part, over all parameters, else over one.
 
     Args:
         sides: from a state that both began in.
@@ -95,8 +95,9 @@ def _until_they_part(sides: Sides) -> int:
     for number in range(1, count):
         reference = sides[0].parameters[number]
         other = sides[1].parameters[number]
-        if any(distance(reference[name], other[name]) > _ALIKE for name in reference if name in other):
-            return number
+        for name in reference.keys() & other.keys():
+            if distance(reference[name], other[name]) > _ALIKE:
+                return number
     return count
 
 
@@ -112,7 +113,7 @@ def clip_difference(values: tuple[float, float], limits: Limits) -> Difference |
 
 
 def _difference(sides: Sides, names: Sequence[str]) -> Difference | None:
-    """Fit both sides' updates of some parameters; None unless the reference's rule undoes the difference."""
+    """Fit both sides' updates of some parameters; None unless the reference's rule undoes it all."""
     reference = _Update(sides[0], names)
     other = _Update(sides[1], names)
     before = distance(reference.step, other.step)
@@ -176,7 +177,7 @@ class _Update:
         u = self.direction(rule)
         if not np.isfinite(u).all() or not u.any():
             return None
-        # columns of one size, because a decay is small beside a rate and would be lost in the fit's rounding
+        # columns of one size: a decay is small beside a rate and would be lost in rounding
         matrix = np.stack([-u, -self.before], axis=1)
         scale = np.sqrt((matrix**2).sum(0))
         # parameters that are all 0 have no decay
@@ -222,8 +223,8 @@ def _fits(update: _Update, rules: Iterable[UpdateRule]) -> Iterator[_Fit]:
         if (rule.coupled and decay) or rate == 0:
             continue
         weight_decay = _six_digits(rule.coupled or decay / rate)
-        traits = rule.traits() | {"weight decay": weight_decay, "kind of decay": _kind_of_decay(rule, decay)}
-        traits["learning rate"] = _six_digits(rate)
+        traits = {**rule.traits(), "weight decay": weight_decay}
+        traits |= {"kind of decay": _kind_of_decay(rule, decay), "learning rate": _six_digits(rate)}
         yield _Fit(rule, traits, rate, decay)
 
 
@@ -242,7 +243,7 @@ def _six_digits(value: float) -> float:
 
 
 def slot_difference(sides: Sequence[tuple[Array, Array, Array]]) -> Difference | None:
-    """Other moving averages in an optimizer's state: new = b old + (1 - b) x, x the gradient or its square.
+    """Other moving averages: new = b old + (1 - b) x, with x the gradient or its square.
 
     Args:
         sides: of each side a slot before and after the update, and the gradient as it entered.

@@ -1,4 +1,4 @@
-"""What arrives at a layer, made of what was there before: which arrays, through what, on each side."""
+"""What arrives at a layer, made of what was there before: which arrays, through what."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _Arrivals = tuple[_Arrival, _Arrival]
 
 
 def arrival_difference(sides: Sides, targets: Targets, *, thorough: bool = True) -> Difference | None:
-    """How two arrays that should be equal were made of what was there before, where each way differs.
+    """How two arrays that should be equal were made, where the ways differ.
 
-    Tried, in this order: single arrays and sums of two through an activation, pooling or a change of axes; a
-    factor; sums of more; a product with a parameter; gates; attention. First of the arrays that both sides
-    have, because only of them the reference's formula can be tried on the other side; formulas are tried on
-    the first two examples.
+    Tried, in this order: sums; single arrays and sums of two through an activation, pooling or a change
+    of axes; a factor; a product with a parameter; gates; attention. First of the arrays that both sides
+    have, because only of them the reference's formula can be tried on the other side, and only on the
+    first two examples.
 
     Args:
         sides: with `RecordedLayer.sources`, the latest first.
@@ -74,7 +74,7 @@ def arrival_difference(sides: Sides, targets: Targets, *, thorough: bool = True)
             difference = explain(formulas[:most], other_formulas[:most], targets)
             if difference is not None:
                 return replace(difference, before=before)
-    # at last what only one side's arrays explain, and only as plain sums: more would be found by chance
+    # at last what one side's arrays alone explain, as plain sums only: more would fit by chance
     formulas, other_formulas = _sums_and_singles((first, second), thorough=True)
     difference = explain(_plain(formulas), _plain(other_formulas), targets, proven=False)
     return difference and replace(difference, before=before)
@@ -106,14 +106,14 @@ def _trimmed(sources: Sequence[Source], target: Array) -> _Arrival:
 
 
 def _topics(arrivals: _Arrivals, *, thorough: bool) -> Iterator[tuple[list[Formula], list[Formula]]]:
-    """Both sides' formulas, topic by topic and each only when asked for: the first explains most arrivals."""
+    """Both sides' formulas, each topic only when asked for: the first explains most arrivals."""
     yield _sums_and_singles(arrivals, thorough=thorough)
     for formulas_of in (_gates, _attentions):
         yield list(formulas_of(*arrivals[0])), list(formulas_of(*arrivals[1]))
 
 
 def _sums_and_singles(arrivals: _Arrivals, *, thorough: bool) -> tuple[list[Formula], list[Formula]]:
-    """Sums, then single arrays: those fitted to either side for both, so that each can be tried on both."""
+    """Sums, then single arrays: those fitted to either side for both, to be tried there."""
     terms = [columns(sources, target.shape) for sources, target in arrivals]
     fitted = [*sums(terms[0], arrivals[0].target), *sums(terms[1], arrivals[1].target)]
     formulas: tuple[list[Formula], list[Formula]] = ([], [])
@@ -141,7 +141,7 @@ def _floats(sources: Sequence[Source]) -> list[Source]:
 
 
 def _singles(sources: Sequence[Source], target: Array, *, thorough: bool) -> Iterator[Formula]:
-    """One array, or the sum of two, through an activation and a change of axes; the plainest first."""
+    """One array, or the sum of two, through an activation and a change of axes."""
     floats = [source for source in _floats(sources) if source.array.ndim]
     options = [(source, list(moves(source.array.shape, target.shape))) for source in floats]
     plain = [(source, possible[0]) for source, possible in options if possible]
@@ -158,7 +158,7 @@ def _singles(sources: Sequence[Source], target: Array, *, thorough: bool) -> Ite
     for source, possible in [*options[:_FEW], *_pairs(floats[:_FEW], target)]:
         for move, activation in itertools.product(possible, _BEFORE_MOVES):
             yield _chain(source, activation, move)
-            # the maximum of a rising function is the function of the maximum: only averages tell the order
+            # the maximum of a rising function is that of the maximum: only averages tell the order
             if activation != "none" and move[0].get("pooling") == "average":
                 yield _chain(source, activation, move, late=True)
 
@@ -181,7 +181,7 @@ def _chain(
     *,
     late: bool = False,
 ) -> Formula:
-    """An array through an activation and a change of its axes, or, `late`, the reverse; times a factor."""
+    """An array through an activation and a change of axes, reversed if `late`; times a factor."""
     changes, moved = move
     name, number = factor
 
@@ -217,8 +217,9 @@ def _gates(sources: Sequence[Source], target: Array) -> Iterator[Formula]:
     fitting = [source for source in floats if source.array.size == target.size]
     pairs = list(itertools.permutations(fitting, 2))
     for source in floats:
-        if source.array.size == 2 * target.size and source.array.ndim and source.array.shape[-1] % 2 == 0:
-            first, second = np.split(source.array, 2, axis=-1)
+        array = source.array
+        if array.size == 2 * target.size and array.ndim and array.shape[-1] % 2 == 0:
+            first, second = np.split(array, 2, axis=-1)
             lower = Source(f"{source.name}, first half", first)
             upper = Source(f"{source.name}, second half", second)
             pairs += [(lower, upper), (upper, lower)]
