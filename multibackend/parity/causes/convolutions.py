@@ -155,7 +155,7 @@ def _convolved(
 
 
 def pool(x: Array, kernel: int, stride: int, pads: Pads, kind: str) -> Array:
-    """Pooling of x [n, c, *spatial], of a kind that `chains` names."""
+    """Pooling of x [n, c, *spatial]: "max", "average" with padding, "average of what is there"."""
     size = (kernel,) * (x.ndim - 2)
     axes = tuple(range(-len(size), 0))
     if kind == "max":

@@ -207,8 +207,7 @@ def explain(
         other = next(_fitting(neighbours, targets[1], size), None)
         if other is not None:
             traits = differing(reference, other)
-            proof = after if could_be_tried else None
-            return Difference((reference, other), traits, before, proof)
+            return Difference((reference, other), traits, before, after if could_be_tried else None)
     return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from multibackend.core.arrays import Array
@@ -73,19 +72,14 @@ def _trimmed(side: RecordedLayer, sides: Sides) -> RecordedLayer:
     first, second = (other.call for other in sides)
     if "batch" in first.kind.lower() or "batch" in second.kind.lower():
         return side
-    shapes = [array.shape for array in (*first.inputs, *first.outputs, *second.inputs, *second.outputs)]
+    arrays = (*first.inputs, *first.outputs, *second.inputs, *second.outputs)
     # an array with another first axis, or with one axis alone, does not count examples
-    if any(len(shape) < 2 or shape[0] != shapes[0][0] for shape in shapes):
+    counts = {array.shape[0] for array in arrays if array.ndim > 1}
+    if len(counts) != 1 or max(counts) <= _EXAMPLES or any(array.ndim < 2 for array in arrays):
         return side
-    if not shapes or shapes[0][0] <= _EXAMPLES:
-        return side
-    inputs = _first_examples(side.call.inputs)
-    outputs = _first_examples(side.call.outputs)
+    inputs = tuple(array[:_EXAMPLES] for array in side.call.inputs)
+    outputs = tuple(array[:_EXAMPLES] for array in side.call.outputs)
     return replace(side, call=replace(side.call, inputs=inputs, outputs=outputs))
-
-
-def _first_examples(arrays: Sequence[Array]) -> tuple[Array, ...]:
-    return tuple(array[:_EXAMPLES] for array in arrays)
 
 
 def _recomputed(first: list[Formula], second: list[Formula], target: Array, before: float) -> Array | None:

@@ -166,8 +166,11 @@ def _binary(z: Array, batch: Arrays, traits: Traits) -> float:
 def _label_fields(side: RecordedLoss) -> list[str]:
     """Fields of whole numbers that have the outputs' shape but for its last axis."""
     shape = np.shape(side.outputs[0])[:-1]
-    fields = side.batches[0].items()
-    return [name for name, array in fields if np.asarray(array).dtype.kind in "iu" and np.shape(array) == shape]
+    names = []
+    for name, array in side.batches[0].items():
+        if np.asarray(array).dtype.kind in "iu" and np.shape(array) == shape:
+            names.append(name)
+    return names
 
 
 def _target_fields(side: RecordedLoss) -> list[str]:

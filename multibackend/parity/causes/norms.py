@@ -87,11 +87,11 @@ def fast_variance(sides: Sides, before: float) -> Difference | None:
     """
     # the side that follows the plain formula tells the epsilon of both
     epsilons = (_exact_epsilon(sides[0]), _exact_epsilon(sides[1]))
-    kinds = ("E[x²] - E[x]²", "E[(x - E[x])²]")
+    kinds = ("E[x²] - E[x]²", "E[(x - E[x])²]")  # as if the reference took the fast one
     if epsilons[0] is None and epsilons[1] is not None:
-        after = _plainly(sides[0], sides[1].output, epsilons[1])
+        after = _left_by_plain_formula(sides[0], sides[1].output, epsilons[1])
     elif epsilons[0] is not None and epsilons[1] is None:
-        after = _plainly(sides[1], sides[0].output, epsilons[0])
+        after = _left_by_plain_formula(sides[1], sides[0].output, epsilons[0])
         kinds = kinds[::-1]
     else:
         return None
@@ -100,7 +100,7 @@ def fast_variance(sides: Sides, before: float) -> Difference | None:
     return difference_in("normalisation", "variance", kinds, before, after)
 
 
-def _plainly(side: RecordedLayer, partner: Array | None, epsilon: float) -> float | None:
+def _left_by_plain_formula(side: RecordedLayer, partner: Array | None, epsilon: float) -> float | None:
     """What is left between a partner's output and a side's, recomputed by the plain formula.
 
     None where the side's own variance is off by more than cancellation explains.

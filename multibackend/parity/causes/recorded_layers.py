@@ -140,9 +140,9 @@ def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tup
     # Calls are listed as they begin; one has returned when the next one no deeper begins.
     for call in layers:
         finish(call.depth)
-        owner = f"the input of {call.name}"
-        add(owner if call.name else "the model's input", call.inputs, "input")
+        name = f"the input of {call.name}" if call.name else "the model's input"
+        add(name, call.inputs, "input")
         unfinished.append(call)
     finish(depth)
-    given = [Source(name, array, "parameter") for name, array in parameters.items()]
-    return (*reversed(sources), *given)
+    tables = [Source(name, array, "parameter") for name, array in parameters.items()]
+    return (*reversed(sources), *tables)

@@ -187,6 +187,7 @@ def layers_of_statistic(divergence: Divergence, evidence: Evidence) -> Calls:
 
 
 def _keeper(trace: Trace, statistic: str) -> LayerCall | None:
+    """The first call of the layer whose statistic this is, by its name in the model state."""
     name = statistic.rpartition(".")[0]
     return next((call for call in trace.layers if call.name == name), None)
 

@@ -63,7 +63,7 @@ def candidate_rules(limits: Sequence[float | None], settings: Sequence[Mapping[s
     known = dict.fromkeys(limit for limit in limits if limit)
     clips = ["none", *(f"norm {limit:g}" for limit in known)]
     starts = [replace(rule, clip=clip) for rule, clip in itertools.product(_plain_rules(), clips)]
-    changes: dict[str, Sequence[object]] = {
+    changes: dict[str, Sequence[Any]] = {
         "eps": (*_numbers(settings, "eps"), *_EPSILONS),
         "place": ("in the root",),
         "beta1": (*_numbers(settings, "beta1", "momentum"), *_BETA1),
@@ -76,10 +76,10 @@ def candidate_rules(limits: Sequence[float | None], settings: Sequence[Mapping[s
     yield from starts
     for rule, (name, values) in itertools.product(starts, changes.items()):
         for value in values:
-            yield _changed(rule, name, value)
+            yield replace(rule, **{name: value})
     for rule, (first, second) in itertools.product(starts, itertools.combinations(changes, 2)):
         for value, other in itertools.product(changes[first], changes[second]):
-            yield _changed(_changed(rule, first, value), second, other)
+            yield replace(rule, **{first: value, second: other})
 
 
 def _plain_rules() -> list[UpdateRule]:
@@ -109,10 +109,6 @@ def _other_clips(limits: Mapping[float, None], clips: Sequence[str]) -> list[str
     numbers = dict.fromkeys([*limits, *_LIMITS])
     names = [f"{kind} {number:g}" for kind, number in itertools.product(("norm", "value"), numbers)]
     return [name for name in names if name not in clips]
-
-
-def _changed(rule: UpdateRule, name: str, value: Any) -> UpdateRule:
-    return replace(rule, **{name: value})
 
 
 def clipped(gradient: Array, norm: float, clip: str) -> Array:

@@ -48,7 +48,7 @@ def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -
 
 
 def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arrays, relative: float) -> bool:
-    """Whether a running variance differs as the biased and the unbiased one do, no otherwise.
+    """Whether a running variance differs as the biased and the unbiased one do, and not otherwise.
 
     Where micro-batches differ in size there is no one factor. Then all its elements differ in one
     direction, and what else its layer keeps of that shape, the running mean, agrees.
