@@ -18,7 +18,8 @@ from multibackend_jax.step.scan import Scan
 
 __all__ = ["compiled_programs", "device_bytes", "is_out_of_memory", "program_bytes"]
 
-# The learning rates that a trainer hands over: those of two dispatches, and of all windows that may be unread.
+# The learning rates that a trainer hands over: those of two dispatches, and of all windows that may
+# be unread.
 _RATES_OF_UNREAD_WINDOWS = 256
 
 # what XLA says where the device has no room left, at compilation, at run time, and on hosts
@@ -47,9 +48,9 @@ def device_bytes(device: Any) -> int | None:
 def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
     """Return the most bytes in use at once while windows run: state, windows, temporaries.
 
-    For each compiled program: arguments + outputs - what is shared by both + temporary memory, as XLA's
-    `memory_analysis` has them, and what stays on the device meanwhile without being an argument, such as the values
-    that the program started from.
+    For each compiled program: arguments + outputs - what is shared by both + temporary memory, as
+    XLA's `memory_analysis` has them, and what stays on the device meanwhile without being an
+    argument, such as the values that the program started from.
     """
     initial = _bytes(program._model.parameters) + _bytes(program._model.state)
     totals = []
@@ -60,7 +61,8 @@ def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
                 f"XLA tells nothing of memory on {program._device.platform}, which micro_batch_size='auto' asks; give "
                 "a number, micro_batch_size=32"
             )
-        # a donated argument and the output that takes its place are one piece of memory, counted in both
+        # a donated argument and the output that takes its place are one piece of memory,
+        # counted in both
         buffers = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
         totals.append(buffers + analysis.temp_size_in_bytes + resident + initial)
     return max(totals)
@@ -87,7 +89,8 @@ def compiled_programs(program: JaxProgram, example: Arrays, steps: int) -> Itera
             place = jax.ShapeDtypeStruct((3,), np.dtype(np.int32))
             update = state.optimizer.gradient_step
             micro = runner.micro.lower(carry, state.parameters, fields, steering, place, update)
-            # one program has the parameters and no other state as an argument, the other one no data
+            # one program has the parameters and no other state as an argument, the other
+            # one no data
             yield micro.compile(), _bytes(state) - _bytes(state.parameters)
             yield runner.finish.lower(state, carry, steering, shape=shape).compile(), _bytes(fields)
 

@@ -7,8 +7,8 @@
     module.apply(tree, x)                                               # linen: {"params": ..., "batch_stats": ...}
     nnx.replace_by_pure_dict(state, nnx.restore_int_paths(tree))        # nnx: the pure dict of the module's state
 
-Orbax has no digests, and no place for data position or accumulators: to go on with a run, save a checkpoint of this
-library (`Trainer.save`).
+Orbax has no digests, and no place for data position or accumulators: to go on with a run, save a
+checkpoint of this library (`Trainer.save`).
 """
 
 from __future__ import annotations

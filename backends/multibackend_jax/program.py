@@ -114,6 +114,7 @@ class JaxProgram:
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
         terms = self._functions.terms
         width = 4 + 2 * terms + len(self._trained)
+        # one array a dispatch; what lies past its count is room for more windows
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
         columns = np.split(rows.astype(np.float64), [4, 4 + terms, 4 + 2 * terms], axis=1)  # as `Row` has them
         numbers, losses, weights, trained_norms = columns
@@ -189,7 +190,8 @@ class JaxProgram:
                 loss_scale=loss_scale,
                 ema=self._to_native(snapshot.ema or snapshot.parameters) if state.ema else {},
             )
-            # copied, because the first run donates the buffers, which the model's own values may share
+            # copied, because the first run donates the buffers, which the model's own values
+            # may share
             return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
 
     @property

@@ -80,7 +80,8 @@ class TorchBackend:
     ) -> int:
         experiment = experiment.replace(on_nonfinite="skip")  # an example that is not finite must not end the trial
         try:
-            # compiled or not, about the same is kept for the backward pass, and eager needs no minute to compile
+            # compiled or not, about the same is kept for the backward pass, and eager needs no
+            # minute to compile
             eager = Execution(device=execution.device, windows_per_dispatch=1)
             program = self.compile(experiment, example=example, execution=eager)
             return program_bytes(program, experiment, example, limit)
@@ -127,8 +128,9 @@ class TorchBackend:
 def _keep_freed_memory() -> None:
     """Let the allocator keep what a micro-batch frees for the next one.
 
-    glibc hands large blocks back to the kernel as they are freed, and the next micro-batch faults every page in again:
-    a tenth of the time of a small convolutional network. It stops doing so up to the size of the largest block that
-    was ever freed, 32 MiB at most (mallopt(3), dynamic mmap threshold). This block is never touched: it costs nothing.
+    glibc hands large blocks back to the kernel as they are freed, and the next micro-batch faults
+    every page in again: a tenth of the time of a small convolutional network. It stops doing so up
+    to the size of the largest block that was ever freed, 32 MiB at most (mallopt(3), dynamic mmap
+    threshold). This block is never touched: it costs nothing.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

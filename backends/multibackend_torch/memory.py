@@ -53,9 +53,10 @@ def device_bytes(device: torch.device) -> int | None:
 class LiveBytes(TorchDispatchMode):
     """Count the bytes of the tensors made inside that are alive, and their most so far.
 
-    A tensor counts from the operation that makes it until nobody holds its storage, autograd included. What a kernel
-    uses for itself and gives back before it returns is not counted. More than `limit` bytes is an `OutOfMemoryError`,
-    so that a trial ends before the machine is short of memory.
+    A tensor counts from the operation that makes it until nobody holds its storage, autograd
+    included. What a kernel uses for itself and gives back before it returns is not counted.
+    More than `limit` bytes is an `OutOfMemoryError`, so that a trial ends before the machine is
+    short of memory.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -96,9 +97,9 @@ class LiveBytes(TorchDispatchMode):
 def program_bytes(program: TorchProgram, experiment: Experiment, example: Arrays, limit: int | None) -> int:
     """Measure the most that two updates hold at once, each of two micro-batches like `example`.
 
-    Two updates, because the first makes the optimizer's tensors; two micro-batches, because gradients are there
-    already when the second needs its activations. Parameters and buffers count twice: a program keeps those that
-    it started from.
+    Two updates, because the first makes the optimizer's tensors; two micro-batches, because
+    gradients are there already when the second needs its activations. Parameters and buffers count
+    twice: a program keeps those that it started from.
     """
     stack = _window(experiment, example)
     initial = [*program._module.parameters(), *program._module.buffers()]

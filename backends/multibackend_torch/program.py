@@ -116,6 +116,7 @@ class TorchProgram:
             native_arrays=native_arrays(module),
         )
         self.execution = execution
+        # begins with one window, and learns from its time how many make a call of `run` worth it
         self.windows_per_dispatch = execution.windows_per_dispatch or 1
         self._adapts = execution.windows_per_dispatch is None
         shapes = {name: tuple(p.shape) for name, p in named_parameters(module).items()}
@@ -128,7 +129,9 @@ class TorchProgram:
         self._call = call
         self._precision = precision
         self._device = device
+        # torch draws from generators, which are seeded anew for each micro-batch
         self._randomness = Randomness(int(experiment.seed), device, draws)
+        # compiled is the forward pass with the loss: what follows depends on the divisors
         forward = torch.compile(self._total) if execution.mode == "compiled" else self._total
         self._functions = WindowFunctions(experiment, forward, self._randomness.stamp)
 
@@ -151,6 +154,7 @@ class TorchProgram:
             state.module.train()
         with self._precision.scope(self._device), self._randomness.scope():
             for index in range(len(placed.stack)):
+                # with on_nonfinite="raise" nothing behind the failed window may be applied
                 if state.failed:
                     break
                 self._expect(placed, index)
@@ -276,6 +280,7 @@ class TorchProgram:
 
     def restore(self, snapshot: Snapshot) -> TrainState:
         check_same_names(to_host(named_parameters(self._module)), snapshot.parameters, "the parameters")
+        # a fresh copy of the module: the one that was built stays as its builder left it
         state = self.init()
         check_same_names(to_host(state.model_state), snapshot.model_state, "the model's state")
         load_tensors(state.parameters, snapshot.parameters)

@@ -52,7 +52,9 @@ def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
             "and weights: mb.data.pad_to_buckets"
         )
     # Frameworks refuse memory in another byte order.
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if not array.dtype.isnative:
+        return array.astype(array.dtype.newbyteorder("="))
+    return array
 
 
 def check_one_shape(name: str, shapes: set[tuple[int, ...]]) -> None:

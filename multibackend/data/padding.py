@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.core.arrays import Fields
+from multibackend.core.arrays import Fields, without
 from multibackend.core.validation import Problems
 from multibackend.data.conversion import as_source
 from multibackend.data.fields import concatenate, empty_rows
@@ -50,9 +50,13 @@ def pad_to_buckets(
     [[1.0, 0.0]]
     """
     # A dict of ragged lists is no `ArraySource`: its columns have no array before they are padded.
-    source = as_source(_Columns(data) if isinstance(data, Mapping) else data)
+    if isinstance(data, Mapping):
+        data = _Columns(data)
+    source = as_source(data)
     padding = _Padding(source.fields, fields, lengths, weights)
-    return PaddedStream(source, padding) if is_stream(source) else PaddedSource(source, padding)
+    if is_stream(source):
+        return PaddedStream(source, padding)
+    return PaddedSource(source, padding)
 
 
 class PaddedSource:
@@ -100,9 +104,12 @@ class _Padding:
     ) -> None:
         problems = Problems("pad_to_buckets")
         if not isinstance(fields, Mapping) or not fields:
-            problems.add(f"fields must map names of fields to the value that pads them, got {fields!r}")
+            what = "fields must map names of fields to the value that pads them"
+            problems.add(f"{what}, got {fields!r}")
         is_list = isinstance(lengths, Sequence) and not isinstance(lengths, str)
-        checked = list(lengths) if is_list else []
+        checked = []
+        if is_list:
+            checked = list(lengths)
         if not checked or not all(problems.integer("lengths", length, minimum=1) for length in checked):
             problems.add(f"lengths must be a sequence of integers >= 1, got {lengths!r}")
         elif sorted(set(checked)) != checked:
@@ -110,11 +117,13 @@ class _Padding:
         if weights is not None:
             problems.field_name("weights", weights)
         problems.raise_if_any()
-        missing = [name for name in fields if name not in available]
-        if missing:
-            raise DataError(f"the data have no field {missing[0]!r} to pad; they have {tuple(available)}")
+        for name in fields:
+            if name not in available:
+                problem = f"the data have no field {name!r} to pad; they have {tuple(available)}"
+                raise DataError(problem)
         if weights in available:
-            raise DataError(f"the data have a field {weights!r} already; choose another name with weights=")
+            problem = f"the data have a field {weights!r} already"
+            raise DataError(f"{problem}; choose another name with weights=")
         self.padded = frozenset(fields)
         self.all_fields = tuple(available)
         if weights is not None:
@@ -137,7 +146,7 @@ class _Padding:
         return rows
 
     def _without_sequences(self, chunk: Fields) -> Fields:
-        return {name: array for name, array in chunk.items() if name not in self.padded}
+        return without(chunk, self.padded)
 
     def _length(self, chunk: Fields) -> int:
         shapes = {name: chunk[name].shape for name in self._values}

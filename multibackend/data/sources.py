@@ -226,7 +226,9 @@ def _whole_column(name: str, values: Any) -> np.ndarray:
     if is_objects and isinstance(values.flat[0], np.ndarray):
         return concatenate([{name: as_array(name, value)[None]} for value in values])[name]
     array = as_array(name, values)
-    return array if array.flags.writeable else array.copy()  # an arrow column's memory is read-only
+    if array.flags.writeable:
+        return array
+    return array.copy()  # an arrow column's memory is read-only
 
 
 def _stack(name: str, examples: list[Mapping[str, Any]]) -> np.ndarray:

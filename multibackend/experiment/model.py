@@ -56,7 +56,9 @@ class Model:
         matching: Any = None,
         **builders: Builder,
     ) -> None:
-        self.inputs: tuple[str, ...] = (inputs,) if isinstance(inputs, str) else tuple(inputs)
+        if isinstance(inputs, str):
+            inputs = (inputs,)
+        self.inputs: tuple[str, ...] = tuple(inputs)
         self.rename = dict(rename or {})
         self.transform = dict(transform or {})
         self.matching = matching
@@ -80,10 +82,13 @@ class Model:
             problems.field_name("inputs", name)
         if not self.inputs and self._call is None:
             problems.add("inputs must name a field of the data; or give call=, a function (model, batch, train)")
-        calls = self._call.values() if isinstance(self._call, Mapping) else (self._call,)
+        calls = [self._call]
+        if isinstance(self._call, Mapping):
+            calls = list(self._call.values())
         for call in calls:
             if call is not None and not callable(call):
-                problems.add(f"call must be a function (model, batch, train) -> outputs, got {call!r}", wrong_type=True)
+                what = "call must be a function (model, batch, train) -> outputs"
+                problems.add(f"{what}, got {call!r}", wrong_type=True)
         self._check_matching(problems)
         problems.raise_if_any()
 
@@ -134,4 +139,6 @@ class Model:
 
     def call(self, backend: str) -> Call | None:
         """Return the user's way to call the model on a backend; None for `model(*inputs)`."""
-        return self._call.get(backend) if isinstance(self._call, Mapping) else self._call
+        if isinstance(self._call, Mapping):
+            return self._call.get(backend)
+        return self._call

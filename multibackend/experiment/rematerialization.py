@@ -105,7 +105,9 @@ def choose_modules(rule: Rematerialize, modules: Sequence[ModuleInfo]) -> tuple[
             problem = f"the function chose none of the model's modules, which are {_listed(paths)}"
             raise ConfigurationError("rematerialize", [problem])
         return _outermost(chosen)
-    return _outermost(_matching((rule,) if isinstance(rule, str) else rule, paths))
+    if isinstance(rule, str):
+        rule = (rule,)
+    return _outermost(_matching(rule, paths))
 
 
 def _matching(patterns: Sequence[str], paths: Sequence[str]) -> list[str]:
@@ -155,5 +157,6 @@ def _outermost(paths: Sequence[str]) -> tuple[str, ...]:
 
 def _listed(paths: Sequence[str]) -> str:
     shown = ", ".join(map(repr, paths[:8])) or "none: the model has no modules inside"
-    more = f" and {len(paths) - 8} more" if len(paths) > 8 else ""
-    return shown + more
+    if len(paths) > 8:
+        shown += f" and {len(paths) - 8} more"
+    return shown

@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from multibackend.core.arrays import among
 from multibackend.core.differences import relative_difference
 from multibackend.golden.file import Golden
 from multibackend.golden.summary import Summary, difference
@@ -41,7 +42,9 @@ class Traces:
     def bound(self, name: str) -> float:
         """How far a parameter may stray by the end: further if its gradients are only rounding."""
         share = max(self.golden.shares.get(name, 1.0), self.actual.shares.get(name, 0.0))
-        return self.tolerance.undetermined if share <= self.tolerance.noise else self.tolerance.parameters
+        if share <= self.tolerance.noise:
+            return self.tolerance.undetermined
+        return self.tolerance.parameters
 
     def divergences(self) -> Iterator[Place]:
         """Everything beyond its bound, in the order of time; of several tensors the worst first."""
@@ -60,7 +63,8 @@ class Traces:
         if golden.updates == actual.updates:
             yield from _tensors("update", golden.updates, golden.end, actual.end, self.bound)
             # a bias before a BatchNorm, whose gradient is only rounding, moves its running mean
-            loosest = max(self.bound(name) for name in golden.end) if golden.end else self.tolerance.parameters
+            bounds = [self.bound(name) for name in golden.end]
+            loosest = max(bounds, default=self.tolerance.parameters)
             state = {name: end for name, end in golden.state_end.items() if not self._is_variance(name)}
             yield from _tensors("model state", golden.updates, state, actual.state_end, lambda _: loosest)
 
@@ -73,15 +77,16 @@ class Traces:
         for divergence, place in places:
             recorded, now = divergence.values
             yield (
-                f"Note: {divergence.what} ({place}): recorded {recorded:.9g} on {self.golden.backend}, now {now:.9g} "
-                f"on {self.actual.backend}; training does not use it, evaluation does"
+                f"Note: {divergence.what} ({place}): recorded {recorded:.9g} on "
+                f"{self.golden.backend}, now {now:.9g} on {self.actual.backend}; "
+                "training does not use it, evaluation does"
             )
 
     def _strict(self, _: str) -> float:
         return self.tolerance.parameters
 
     def _is_variance(self, name: str) -> bool:
-        """Whether a statistic is another framework's running variance, which may be the biased one."""
+        """Whether a statistic is another framework's running variance, perhaps the biased one."""
         return self.golden.backend != self.actual.backend and name.rpartition(".")[2] == "running_var"
 
     def _data(self) -> Iterator[Place]:
@@ -118,7 +123,8 @@ class Traces:
         """What the host decides of an update, and the loss."""
         for column, stage, what, bound in (
             ("learning_rate", "update", "learning_rate", _SAME_NUMBER),
-            ("weight", "data order", "weight of the window", _SAME_NUMBER),  # a parameter may be called weight
+            # for a parameter may be called weight
+            ("weight", "data order", "weight of the window", _SAME_NUMBER),
             ("loss", "loss", "loss", self.tolerance.loss),
         ):
             values = self._values(column, index)
@@ -157,8 +163,13 @@ def _tensors(
 ) -> Iterator[Place]:
     """The tensors beyond their bound, the one that exceeds it by the largest factor first."""
     floor = floor_of(golden, actual)
-    gaps = {name: difference(golden[name], actual[name], floor) for name in golden if name in actual}
-    excess = {name: gap / bound(name) if gap else 0.0 for name, (gap, _, _) in gaps.items()}
+    gaps = {}
+    excess = {}
+    for name, summary in among(golden, actual).items():
+        gaps[name] = difference(summary, actual[name], floor)
+        excess[name] = 0.0
+        if gaps[name][0]:
+            excess[name] = gaps[name][0] / bound(name)
     for name in _worst_first(excess):
         if excess[name] > 1:
             gap, place, values = gaps[name]
@@ -172,4 +183,6 @@ def _worst_first(gaps: Mapping[str, float]) -> list[str]:
 def floor_of(golden: Mapping[str, Summary], actual: Mapping[str, Summary]) -> float:
     """A thousandth of the median tensor's largest element, as in `core.differences`."""
     sizes = [max(golden[name].largest, actual[name].largest) for name in golden if name in actual]
-    return 1e-3 * float(np.median(sizes)) if sizes else 0.0
+    if not sizes:
+        return 0.0
+    return 1e-3 * float(np.median(sizes))

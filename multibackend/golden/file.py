@@ -89,14 +89,17 @@ def load(path: str | Path) -> Golden:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise GoldenFileError(
-            f"there is no golden file {str(path)!r}; `multibackend record FILE --output {path}` writes it, and under "
-            "pytest --update-golden does"
+            f"there is no golden file {str(path)!r}; `multibackend record FILE --output {path}` "
+            "writes it, and under pytest --update-golden does"
         ) from error
     except (OSError, ValueError) as error:
         raise GoldenFileError(f"{str(path)!r} is no golden file: {error}") from error
-    name = content.get("format") if isinstance(content, dict) else type(content).__name__
+    name = type(content).__name__
+    if isinstance(content, dict):
+        name = content.get("format")
     if name != FORMAT:
-        raise GoldenFileError(f"{str(path)!r} is no golden file: its format is {name!r}, this version reads {FORMAT!r}")
+        problem = f"its format is {name!r}, this version reads {FORMAT!r}"
+        raise GoldenFileError(f"{str(path)!r} is no golden file: {problem}")
     return _Reader(str(path)).golden(content)
 
 
@@ -109,12 +112,14 @@ def _text(golden: Golden) -> str:
     for index in range(len(golden.history["loss"])):
         row = {name: golden.history[name][index] for name in COLUMNS}
         rows.append(_dumps({"update": index + 1, **row}))
-    lines.append('"history": [\n' + ",\n".join(f"    {row}" for row in rows) + "\n  ]")
+    lines.append('"history": [\n    ' + ",\n    ".join(rows) + "\n  ]")
     lines.append(f'"gradient_updates": {_dumps(golden.gradient_updates)}')
     for name in ("gradients", "shares", "data", "laws", "start", "end", "state_start", "state_end"):
-        entries = [f"    {json.dumps(key)}: {_dumps(entry)}" for key, entry in content[name].items()]
-        table = "{\n" + ",\n".join(entries) + "\n  }"
-        lines.append(f'"{name}": {table if entries else "{}"}')
+        entries = [f"{json.dumps(key)}: {_dumps(entry)}" for key, entry in content[name].items()]
+        table = "{}"
+        if entries:
+            table = "{\n    " + ",\n    ".join(entries) + "\n  }"
+        lines.append(f'"{name}": {table}')
     return "{\n  " + ",\n  ".join(lines) + "\n}\n"
 
 
@@ -149,9 +154,11 @@ class _Reader:
         if updates < 1:
             self.fail("updates", "at least 1", updates)
         history = self.history(content, updates)
-        gradient_updates = self.numbers(self.value(content, "gradient_updates", list), "gradient_updates")
-        if any(not isinstance(update, int) or not 1 <= update <= updates for update in gradient_updates):
-            self.fail("gradient_updates", f"numbers of updates, 1 to {updates}", gradient_updates)
+        gradient_updates = self.value(content, "gradient_updates", list)
+        gradient_updates = self.numbers(gradient_updates, "gradient_updates")
+        for update in gradient_updates:
+            if not isinstance(update, int) or not 1 <= update <= updates:
+                self.fail("gradient_updates", f"numbers of updates, 1 to {updates}", gradient_updates)
         tables = self.tables(content, len(gradient_updates))
         self.same_names(tables)
         return Golden(
@@ -168,14 +175,16 @@ class _Reader:
         """Read what has an entry for each parameter, array of model state or field of the data."""
         tables: dict[str, Any] = {"gradients": {}, "shares": {}, "laws": {}}
         for name, norms in self.value(content, "gradients", dict).items():
-            tables["gradients"][name] = tuple(self.numbers(norms, f"gradients.{name}", length=gradient_updates))
+            numbers = self.numbers(norms, f"gradients.{name}", length=gradient_updates)
+            tables["gradients"][name] = tuple(numbers)
         for name, share in self.value(content, "shares", dict).items():
             tables["shares"][name] = self.number(share, f"shares.{name}")
         for name, law in self.value(content, "laws", dict).items():
             tables["laws"][name] = self.record(law, f"laws.{name}", Law)
         for table in _SUMMARIES:
-            entries = self.value(content, table, dict).items()
-            tables[table] = {name: self.record(entry, f"{table}.{name}", Summary) for name, entry in entries}
+            tables[table] = dict(self.value(content, table, dict))
+            for name, entry in tables[table].items():
+                tables[table][name] = self.record(entry, f"{table}.{name}", Summary)
         return tables
 
     def history(self, content: Mapping[str, Any], updates: int) -> dict[str, tuple[float, ...]]:
@@ -187,9 +196,9 @@ class _Reader:
             where = f"history[{index}]"
             if not isinstance(row, Mapping):
                 self.fail(where, "an object", row)
-            missing = [name for name in COLUMNS if name not in row]
-            if missing:
-                self.fail(where, f"the entries {', '.join(COLUMNS)}", f"none called {missing[0]!r}")
+            for name in COLUMNS:
+                if name not in row:
+                    self.fail(where, f"the entries {', '.join(COLUMNS)}", f"none called {name!r}")
         history = {}
         for name in COLUMNS:
             column = [row[name] for row in rows]
@@ -221,19 +230,22 @@ class _Reader:
             # before anything counts the elements
             if name == "shape" and not all(isinstance(length, int) and length >= 0 for length in values[name]):
                 self.fail(f"{where}.shape", "whole numbers", list(values[name]))
-        if "elements" in values and len(values["elements"]) != len(places(math.prod(values["shape"]))):
-            self.fail(where, "as many elements as are kept of its shape", entry)
+        if "elements" in values:
+            count = len(places(math.prod(values["shape"])))
+            if len(values["elements"]) != count:
+                self.fail(where, "as many elements as are kept of its shape", entry)
         return kind(**values)
 
     def same_names(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
-        """Check that all tables of parameters have the same names, and laws their tensors' shapes."""
+        """Check that tables of parameters have the same names, and laws their tensors' shapes."""
         for table in ("gradients", "shares", "laws", "end"):
             differing = sorted(set(tables[table]) ^ set(tables["start"]))
             if differing:
                 self.fail(table, "the same parameters as in start", f"a difference in {differing[0]!r}")
         for name, law in tables["laws"].items():
-            if law.shape != tables["start"][name].shape:
-                self.fail(f"laws.{name}", f"the shape {list(tables['start'][name].shape)}", list(law.shape))
+            shape = tables["start"][name].shape
+            if law.shape != shape:
+                self.fail(f"laws.{name}", f"the shape {list(shape)}", list(law.shape))
 
     def value(self, content: Mapping[str, Any], name: str, kind: type) -> Any:
         """Return an entry of a type."""
@@ -250,10 +262,18 @@ class _Reader:
     def numbers(self, values: Any, where: str, *, length: int | None = None) -> list[Any]:
         """Return a list of numbers; those that JSON does not know are given by name."""
         if not isinstance(values, list) or (length is not None and len(values) != length):
-            self.fail(where, "a list of numbers" if length is None else f"a list of {length} numbers", values)
-        numbers = [_NUMBERS.get(value, value) if isinstance(value, str) else value for value in values]
-        if any(isinstance(number, bool) or not isinstance(number, int | float) for number in numbers):
-            self.fail(where, "numbers", values)
+            expected = "a list of numbers"
+            if length is not None:
+                expected = f"a list of {length} numbers"
+            self.fail(where, expected, values)
+        numbers = []
+        for value in values:
+            number = value
+            if isinstance(value, str):
+                number = _NUMBERS.get(value)
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                self.fail(where, "numbers", values)
+            numbers.append(number)
         return numbers
 
     def fail(self, where: str, expected: str, value: Any) -> NoReturn:

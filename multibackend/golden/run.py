@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container
 from typing import Any
 
-from multibackend.core.arrays import Arrays, Fields
+from multibackend.core.arrays import Arrays, Fields, among, without
 from multibackend.core.names import shapes_of
 from multibackend.core.validation import Problems
 from multibackend.data.streams import is_stream
@@ -31,7 +31,7 @@ __all__ = ["record", "repeat"]
 def record(
     experiment: Experiment, backend: str, *, updates: int = 20, device: str | None = None, execution: str = "auto"
 ) -> Golden:
-    """Make a run from initial parameters that every framework draws alike, and keep what tells it from another.
+    """Make a run from initial parameters that all frameworks draw alike, and keep what tells it.
 
     Dropout layers draw portable masks, because those of one framework cannot be
     repeated in another.
@@ -138,7 +138,9 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
     parameters, state = _by_recorded_name(initial, matching, trained)
     laws = {name: law_of(array) for name, array in parameters.items()}
     # drawn from the laws also when recording, so that the recorded run is the one that is repeated
-    drawn = draw_all(laws, int(experiment.seed)) if golden is None else draw_all(golden.laws, golden.seed)
+    drawn = draw_all(laws, int(experiment.seed))
+    if golden is not None:
+        drawn = draw_all(golden.laws, golden.seed)
     _start_from(trainer, matching.to_other({**parameters, **state, **drawn}))
 
     start, state_start = _by_recorded_name(trainer.snapshot(), matching, trained)
@@ -184,9 +186,7 @@ def _by_recorded_name(snapshot: Snapshot, matching: Matching, trained: Container
     for link in matching.links:
         if link.reference in arrays:  # a counter stays a number, of shape ()
             arrays[link.reference] = arrays[link.reference].reshape(link.reference_shape)
-    parameters = {name: array for name, array in arrays.items() if name in trained}
-    state = {name: array for name, array in arrays.items() if name not in trained}
-    return parameters, state
+    return among(arrays, trained), without(arrays, trained)
 
 
 def _start_from(trainer: Trainer, arrays: Arrays) -> None:
@@ -201,8 +201,12 @@ def _single_links(matching: Matching, trained: Container[str]) -> dict[str, str]
     """{recorded parameter: the model's own} where each is the whole of the other: norms compare."""
     uses = Counter(link.reference for link in matching.links)
     other_uses = Counter(link.other for link in matching.links)
-    single = [link for link in matching.links if uses[link.reference] == other_uses[link.other] == 1]
-    return {link.reference: link.other for link in single if link.reference in trained}
+    partners = {}
+    for link in matching.links:
+        is_single = uses[link.reference] == other_uses[link.other] == 1
+        if is_single and link.reference in trained:
+            partners[link.reference] = link.other
+    return partners
 
 
 def _column(name: str, values: list[float]) -> tuple[float, ...]:
@@ -223,7 +227,7 @@ def _summaries(arrays: Arrays) -> dict[str, Summary]:
 
 
 def _first_window(experiment: Experiment) -> dict[str, Summary]:
-    """The first window's fields in the order of the run; none of a stream, which is read only once."""
+    """Summarise the first window in the order of the run; not a stream, which is read once."""
     if is_stream(experiment.train_data):
         return {}
     order = order_of(experiment.train_data, seed=int(experiment.seed), shuffle=experiment.shuffle)

@@ -33,7 +33,8 @@ class Answers:
     @cached_property
     def floor(self) -> float:
         """The squared size below which an answer is nothing but rounding."""
-        largest = max((float(np.sum(a**2)) for a in (*self.reference.values(), *self.other.values())), default=0.0)
+        arrays = (*self.reference.values(), *self.other.values())
+        largest = max((float(np.sum(array**2)) for array in arrays), default=0.0)
         return 1e-22 * largest + np.finfo(float).tiny  # 1e-11 of the largest norm, squared
 
     def know(self, pair: Pair | Link) -> bool:
@@ -69,9 +70,10 @@ class Answers:
         return gaps / (sizes + self.floor)
 
     def shared_directions(self, pair: Pair) -> list[float]:
-        """In [0, 1] for each change of layout: how far the axes of both hold the same directions."""
+        """In [0, 1] for each change of layout: how far the axes hold the same directions."""
         array = self.reference[pair.reference]
-        return [_shared_directions(change(array), self.other[pair.other]) for change in pair.changes]
+        other = self.other[pair.other]
+        return [_shared_directions(change(array), other) for change in pair.changes]
 
 
 def _shared_directions(first: Array, second: Array) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Arrays, among
 from multibackend.core.names import shapes_of
 from multibackend.errors import ParameterMatchError
 from multibackend.experiment.model import Model
@@ -21,10 +21,10 @@ def side_of(snapshot: Snapshot, program: Any) -> Side:
     kinds = program.info.kinds
     arrays = {**snapshot.parameters, **snapshot.model_state}
     # a program lists the kinds in the order of definition, a snapshot need not be in any order
-    defined = [name for name in kinds if name in arrays]
-    shapes = {name: tuple(arrays[name].shape) for name in dict.fromkeys([*defined, *arrays])}
+    arrays = {**{name: arrays[name] for name in kinds if name in arrays}, **arrays}
     integers = frozenset(name for name, array in arrays.items() if array.dtype.kind in "iub")
-    return Side(shapes, kinds, frozenset(snapshot.parameters), ordered=bool(kinds), integers=integers)
+    parameters = frozenset(snapshot.parameters)
+    return Side(shapes_of(arrays), kinds, parameters, ordered=bool(kinds), integers=integers)
 
 
 def given_matching(model: Model) -> Matching | None:
@@ -60,7 +60,8 @@ def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, mode
         return match_parameters(reference, side, rename=model.rename, transform=model.transform)
     except ParameterMatchError as error:
         try:
-            return match_parameters(side, reference, rename=model.rename, transform=model.transform).reversed()
+            matching = match_parameters(side, reference, rename=model.rename, transform=model.transform)
+            return matching.reversed()
         except ParameterMatchError:
             # of the two errors the one in the direction that the caller asked for
             raise error from None
@@ -69,7 +70,7 @@ def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, mode
 def with_arrays(
     own: Snapshot, arrays: Arrays, model: Model, program: Any, trained: Collection[str] | None = None
 ) -> Snapshot:
-    """A state with its parameters, and what of its model state is there, taken from another model's arrays.
+    """A state with its parameters, and what there is of its model state, taken from arrays.
 
     Args:
         own: the state.
@@ -92,17 +93,17 @@ def with_arrays(
             state = state & arrays.keys()  # which need not be among the arrays
         reference = Side(shapes_of(arrays), {}, frozenset(trained))
         needed = own.parameters.keys() | state
-        side = replace(side, shapes={name: shape for name, shape in side.shapes.items() if name in needed})
+        side = replace(side, shapes=among(side.shapes, needed))
         matching = match_parameters(reference, side, rename=model.rename, transform=model.transform)
         translated = matching.to_other(arrays)
     parameters = {name: translated[name] for name in own.parameters}
-    model_state = {name: translated.get(name, array) for name, array in own.model_state.items()}
+    model_state = {**own.model_state, **among(translated, own.model_state)}
     # the average of other parameters is of no use to these
     return replace(own, ema={}, parameters=parameters, model_state=model_state)
 
 
 def _translated(side: Side, arrays: Arrays, model: Model) -> Arrays:
-    """Bring arrays over by the matching that the model was given, from either side; else nothing."""
+    """Bring arrays over by the model's own matching, from either side; else return nothing."""
     matching = given_matching(model)
     # arrays that have this model's names already need no translation
     if matching is None or side.parameters <= arrays.keys():

@@ -27,11 +27,11 @@ from multibackend.matching.words import read_names
 __all__ = ["Run", "agreement", "settle"]
 
 Run = Callable[[Arrays, Matching], tuple[Arrays, Arrays]]
-"""(values of the reference, matching to move them across) → what each model answers: gradients, and how state moved."""
+"""(the reference's values, matching to move them across) → both answers: gradients, moves of state."""
 
 _ROUNDS = 4  # each with the symmetries that the one before has left
 _TIED = 1e-8  # costs as close as this are equal: differences of 1e-4, far above float64's rounding
-_HOPELESS = 0.5  # where the best choice costs this much, the models differ and gradients tell nothing
+_HOPELESS = 0.5  # where the best choice costs this much, the models differ: gradients tell nothing
 
 
 def settle(proposal: Proposal, reference: Side, other: Side, initial: Arrays, run: Run) -> Proposal:
@@ -109,16 +109,21 @@ def _pairs_of_set(
     costs = np.zeros((len(members), len(members)))
     candidates = {}
     for i, j in np.ndindex(costs.shape):
-        pair = make_pair(reference, other, members[i].reference, members[j].other, members[i].evidence)
+        row = members[i]
+        pair = make_pair(reference, other, row.reference, members[j].other, row.evidence)
         candidates[i, j] = pair
         costs[i, j] = answers.least_cost(pair)
     taken = assign(costs + 1e-9 * (1 - np.eye(len(members))))  # among equals nothing moves
     assigned_costs = costs[:, taken]
     own = np.diag(assigned_costs)
     if own.mean() > _HOPELESS:  # names and order are what is left, and layouts by directions
-        members = [replace(pair, evidence=f"{pair.evidence}, gradients differ") for pair in members]
-        changed = _layouts_by_directions([pair for pair in members if pair.open and answers.know(pair)], answers)
-        return [changed.get(pair.reference, pair) for pair in members], []
+        unsettled = {}
+        for pair in members:
+            evidence = f"{pair.evidence}, gradients differ"
+            unsettled[pair.reference] = replace(pair, evidence=evidence)
+        known = [pair for pair in unsettled.values() if pair.open and answers.know(pair)]
+        unsettled.update(_layouts_by_directions(known, answers))
+        return list(unsettled.values()), []
     pairs = []
     for i, j in enumerate(taken):
         pair = candidates[i, j]
@@ -149,19 +154,25 @@ def _layouts(pairs: Sequence[Pair], answers: Answers) -> dict[str, Pair]:
         if costs.min() > _HOPELESS:
             hopeless += known
         else:
-            result.update({pair.reference: _with_layouts(pair, costs.tolist()) for pair in members})
+            for pair in members:
+                result[pair.reference] = _with_layouts(pair, costs.tolist())
     return {**result, **_layouts_by_directions(hopeless, answers)}
 
 
 def _with_layouts(pair: Pair, costs: Sequence[float]) -> Pair:
     """Return a pair with the changes of layout that no other beats."""
     bound = _bound(min(costs))
-    changes = tuple(change for change, cost in zip(pair.changes, costs, strict=True) if cost <= bound)
+    changes = []
+    beaten = []
+    for change, cost in zip(pair.changes, costs, strict=True):
+        if cost <= bound:
+            changes.append(change)
+        elif cost > bound:
+            beaten.append(cost)
     evidence = pair.evidence
-    beaten = [cost for cost in costs if cost > bound]
     if beaten:
         evidence += f", layout: {_evidence(min(costs), min(beaten))}"
-    return replace(pair, changes=changes, evidence=evidence, open=len(changes) > 1)
+    return replace(pair, changes=tuple(changes), evidence=evidence, open=len(changes) > 1)
 
 
 def _layouts_by_directions(pairs: Sequence[Pair], answers: Answers) -> dict[str, Pair]:
@@ -173,14 +184,17 @@ def _layouts_by_directions(pairs: Sequence[Pair], answers: Answers) -> dict[str,
     """
     leaves: dict[object, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        leaves[pair.reference.rpartition(".")[2], pair.other.rpartition(".")[2], pair.changes].append(pair)
+        leaf = pair.reference.rpartition(".")[2]
+        other_leaf = pair.other.rpartition(".")[2]
+        leaves[leaf, other_leaf, pair.changes].append(pair)
     result = {}
     for members in leaves.values():
         scores = np.mean([answers.shared_directions(pair) for pair in members], axis=0)
         best, second = np.argsort(-scores)[:2]
-        words = f"gradients differ, their directions agree to {scores[best]:.2f}, next best {scores[second]:.2f}"
+        words = f"their directions agree to {scores[best]:.2f}, next best {scores[second]:.2f}"
         for pair in members:
-            result[pair.reference] = pair.taking(pair.changes[best], f"{pair.evidence}, layout: {words}")
+            evidence = f"{pair.evidence}, layout: gradients differ, {words}"
+            result[pair.reference] = pair.taking(pair.changes[best], evidence)
     return result
 
 
@@ -206,17 +220,17 @@ def _ways_of_groups(groups: Sequence[Group], answers: Answers) -> tuple[Group, .
 
 
 def _with_ways(group: Group, costs: Mapping[str, float], costs_of_cuts: Mapping[str, float]) -> Group:
-    """Return a group with the ways that no other beats: the cut that suits its role, then the layout."""
+    """Return a group with the ways that none beats: the cut that suits its role, then the layout."""
     least = min(costs_of_cuts[_cut(way)] for way in costs)
     bound = _bound(least)
-    ways = [way for way in costs if costs_of_cuts[_cut(way)] <= bound]
-    best = min(costs[way] for way in ways)
-    left = {way for way in ways if costs[way] <= _bound(best)}
+    costs = {way: cost for way, cost in costs.items() if costs_of_cuts[_cut(way)] <= bound}
+    best = min(costs.values())
+    ways = [way for way in group.ways if costs.get(way[0], np.inf) <= _bound(best)]
     evidence = group.evidence
     beaten = [cost for cost in costs_of_cuts.values() if cost > bound]
     if beaten:
         evidence += f", {_evidence(least, min(beaten))}"
-    return replace(group, ways=tuple(way for way in group.ways if way[0] in left), evidence=evidence)
+    return replace(group, ways=tuple(ways), evidence=evidence)
 
 
 def _cut(way: str) -> str:
@@ -231,4 +245,6 @@ def _bound(best: float) -> float:
 
 def _evidence(best: float, next_best: float) -> str:
     text = f"gradient agrees to {np.sqrt(best):.0e}"
-    return f"{text}, next best {np.sqrt(next_best):.1g}" if np.isfinite(next_best) else text
+    if not np.isfinite(next_best):
+        return text
+    return f"{text}, next best {np.sqrt(next_best):.1g}"

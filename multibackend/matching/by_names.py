@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import without
 from multibackend.core.names import normalised, renamed
 from multibackend.errors import ParameterMatchError
 from multibackend.matching.groups import find_groups
@@ -63,13 +64,14 @@ def propose(
     other_left = _without(other.shapes, others, matched)
     groups += find_groups(reference, other, reference_left, other_left, texts)
     references, others = _grouped(groups)
+    has_equal_names = len(fixed) == len(reference.shapes) == len(other.shapes)
     return Proposal(
         pairs=tuple(pairs),
         groups=tuple(groups),
         sets=tuple(sets),
         reference_left=tuple(_without(reference_left, references)),
         other_left=tuple(_without(other_left, others)),
-        plain=len(fixed) == len(reference.shapes) == len(other.shapes) and not any(pair.open for pair in pairs),
+        plain=has_equal_names and not any(pair.open for pair in pairs),
     )
 
 
@@ -78,9 +80,12 @@ def _forced(reference: Side, texts: Mapping[str, str]) -> dict[str, str]:
     by_style = {normalised(name): name for name in reference.shapes}
     forced = {}
     for name, text in texts.items():
-        partner = text if text in reference.shapes else by_style.get(normalised(text))
-        if text != name and partner is not None:
-            forced[name] = partner
+        if text == name:
+            continue
+        if text in reference.shapes:
+            forced[name] = text
+        elif normalised(text) in by_style:
+            forced[name] = by_style[normalised(text)]
     return forced
 
 
@@ -92,18 +97,22 @@ def _check_forced(reference: Side, other: Side, forced: Mapping[str, str], trans
             problems.append(f"{name} and {first[partner]} would both be {partner}")
         if name not in transform and not changes_between(reference, other, partner, name):
             shape = tuple(other.shapes[name])
-            problems.append(f"{name} {shape} and {partner} {tuple(reference.shapes[partner])} differ in shape")
-    unknown = [name for name in transform if name not in other.shapes]
+            reference_shape = tuple(reference.shapes[partner])
+            problems.append(f"{name} {shape} and {partner} {reference_shape} differ in shape")
+    unknown = without(transform, other.shapes)
     problems += [f"transform names {name}, which is no array of the other model" for name in unknown]
     if problems:
-        raise ParameterMatchError("rename and transform do not fit:" + "".join(f"\n  - {line}" for line in problems))
+        raise ParameterMatchError("\n  - ".join(["rename and transform do not fit:", *problems]))
 
 
 def _fixed(equal: Mapping[str, str], forced: Mapping[str, str]) -> dict[str, str]:
-    """Return the pairs that are not questioned; a renamed array takes the partner of its namesake."""
+    """Return the certain pairs; a renamed array takes the partner of its namesake."""
     fixed = {**equal, **forced}
     taken = set(forced.values())
-    return {name: partner for name, partner in fixed.items() if name in forced or partner not in taken}
+    for name, partner in equal.items():
+        if name not in forced and partner in taken:
+            del fixed[name]
+    return fixed
 
 
 def _crowded(side: Side, names: Sequence[str], other: Side, others: Sequence[str]) -> list[str]:
@@ -132,7 +141,9 @@ def _paired(
 def _evidence(name: str, fixed: Mapping[str, str], forced: Mapping[str, str]) -> str:
     if name in forced:
         return "rename"
-    return "name" if name in fixed else "name and shape"
+    if name in fixed:
+        return "name"
+    return "name and shape"
 
 
 def _grouped(groups: Sequence[Group]) -> tuple[set[str], set[str]]:
@@ -140,9 +151,12 @@ def _grouped(groups: Sequence[Group]) -> tuple[set[str], set[str]]:
     references: set[str] = set()
     others: set[str] = set()
     for group in groups:
-        wholes, parts = (references, others) if group.of_reference else (others, references)
-        wholes.add(group.whole)
-        parts.update(group.parts)
+        if group.of_reference:
+            references.add(group.whole)
+            others.update(group.parts)
+        else:
+            others.add(group.whole)
+            references.update(group.parts)
     return references, others
 
 
@@ -167,11 +181,14 @@ def _as_rearrangement(
     # an array whose elements all differ shows where each of them goes
     marks = np.arange(math.prod(shape)).reshape(shape)
     try:
-        result = np.asarray(transform(marks) if callable(transform) else np.transpose(marks, transform))
+        result = transform(marks) if callable(transform) else np.transpose(marks, transform)
+        result = np.asarray(result)
     except (ValueError, TypeError, IndexError) as error:
-        raise ParameterMatchError(f"transform of {name} fails on an array of shape {shape}: {error}") from error
+        problem = f"transform of {name} fails on an array of shape {shape}: {error}"
+        raise ParameterMatchError(problem) from error
     if result.shape != other_shape:
-        raise ParameterMatchError(f"transform of {name} makes {result.shape} of {shape}, but {other_shape} is needed")
+        problem = f"makes {result.shape} of {shape}, but {other_shape} is needed"
+        raise ParameterMatchError(f"transform of {name} {problem}")
     for change in rearrangements(shape, other_shape):
         if np.array_equal(change(marks), result):
             return change

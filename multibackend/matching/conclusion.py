@@ -16,8 +16,8 @@ __all__ = ["finish", "match_parameters"]
 _STATE = "model state that the other model does not keep"
 _IDLE = "its gradient is exactly 0: it takes no part, and the other model has none such"
 _REMEDY = (
-    "\nGive both models the same names, pass rename={name: name in the reference} or transform={name: axes} to Model, "
-    "or Model(matching=FILE) with a matching that `compare` saved"
+    "\nGive both models the same names, pass rename={name: name in the reference} "
+    "or transform={name: axes} to Model, or Model(matching=FILE) with a matching that `compare` saved"
 )
 
 
@@ -51,15 +51,15 @@ def finish(
     for name in left:
         if name not in reference_only:
             nearest = _nearest(name, other, proposal.other_left)
-            problems.append(f"{name} {tuple(reference.shapes[name])} of the reference is left over{nearest}")
+            shape = tuple(reference.shapes[name])
+            problems.append(f"{name} {shape} of the reference is left over{nearest}")
     for name in other_left:
         if name not in other_only:
             nearest = _nearest(name, reference, proposal.reference_left)
             problems.append(f"{name} {tuple(other.shapes[name])} has no partner{nearest}")
     if problems:
-        raise ParameterMatchError(
-            "the parameters of the two models do not pair up:" + "".join(f"\n  - {x}" for x in problems) + _REMEDY
-        )
+        lines = "\n  - ".join(["the parameters of the two models do not pair up:", *problems])
+        raise ParameterMatchError(lines + _REMEDY)
     return Matching((*proposal.links(reference, other), *more), reference_only, other_only)
 
 
@@ -84,7 +84,8 @@ def _nearest(name: str, partners: Side, left: Sequence[str]) -> str:
         nearest += difflib.get_close_matches(name, taken, n=2 - len(nearest), cutoff=0.4)
     if not nearest:
         return ""
-    return f" (nearest: {', '.join(f'{candidate} {tuple(partners.shapes[candidate])}' for candidate in nearest)})"
+    listed = [f"{candidate} {tuple(partners.shapes[candidate])}" for candidate in nearest]
+    return f" (nearest: {', '.join(listed)})"
 
 
 def match_parameters(
@@ -112,11 +113,9 @@ def match_parameters(
     matching = finish(proposal, reference, other)
     choices = _open_choices(proposal, other)
     if choices:
-        raise ParameterMatchError(
-            "names and shapes leave open how the parameters pair up:"
-            + "".join(f"\n  - {choice}" for choice in choices)
-            + "\n`compare` lets both models tell; save report.matching and give it as Model(matching=FILE)"
-        )
+        lines = ["names and shapes leave open how the parameters pair up:", *choices]
+        remedy = "save report.matching and give it as Model(matching=FILE)"
+        raise ParameterMatchError("\n  - ".join(lines) + f"\n`compare` lets both models tell; {remedy}")
     return matching
 
 
@@ -127,8 +126,9 @@ def _open_choices(proposal: Proposal, other: Side) -> list[str]:
         # Arrays of one name and shape are taken to be laid out alike where no run can tell.
         if pair.open and pair.evidence != "name":
             shape = tuple(other.shapes[pair.other])
-            choices.append(f"{pair.other} {shape} could be {pair.reference} as it is or with its axes permuted")
-    choices += [f"{', '.join(members)} could be exchanged among each other" for members in proposal.sets]
+            layouts = "as it is or with its axes permuted"
+            choices.append(f"{pair.other} {shape} could be {pair.reference} {layouts}")
+    choices += [f"{', '.join(names)} could be exchanged among each other" for names in proposal.sets]
     for group in proposal.groups:
         if group.open:
             parts = ", ".join(group.parts)

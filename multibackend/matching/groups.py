@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from multibackend.core.arrays import without
 from multibackend.matching.layouts import rearrangements
 from multibackend.matching.links import Link, Part, Rearrangement
 from multibackend.matching.sides import Group, Side
@@ -37,22 +38,22 @@ class _Family:
 def find_groups(
     reference: Side, other: Side, reference_left: Sequence[str], other_left: Sequence[str], texts: Mapping[str, str]
 ) -> list[Group]:
-    """Groups among the arrays that found no partner, in both directions; `texts` are the other's names, renamed."""
+    """Groups among arrays without a partner, in both directions; `texts` are the other's, renamed."""
     names = {name: name for name in reference_left}
     partners = {name: texts[name] for name in other_left}
     groups = _groups(reference, other, names, partners, of_reference=True)
     taken = {group.whole for group in groups}
     for group in groups:
         taken.update(group.parts)
-    names = {name: text for name, text in names.items() if name not in taken}
-    partners = {name: text for name, text in partners.items() if name not in taken}
+    names = without(names, taken)
+    partners = without(partners, taken)
     return groups + _groups(other, reference, partners, names, of_reference=False)
 
 
 def _groups(
     whole_side: Side, part_side: Side, wholes: Mapping[str, str], parts: Mapping[str, str], *, of_reference: bool
 ) -> list[Group]:
-    """Find the wholes of one side whose parts are on the other, the likeliest first, each array once."""
+    """Find wholes of one side whose parts are on the other, the likeliest first, each array once."""
     sizes = {whole_side.size(name) for name in wholes}
     families = [family for family in _families(part_side, parts) if family.size in sizes]
     family_sizes = {family.size for family in families}
@@ -75,7 +76,8 @@ def _groups(
             used |= {whole, *family.parts}
             (module,) = read_names([module_of(wholes[whole])])
             evidence = f"parts of {whole} by name and shape"
-            groups.append(Group(whole, family.parts, of_reference, ways, evidence, " ".join(module.role)))
+            role = " ".join(module.role)
+            groups.append(Group(whole, family.parts, of_reference, ways, evidence, role))
     return groups
 
 
@@ -94,7 +96,9 @@ def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:
     for name, text in texts.items():
         if name in side.slices:
             continue  # already a part of an array
-        leaf = leaf_of(text) if leaf_of(text) in LEAVES else ""
+        leaf = leaf_of(text)
+        if leaf not in LEAVES:
+            leaf = ""
         module = module_of(text)
         # `attn.query.weight` beside `attn.key.weight`, `query.dense.weight` beside
         # `key.dense.weight`, and `cell.w_i` beside `cell.w_f`
@@ -105,13 +109,16 @@ def _families(side: Side, texts: Mapping[str, str]) -> list[_Family]:
         for count in range(2, min(len(members), _MOST_PARTS) + 1):
             for parts in _choices(members, names, count):
                 modules = {names[part].words[-2:-1] for part in parts}
-                common = "".join(*modules) if len(modules) == 1 else ""
-                families[parts] = _Family(f"{ancestor}.{common}.{leaf}", parts, count * math.prod(shape))
+                common = ""
+                if len(modules) == 1:
+                    common = "".join(*modules)
+                text = f"{ancestor}.{common}.{leaf}"
+                families[parts] = _Family(text, parts, count * math.prod(shape))
     return list(families.values())
 
 
 def _choices(members: Sequence[str], names: Mapping[str, Name], count: int) -> list[tuple[str, ...]]:
-    """Return the subsets that may belong together: all, an attention's projections, or those named alike."""
+    """Return what may belong together: all, an attention's projections, or what is named alike."""
     if len(members) == count:
         return [_in_order(members, names)]
     # of two, key and value: cross-attention makes both from one input
@@ -119,8 +126,12 @@ def _choices(members: Sequence[str], names: Mapping[str, Name], count: int) -> l
     by_initial = defaultdict(list)
     for name in members:
         by_initial[module_of(name).rpartition(".")[2][:1]].append(name)
-    subsets = [[name for name in members if projections & set(names[name].words)], *by_initial.values()]
-    return list(dict.fromkeys(_in_order(subset, names) for subset in subsets if len(subset) == count))
+    projecting = [name for name in members if projections & set(names[name].words)]
+    choices: dict[tuple[str, ...], None] = {}
+    for subset in (projecting, *by_initial.values()):
+        if len(subset) == count:
+            choices[_in_order(subset, names)] = None
+    return list(choices)
 
 
 def _in_order(members: Sequence[str], names: Mapping[str, Name]) -> tuple[str, ...]:
@@ -141,12 +152,16 @@ def _ways(
     """Each way to cut the whole: axis, blocks or alternating, order, parts transposed or not."""
     piece = tuple(part_side.shapes[family.parts[0]])
     count = len(family.parts)
-    known = whole_side.kind(whole) != "" and all(part_side.kind(part) != "" for part in family.parts)
+    kinds = [whole_side.kind(whole), *(part_side.kind(part) for part in family.parts)]
+    known = "" not in kinds
     orders = list(itertools.permutations(range(count)))
     ways = {}
     for label, first in _views(tuple(whole_side.shapes[whole]), count):
         slices = [replace(first, index=index) for index in range(count)]
-        changes = rearrangements(first.piece, piece) if of_reference else rearrangements(piece, first.piece)
+        shapes = (first.piece, piece)
+        if not of_reference:
+            shapes = (piece, first.piece)
+        changes = rearrangements(*shapes)
         if known:
             changes = tuple(change for change in changes if not change.moves)
         for (number, change), order in itertools.product(enumerate(changes), orders):

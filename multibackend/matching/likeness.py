@@ -26,10 +26,11 @@ class Likeness:
     ) -> None:
         self.names = list(names)
         self.others = list(others)
-        self._row_modules = [module_of(name) for name in names]
-        self._column_modules = [module_of(texts[name]) for name in others]
+        other_texts = [texts[name] for name in others]
+        self._row_modules = _modules_of(names)
+        self._column_modules = _modules_of(other_texts)
         readings = read_names(self.names)
-        other_readings = read_names([texts[name] for name in others])
+        other_readings = read_names(other_texts)
         kinds = [reference.kind(name) for name in names]
         other_kinds = [other.kind(name) for name in others]
         is_trained = np.array([name in reference.parameters for name in names])
@@ -55,8 +56,8 @@ class Likeness:
             # one's partner
             shares = counts / np.maximum(row_sizes[:, None], column_sizes[None, :])
             bonus += weight * shares[np.ix_(row_codes, column_codes)]
-            row_modules = [module_of(module) for module in row_modules]
-            column_modules = [module_of(module) for module in column_modules]
+            row_modules = _modules_of(row_modules)
+            column_modules = _modules_of(column_modules)
         return bonus
 
 
@@ -84,4 +85,11 @@ def _kind_score(kind: str, other: str) -> float:
     """Score the kinds of layers that arrays belong to; an unknown kind says nothing."""
     if "" in (kind, other) or CANONICAL in (kind, other):
         return 0.0
-    return 0.3 if kind == other else -0.5
+    if kind == other:
+        return 0.3
+    return -0.5
+
+
+def _modules_of(names: Sequence[str]) -> list[str]:
+    """Return the module that each array or module lies in."""
+    return [module_of(name) for name in names]

@@ -123,12 +123,16 @@ class Link:
     @property
     def other_shape(self) -> tuple[int, ...]:
         """The shape of the other's whole array."""
-        return self.rearrangement.shape if self.other_part is None else self.other_part.shape
+        if self.other_part is None:
+            return self.rearrangement.shape
+        return self.other_part.shape
 
     @property
     def reference_piece(self) -> tuple[int, ...]:
         """The shape of what is meant of the reference's array."""
-        return self.reference_shape if self.reference_part is None else self.reference_part.piece
+        if self.reference_part is None:
+            return self.reference_shape
+        return self.reference_part.piece
 
     @property
     def change(self) -> str:
@@ -153,11 +157,15 @@ class Link:
 
     def of_reference(self, array: np.ndarray) -> np.ndarray:
         """The piece of the reference's whole array that this link is about."""
-        return array if self.reference_part is None else self.reference_part.take(array)
+        if self.reference_part is None:
+            return array
+        return self.reference_part.take(array)
 
     def of_other(self, array: np.ndarray) -> np.ndarray:
         """The piece of the other's whole array that this link is about."""
-        return array if self.other_part is None else self.other_part.take(array)
+        if self.other_part is None:
+            return array
+        return self.other_part.take(array)
 
     def to_reference(self, array: np.ndarray) -> np.ndarray:
         """The piece of the reference that this link makes from the other's whole array."""
@@ -174,7 +182,9 @@ def _in_words(change: Rearrangement, shape: tuple[int, ...]) -> str:
     if change.moves:
         if change.merged != shape or len(change.shape) != len(shape):
             return f"seen as {list(change.merged)}, axes permuted {change.axes}"
-        return "transposed" if change.axes == (1, 0) else f"axes permuted {change.axes}"
+        if change.axes == (1, 0):
+            return "transposed"
+        return f"axes permuted {change.axes}"
     if change.shape == shape:
         return ""
     if len(change.shape) == len(shape):
@@ -291,9 +301,7 @@ class Matching:
         unsound = [link.other for link in self.links if not _is_sound(link)]
         problems += [f"{name}: the link's shapes do not fit each other" for name in unsound]
         if problems:
-            raise ParameterMatchError(
-                "the matching does not fit the models:" + "".join(f"\n  - {problem}" for problem in problems)
-            )
+            raise ParameterMatchError("\n  - ".join(["the matching does not fit the models:", *problems]))
 
 
 def _misfits(model: str, shapes: Shapes, links: Iterable[tuple[str, tuple[int, ...]]]) -> Iterator[str]:

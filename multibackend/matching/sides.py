@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from multibackend.core.arrays import without
 from multibackend.matching.links import Link, Part, Rearrangement, Shapes
 
 __all__ = ["CANONICAL", "Group", "Pair", "Proposal", "Side"]
@@ -49,7 +50,7 @@ class Side:
     def sliced(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays with the slices by their names in place of the whole."""
         wholes = {whole for whole, _ in self.slices.values()}
-        result = {name: array for name, array in arrays.items() if name not in wholes}
+        result = without(arrays, wholes)
         for name, (whole, part) in self.slices.items():
             if whole in arrays:
                 result[name] = part.take(arrays[whole])
@@ -57,7 +58,7 @@ class Side:
 
     def joined(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The inverse of `sliced`."""
-        result = {name: array for name, array in arrays.items() if name not in self.slices}
+        result = without(arrays, self.slices)
         for name, (whole, part) in self.slices.items():
             if name in arrays:
                 array = result.setdefault(whole, np.zeros(part.shape, arrays[name].dtype))

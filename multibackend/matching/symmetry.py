@@ -1,4 +1,4 @@
-"""Values for which open choices do not matter: what may be exchanged is equal, what may be transposed is symmetric.
+"""Values for which open choices do not matter: equal where exchangeable, else symmetric.
 
 Elements that an open choice may exchange are found by sending marks, the elements' own numbers,
 through every choice: marks that arrive in one place belong to elements that must be equal.
@@ -19,7 +19,7 @@ __all__ = ["draw"]
 
 
 def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, seed: int) -> dict[str, np.ndarray]:
-    """Random values for the reference, as large as its initial ones, with the symmetries of all that is open.
+    """Draw values for the reference, as large as its initial ones, symmetric in all that is open.
 
     Model state keeps its values, because running variances cannot be anything.
     """
@@ -29,7 +29,7 @@ def draw(proposal: Proposal, reference: Side, other: Side, initial: Arrays, *, s
         if name in reference.parameters:
             values[name] = _like(array, rng)
     pairs = {pair.reference: pair for pair in proposal.pairs}
-    in_sets = {name for members in proposal.sets for name in members}
+    in_sets = set().union(*proposal.sets)
     alone = [(name,) for name, pair in pairs.items() if pair.open and name not in in_sets]
     for members in (*proposal.sets, *alone):
         if any(name in reference.parameters for name in members):
@@ -47,10 +47,12 @@ def _like(array: Array, rng: np.random.Generator) -> Array:
     array = np.asarray(array, np.float64)
     if not array.size:
         return rng.standard_normal(array.shape)
-    is_matrix = array.ndim >= 2
-    least = 0.3 / math.sqrt(max(array.shape)) if is_matrix else 0.1
+    least = 0.1
+    mean = float(array.mean())  # a gain stays about 1
+    if array.ndim >= 2:
+        least = 0.3 / math.sqrt(max(array.shape))
+        mean = 0.0
     spread = min(max(float(array.std()), least), 1.0)
-    mean = 0.0 if is_matrix else float(array.mean())  # a gain stays about 1
     return mean + spread * rng.standard_normal(array.shape)
 
 
@@ -73,8 +75,9 @@ def _open_permutations(members: Sequence[Pair], other: Side, values: Arrays) -> 
     for other_shape in dict.fromkeys(tuple(other.shapes[pair.other]) for pair in members):
         arrangements = []
         for shape in dict.fromkeys(shapes):
-            # a pair alone may have lost some of the changes that shapes allow
-            changes = members[0].changes if len(members) == 1 else rearrangements(shape, other_shape)
+            changes = rearrangements(shape, other_shape)
+            if len(members) == 1:  # which may have lost some of the changes that shapes allow
+                changes = members[0].changes
             placed = rearrangements(shapes[0], shape)[0](marks)
             arrangements += [change(placed).reshape(-1) for change in changes]
         permutations += _permutations(arrangements)
@@ -129,6 +132,7 @@ def _orbits(size: int, permutations: Sequence[Array]) -> Array:
             lower = np.minimum(labels, labels[permutation])
             labels = lower.copy()
             np.minimum.at(labels, permutation, lower)
-        labels = labels[labels]  # labels of labels, lest a long cycle take a round for each element
+        # labels of labels, lest a long cycle take a round for each element
+        labels = labels[labels]
         if np.array_equal(before, labels):
             return labels

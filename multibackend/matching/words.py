@@ -107,7 +107,9 @@ def leaf_of(name: str) -> str:
     known = [word for word in words if word in LEAVES or word == "embed"]
     if known:
         # Flax calls the weight of an embedding "embedding", which elsewhere in a name is a module
-        return "weight" if known[-1] == "embed" else known[-1]
+        if known[-1] == "embed":
+            return "weight"
+        return known[-1]
     return words[-1] if words else ""
 
 

@@ -61,7 +61,7 @@ class _Window:
 
 
 def check_accumulation(experiment: Experiment, backend: str) -> AccumulationReport:
-    """Compare the gradient of one window of k micro-batches with that of the same examples as one batch, in float64.
+    """Compare the gradient of k micro-batches with that of one batch of them, in float64.
 
     Where they differ, dropout, batch statistics and the loss are each tested on their own.
 
@@ -86,7 +86,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
 
 
 def _one_window(experiment: Experiment, examples: int) -> Experiment:
-    """Reduce an experiment to one window of its first examples, whose update is the gradient itself.
+    """Reduce an experiment to one window of examples, whose update is the gradient itself.
 
     Clipping and a scaled rate would change it, and a lower precision would hide small differences.
     """

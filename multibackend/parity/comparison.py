@@ -184,7 +184,7 @@ def _check_alike(problems: Problems, first: Experiment, second: Experiment, prec
 
 
 def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Progress | None) -> tuple[float, float]:
-    """Train both to `updates`, a few at a time where somebody watches; returns both times in seconds."""
+    """Train both to `updates`, a few at a time if somebody watches; return both times."""
     seconds = [0.0, 0.0]
     done = 0
     # twenty reports are enough for a bar of progress, and leave windows to dispatch together

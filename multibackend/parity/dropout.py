@@ -43,7 +43,7 @@ def with_same_dropout(
 
 
 def _names_to_change(reference: Sequence[str], other: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """Pair dropout layers: {name in the other: its partner}, where `rename` does not say so already.
+    """Pair dropout layers: {name in the other: its partner}, but for those in `rename`.
 
     The name of a layer enters its masks, so that partners must go by one name.
     """

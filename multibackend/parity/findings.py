@@ -106,7 +106,7 @@ class Divergence:
 
 @dataclass(frozen=True)
 class LayerFinding:
-    """A place in the second model that is wrong by itself: it was given the reference's arrays and made others of them.
+    """A place in the second model that is wrong by itself: of the reference's arrays it made others.
 
     Attributes:
         kind: "layer" for wrong outputs from right inputs; "wiring" where something else arrives

@@ -48,7 +48,9 @@ def _loss(experiment: Experiment) -> str:
 
 def _clipping(experiment: Experiment) -> str:
     limit = experiment.max_grad_norm
-    return "none" if limit is None else f"to a global norm of {limit:g}"
+    if limit is None:
+        return "none"
+    return f"to a global norm of {limit:g}"
 
 
 def _versions(backends: Sequence[str]) -> str:

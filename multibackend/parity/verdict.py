@@ -184,14 +184,14 @@ def _parameter_divergence(parameters: _Parameters, tolerance: Tolerance, updates
 
 
 def _state_bound(parameters: _Parameters, tolerance: Tolerance) -> float:
-    """Return the bound for statistics: an undetermined bias before a BatchNorm moves its running mean."""
+    """Return the bound for statistics: an undetermined bias moves a BatchNorm's running mean."""
     return tolerance.undetermined if parameters.undetermined else tolerance.parameters
 
 
 def _state_divergence(
     start: Snapshot, ends: tuple[Snapshot, Snapshot], bound: float, updates: int
 ) -> Divergence | None:
-    """Find statistics that differ, biased variances aside: a layer keeps its framework's definition."""
+    """Find statistics that differ, biased variances aside: each framework defines them."""
     other = ends[1].model_state
     # statistics alone, no counters, which are integers
     floats = {name: array for name, array in ends[0].model_state.items() if array.dtype.kind == "f"}

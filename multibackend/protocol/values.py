@@ -99,6 +99,7 @@ class WindowStack:
 
     def micro_batches(self, window: int) -> Iterator[tuple[Fields, np.ndarray]]:
         """The micro-batches of one window, each with its divisors [terms], the ragged one last."""
+        # views, no copies
         for step in range(self.counts[window]):
             yield {name: array[window, step] for name, array in self.fields.items()}, self.divisors[window, step]
         if self.ragged is not None and window == len(self) - 1:

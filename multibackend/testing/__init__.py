@@ -1,4 +1,4 @@
-"""For people who test: assertions that raise, tolerances with reasons, and the suite that any backend must pass.
+"""For people who test: assertions that raise, tolerances, and the suite for any backend.
 
 Importing it imports no framework. See `multibackend.testing.conformance` for how a backend takes
 the suite, and `multibackend.testing.plugin` for what pytest learns from this package.
@@ -42,7 +42,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415
 
-    value = globals()[name] = getattr(import_module(_LATER.get(name, "multibackend.testing.assertions")), name)
+    module = import_module(_LATER.get(name, "multibackend.testing.assertions"))
+    value = globals()[name] = getattr(module, name)
     return value
 
 

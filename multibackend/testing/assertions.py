@@ -1,4 +1,4 @@
-"""Assertions on arrays, snapshots and trainers. Each raises `MatchError`, so that a result cannot be dropped.
+"""Assertions on arrays, snapshots and trainers, which raise: no result can be dropped.
 
 Structure, names, kinds of dtype and shapes are compared before any value: an array [4, 1] never
 matches one of [4], nor a missing name a zero.
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from multibackend.core.arrays import Array
 from multibackend.core.differences import largest_element
 from multibackend.errors import MatchError
 from multibackend.parity.tolerances import tolerance_for
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 E = TypeVar("E", bound=BaseException)
+Comparison = Callable[[str, np.ndarray, np.ndarray], None]
 
 
 def assert_arrays_match(
@@ -58,8 +60,11 @@ def assert_arrays_match(
     allowed is 0.15
     """
     if (relative is None) == (precision is None):
-        raise TypeError(f"give either relative= or precision=, got relative={relative!r} and precision={precision!r}")
-    allowed = tolerance_for(precision).parameters if precision is not None else float(relative or 0.0)
+        values = f"relative={relative!r} and precision={precision!r}"
+        raise TypeError(f"give either relative= or precision=, got {values}")
+    allowed = float(relative or 0.0)
+    if precision is not None:
+        allowed = tolerance_for(precision).parameters
     if not 0 <= allowed < 1:
         raise ValueError(f"a relative bound must be in [0, 1), got {allowed}")
 
@@ -73,7 +78,7 @@ def assert_arrays_match(
 
 
 def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
-    """Raise `MatchError` unless two arrays, or mappings or sequences of arrays, have the same dtypes, shapes and bits.
+    """Raise `MatchError` unless two arrays, or mappings or sequences of them, have the same bits.
 
     >>> assert_bit_identical(np.zeros(1), -np.zeros(1))
     Traceback (most recent call last):
@@ -90,15 +95,14 @@ def assert_bit_identical(actual: Any, expected: Any, *, what: str = "") -> None:
         if differ.any():
             place = np.unravel_index(int(np.argmax(differ)), a.shape)
             raise MatchError(
-                f"{where}{_index(place)}: {a[place].item()!r} against {e[place].item()!r} expected; "
-                f"{int(differ.sum())} of {differ.size} elements differ in their bits"
+                f"{_at(where, place, a, e)}; {int(differ.sum())} of {differ.size} elements differ in their bits"
             )
 
     _compare(what, actual, expected, compare)
 
 
 def assert_snapshots_identical(actual: Snapshot, expected: Snapshot) -> None:
-    """Raise `MatchError` unless two training states are bit-identical, all of their parts, optimizer slots included."""
+    """Raise `MatchError` unless two training states are bit-identical in all of their parts."""
     if actual.update != expected.update:
         raise MatchError(f"update: {actual.update} against {expected.update} expected")
     for part in ("parameters", "model_state", "optimizer", "ema"):
@@ -110,27 +114,31 @@ def assert_trainers_match(actual: Trainer, expected: Trainer, *, relative: float
 
     The bound is that of the experiments' precision unless `relative` is given.
     """
-    bound = tolerance_for(expected.experiment.precision).parameters if relative is None else relative
-    assert_arrays_match(actual.parameters(), expected.parameters(), relative=bound, what="parameters")
+    if relative is None:
+        relative = tolerance_for(expected.experiment.precision).parameters
+    assert_arrays_match(actual.parameters(), expected.parameters(), relative=relative, what="parameters")
 
 
 def assert_raises(kind: type[E], function: Callable[[], Any], *mentions: object) -> E:
-    """Raise `MatchError` unless `function()` raises `kind` with a message that contains each of `mentions`."""
+    """Raise `MatchError` unless `function()` raises `kind`, its message with each of `mentions`."""
     try:
         result = function()
     except kind as error:
         missing = [str(word) for word in mentions if str(word) not in str(error)]
         if missing:
-            raise MatchError(f"the message of {kind.__name__} does not mention {missing}; it is: {error}") from error
+            problem = f"the message of {kind.__name__} does not mention {missing}; it is: {error}"
+            raise MatchError(problem) from error
         return error
-    raise MatchError(f"{kind.__name__} was expected, but nothing was raised; the result was {result!r}")
+    problem = f"was expected, but nothing was raised; the result was {result!r}"
+    raise MatchError(f"{kind.__name__} {problem}")
 
 
-def _compare(where: str, actual: Any, expected: Any, compare: Callable[[str, np.ndarray, np.ndarray], None]) -> None:
+def _compare(where: str, actual: Any, expected: Any, compare: Comparison) -> None:
     """Walk two structures in step, and `compare` their arrays."""
     structure = _structure(expected)
     if _structure(actual) != structure:
-        raise MatchError(f"{where or 'the value'}: {_structure(actual)} against {structure} expected")
+        problem = f"{_structure(actual)} against {structure} expected"
+        raise MatchError(f"{where or 'the value'}: {problem}")
     if isinstance(expected, Mapping):
         missing = sorted(expected.keys() - actual.keys())
         extra = sorted(actual.keys() - expected.keys())
@@ -140,7 +148,8 @@ def _compare(where: str, actual: Any, expected: Any, compare: Callable[[str, np.
             _compare(f"{where}.{name}".lstrip("."), actual[name], expected[name], compare)
     elif structure == "sequence":
         if len(actual) != len(expected):
-            raise MatchError(f"{where or 'the sequence'}: length {len(actual)} against {len(expected)} expected")
+            problem = f"length {len(actual)} against {len(expected)} expected"
+            raise MatchError(f"{where or 'the sequence'}: {problem}")
         for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
             _compare(f"{where}[{index}]", a, e, compare)
     else:
@@ -150,25 +159,28 @@ def _compare(where: str, actual: Any, expected: Any, compare: Callable[[str, np.
 def _structure(value: Any) -> str:
     if isinstance(value, Mapping):
         return "mapping"
-    return "sequence" if isinstance(value, Sequence) and not isinstance(value, str) else "array"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "sequence"
+    return "array"
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """uint8 [elements, bytes of each]: values would call 0.0 and -0.0 equal, and NaN unequal to itself."""
+    """View as uint8 [elements, bytes]: as values 0.0 and -0.0 are equal, and NaN is not itself."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, array.dtype.itemsize)
 
 
 def _kind(array: np.ndarray) -> str:
     """Return the kind of dtype, signed and unsigned integers being one."""
-    return "i" if array.dtype.kind == "u" else array.dtype.kind
+    return array.dtype.kind.replace("u", "i")
 
 
 def _compare_shapes(where: str, actual: np.ndarray, expected: np.ndarray) -> None:
     if actual.shape != expected.shape:
-        raise MatchError(f"{where or 'the array'}: shape {actual.shape} against {expected.shape} expected")
+        problem = f"shape {actual.shape} against {expected.shape} expected"
+        raise MatchError(f"{where or 'the array'}: {problem}")
 
 
-def _compare_values(where: str, actual: np.ndarray, expected: np.ndarray, allowed: float, floor: float) -> None:
+def _compare_values(where: str, actual: Array, expected: Array, allowed: float, floor: float) -> None:
     if actual.size == 0:
         return
     a = actual.astype(np.float64)
@@ -182,11 +194,12 @@ def _compare_values(where: str, actual: np.ndarray, expected: np.ndarray, allowe
     limit = allowed * max(largest_element(e), floor)
     if gap.max() > limit:
         place = np.unravel_index(int(gap.argmax()), gap.shape)
-        raise MatchError(
-            f"{where}{_index(place)}: {a[place].item()!r} against {e[place].item()!r} expected; "
-            f"they differ by {gap[place]:.3g}, allowed is {limit:.3g}"
-        )
+        difference = f"they differ by {gap[place]:.3g}, allowed is {limit:.3g}"
+        raise MatchError(f"{_at(where, place, a, e)}; {difference}")
 
 
-def _index(place: Sequence[Any]) -> str:
-    return f"[{', '.join(str(int(i)) for i in place)}]" if place else ""
+def _at(where: str, place: tuple[Any, ...], actual: Array, expected: Array) -> str:
+    """Name an element and its two values; of an array without axes there is but the one."""
+    if place:
+        where += str([int(index) for index in place])
+    return f"{where}: {actual[place].item()!r} against {expected[place].item()!r} expected"

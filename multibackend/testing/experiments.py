@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multibackend import golden
+from multibackend.core.arrays import among, without
 from multibackend.errors import ConfigurationError, GoldenFileError, MatchError
 from multibackend.experiment import Experiment
 from multibackend.parity import CompareReport, compare
@@ -47,19 +48,27 @@ def assert_matches(
     >>> assert_matches(experiment, updates=20, precision="float64")   # doctest: +SKIP
     """
     __tracebackhide__ = True  # pytest shows the line of the test
-    names = _installed(experiment) if backends is None else tuple(backends)
+    names = _installed(experiment)
+    if backends is not None:
+        names = tuple(backends)
     if isinstance(backends, str) or len(names) < 2:
         installed = ", ".join(map(repr, _installed(experiment))) or "none"
         problem = (
-            f"backends must be two names at least, got {backends!r}; of the model's {installed} are installed. A test "
-            'that needs both is skipped elsewhere with @pytest.mark.backends("torch", "jax")'
+            f"backends must be two names at least, got {backends!r}; of the model's {installed} "
+            "are installed. A test that needs both is skipped elsewhere with "
+            '@pytest.mark.backends("torch", "jax")'
         )
         raise ConfigurationError("assert_matches", [problem])
-    reports = tuple(compare(experiment, (names[0], other), updates=updates, precision=precision) for other in names[1:])
-    failures = [_describe(report) for report in reports if not report.matches]
+    reports = []
+    failures = []
+    for other in names[1:]:
+        report = compare(experiment, (names[0], other), updates=updates, precision=precision)
+        reports.append(report)
+        if not report.matches:
+            failures.append(_describe(report))
     if failures:
         raise MatchError("\n\n".join(failures))
-    return reports
+    return tuple(reports)
 
 
 def assert_golden(
@@ -97,10 +106,10 @@ def assert_golden(
         return change  # it was just made, or just held against the file
     report = golden.check(trace, experiment, runs_on, updates=updates)
     if not report.matches:
-        lines = "\n".join(f"  {line}" for line in report.details())
-        repair = "If that is meant, rewrite the file: pytest --update-golden, or multibackend record --output"
-        raise MatchError(f"{report.verdict()} in {path}\n{lines}\n{repair}")
-    return report if change is None else change
+        lines = "\n  ".join([f"{report.verdict()} in {path}", *report.details()])
+        repair = "pytest --update-golden, or multibackend record --output"
+        raise MatchError(f"{lines}\nIf that is meant, rewrite the file: {repair}")
+    return change or report
 
 
 def _update(experiment: Experiment, path: Path, backend: str | None, updates: int | None) -> golden.Change:
@@ -118,14 +127,17 @@ def _update(experiment: Experiment, path: Path, backend: str | None, updates: in
             if old.backend in usable:
                 runs_on = old.backend  # on another one every file would move by rounding
     if runs_on is None:
-        raise ConfigurationError("assert_golden", ["no backend that the model has a builder for is installed"])
-    return golden.update(path, experiment, runs_on, updates=length if updates is None else updates)
+        problem = "no backend that the model has a builder for is installed"
+        raise ConfigurationError("assert_golden", [problem])
+    if updates is not None:
+        length = updates
+    return golden.update(path, experiment, runs_on, updates=length)
 
 
 def _installed(experiment: Experiment) -> tuple[str, ...]:
     """Return the model's backends that are installed, in the order in which it was given them."""
-    installed = {info.name for info in list_backends() if info.installed}
-    return tuple(name for name in experiment.model.builders if name in installed)
+    infos = {info.name: info for info in list_backends() if info.installed}
+    return tuple(among(experiment.model.builders, infos))
 
 
 def _describe(report: CompareReport) -> str:
@@ -135,11 +147,12 @@ def _describe(report: CompareReport) -> str:
     differences = report.parameter_differences
     # a parameter whose gradient is rounding alone wanders on both sides and would head the list
     # for nothing
-    determined = [name for name in differences if name not in report.undetermined]
+    determined = without(differences, report.undetermined)
     largest = sorted(determined, key=lambda name: -differences[name])[:_ROWS]
-    width = max((len(name) for name in largest), default=0)
+    width = len(max(largest, key=len, default=""))
     verdict = (
-        f"{report.experiment}: {first} and {second} do not match over {report.updates} updates in {report.precision} "
+        f"{report.experiment}: {first} and {second} do not match "
+        f"over {report.updates} updates in {report.precision} "
         f"(tolerance: losses {tolerance.loss:.0e}, parameters {tolerance.parameters:.0e})"
     )
     lines = [

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Arrays, rows, without
 
 __all__ = ["ReferenceRun", "cut", "linear_gradient", "softmax_gradient", "train"]
 
 Window = Sequence[np.ndarray]  # the example indices of each micro-batch
-Gradient = Callable[[Arrays, Arrays], tuple[float, float, dict[str, np.ndarray]]]
+LossAndGradient = tuple[float, float, dict[str, np.ndarray]]  # the loss as (sum, weight)
+Gradient = Callable[[Arrays, Arrays], LossAndGradient]
 
 
 @dataclass
@@ -30,7 +31,7 @@ class ReferenceRun:
 
 
 def cut(order: Iterable[int], size: int, steps: Sequence[int], *, drop_last: bool = False) -> list[list[np.ndarray]]:
-    """The windows of an epoch: window i takes the next `steps[i]` micro-batches of `size` examples, as far as they go.
+    """Cut an epoch into windows; window i takes the next `steps[i]` micro-batches of `size`.
 
     >>> [[m.tolist() for m in window] for window in cut(range(5), 2, [2, 2])]
     [[[0, 1], [2, 3]], [[4]]]
@@ -42,23 +43,26 @@ def cut(order: Iterable[int], size: int, steps: Sequence[int], *, drop_last: boo
         remaining = remaining[count * size :]
         if not examples or (drop_last and len(examples) < count * size):
             break
-        windows.append([np.array(examples[start : start + size]) for start in range(0, len(examples), size)])
+        starts = range(0, len(examples), size)
+        windows.append([np.array(examples[start : start + size]) for start in starts])
     return windows
 
 
-def linear_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
-    """(sum of w * l, sum of w, gradient of the former) of the squared error of y = x W^T + b over every scalar."""
+def linear_gradient(parameters: Arrays, batch: Arrays) -> LossAndGradient:
+    """Return (sum of w * l, sum of w, gradient of the former): l = squared error of y = x W^T + b."""
     x = batch["x"]
     y = batch["y"]
-    weights = np.broadcast_to(batch["w"][:, None] if "w" in batch else 1.0, y.shape)
+    weights = np.ones(y.shape)
+    if "w" in batch:
+        weights = np.broadcast_to(batch["w"][:, None], y.shape)
     residual = x @ parameters["weight"].T + parameters["bias"] - y
     slope = 2 * weights * residual
     gradient = {"weight": slope.T @ x, "bias": slope.sum(axis=0)}
     return float((weights * residual**2).sum()), float(weights.sum()), gradient
 
 
-def softmax_gradient(parameters: Arrays, batch: Arrays) -> tuple[float, float, dict[str, np.ndarray]]:
-    """The same for the cross entropy of logits x W^T + b [batch, tokens, classes]; label -100 weighs nothing."""
+def softmax_gradient(parameters: Arrays, batch: Arrays) -> LossAndGradient:
+    """Return the same for cross entropy, logits x W^T + b; label -100 weighs nothing."""
     used = batch["label"] != -100
     x = batch["x"][used]
     labels = batch["label"][used]
@@ -89,7 +93,7 @@ def train(
     decays: Mapping[str, float] | None = None,
     frozen: Sequence[str] = (),
 ) -> ReferenceRun:
-    """SGD over windows, each one large batch. Without weight, or with a gradient not finite, it does nothing.
+    """SGD over windows, each one large batch; one without weight or not finite does nothing.
 
     `factors` and `decays` give single parameters another rate or decay; `frozen` ones stay and are
     not in the norm.
@@ -99,18 +103,21 @@ def train(
     run = ReferenceRun(p)  # holds the same dict, updated in place
     for window in windows:
         loss, weight, gradients = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
-        g = {name: array for name, array in gradients.items() if name not in frozen}
+        g = without(gradients, frozen)
         norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
         if weight == 0 or not np.isfinite(norm):
-            continue  # before the rate is asked for, so that a skipped window uses up no place of the schedule
+            continue  # before the rate: a skipped window uses up no place of the schedule
         lr = rate(len(run.losses)) if callable(rate) else rate
+        clip = 1.0
         if max_grad_norm is not None and norm > max_grad_norm:
-            g = {name: array * (max_grad_norm / norm) for name, array in g.items()}
-        for name in g:
+            clip = max_grad_norm / norm
+        for name, array in g.items():
             factor = (factors or {}).get(name, 1.0)
-            d = g[name] + (decays or {}).get(name, weight_decay) * p[name]
+            d = array * clip + (decays or {}).get(name, weight_decay) * p[name]
             velocity[name] = momentum * velocity[name] + d
-            step = d + momentum * velocity[name] if nesterov else velocity[name]
+            step = velocity[name]
+            if nesterov:
+                step = d + momentum * step
             p[name] = p[name] - lr * factor * step
         run.losses.append(loss)
         run.norms.append(norm)
@@ -118,18 +125,19 @@ def train(
     return run
 
 
-def _window(
-    p: Arrays, data: Arrays, window: Window, gradient: Gradient, *, by_micro_batch: bool
-) -> tuple[float, float, dict[str, np.ndarray]]:
-    """Loss, weight and gradient of a window: over all of its examples at once, or as the mean of means."""
-    batches = list(window) if by_micro_batch else [np.concatenate(list(window))]
+def _window(p: Arrays, data: Arrays, window: Window, gradient: Gradient, *, by_micro_batch: bool) -> LossAndGradient:
+    """Loss, weight and gradient of a window: over all examples at once, or the mean of means."""
+    batches = list(window)
+    if not by_micro_batch:
+        batches = [np.concatenate(batches)]
     loss = 0.0
     weight = 0.0
     gradients = {name: np.zeros_like(array) for name, array in p.items()}
     for examples in batches:
-        batch = {name: array[examples] for name, array in data.items()}
-        batch_loss, batch_weight, batch_gradients = gradient(p, batch)
-        factor = 1 / (batch_weight * len(batches)) if batch_weight > 0 else 0.0
+        batch_loss, batch_weight, batch_gradients = gradient(p, rows(data, examples))
+        factor = 0.0
+        if batch_weight > 0:
+            factor = 1 / (batch_weight * len(batches))
         loss += factor * batch_loss
         weight += batch_weight
         for name, array in batch_gradients.items():

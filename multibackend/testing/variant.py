@@ -1,4 +1,4 @@
-"""What the conformance suite runs on: one way to execute on one backend, with the models that it needs."""
+"""What the conformance suite runs on: a backend, an execution, and models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Variant:
         return ":".join(str(part) for part in parts if part not in ("", None))
 
     def experiment(self, data: Any, *, model: str = "linear", inputs: Any = "x", **options: Any) -> Experiment:
-        """Describe an experiment in float64 on a model, with squared error against "y" and SGD unless told else."""
+        """Describe a float64 experiment, with squared error against "y" and SGD unless told else."""
         defaults: dict[str, Any] = {
             "loss": MeanSquaredError(target="y"),
             "optimizer": SGD(learning_rate=0.1),
@@ -48,7 +48,8 @@ class Variant:
         }
         builders: dict[str, Any] = {self.backend: self.models[model]}
         network = Model(inputs=inputs, **builders)
-        data = dict(data) if isinstance(data, Mapping) else data
+        if isinstance(data, Mapping):
+            data = dict(data)
         return Experiment(model=network, train_data=data, **{**defaults, **options})
 
     def trainer(

@@ -1,4 +1,4 @@
-"""`micro_batch_size="auto"`: the largest micro-batch that fits in memory, the effective batch kept exactly.
+"""`micro_batch_size="auto"`: the largest that fits in memory, the effective batch unchanged.
 
 The sizes that come into question divide `EffectiveBatch(n)`, so that every window has n examples
 whatever is chosen. The backend says how many bytes a size needs; how it knows is its own affair:
@@ -35,8 +35,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MemoryTrial:
-    """One size that was tried. `bytes` is what it needs at its peak; None where the device refused, or the trial was
-    broken off at the limit.
+    """One size that was tried.
+
+    `bytes` is what it needs at its peak; None where the device refused, or the trial was broken off
+    at the limit.
     """
 
     micro_batch_size: int
@@ -81,7 +83,7 @@ def resolve(
     backend: Backend,
     execution: Execution = Execution(),  # noqa: B008 - frozen
 ) -> tuple[Experiment, MicroBatchChoice | None]:
-    """The experiment with a number for its micro-batch size, and how that was found; None where nothing was to find.
+    """The experiment with a number for its micro-batch size, and how that was found, if it was.
 
     Args:
         experiment: with `micro_batch_size="auto"`, or any other, which comes back as it is.
@@ -101,23 +103,28 @@ def resolve(
             f"micro_batch_size='auto' asks; give a number, micro_batch_size=32"
         )
     accumulation = experiment.gradient_accumulation_steps
-    examples = int(accumulation.examples) if isinstance(accumulation, EffectiveBatch) else 0
+    examples = 0
+    if isinstance(accumulation, EffectiveBatch):
+        examples = int(accumulation.examples)
     limit = _limit(experiment, backend, execution.device)
     key = _key(experiment, backend.name, (execution, limit))
     if key in _known:
         choice = replace(_known[key][0], known=True)
         return _with_size(experiment, choice.micro_batch_size), choice
+    # a size that no micro-batch of the data could fill is not tried
     order = order_of(experiment.train_data, seed=0, shuffle=False)
     most = order.available(0, 0, examples)
     candidates = [size for size in divisors(examples) if size <= most]
 
     def measure(size: int) -> int:
         sized = _with_size(experiment, size)
-        return backend.memory_of(sized, example=order.take(0, 0, size), execution=execution, limit=limit)
+        example = order.take(0, 0, size)
+        return backend.memory_of(sized, example=example, execution=execution, limit=limit)
 
     size, trials = largest_that_fits(candidates, measure, limit)
     if size is None:
-        raise ConfigurationError("micro_batch_size='auto'", [_too_small(experiment, trials[0], limit)])
+        problem = _too_small(experiment, trials[0], limit)
+        raise ConfigurationError("micro_batch_size='auto'", [problem])
     choice = MicroBatchChoice(size, examples // size, limit, trials)
     _known[key] = choice, experiment
     return _with_size(experiment, size), choice
@@ -127,6 +134,7 @@ def resolve_together(
     experiment: Experiment, backends: Sequence[Backend], executions: Mapping[str, Execution]
 ) -> Experiment:
     """The experiment with a size that fits on every backend, so that all run the same micro-batches."""
+    # the smallest of all fits everywhere, and every window keeps its examples
     resolved = [resolve(experiment, backend, executions[backend.name])[0] for backend in backends]
     return min(resolved, key=lambda sized: int(sized.micro_batch_size))
 
@@ -144,7 +152,7 @@ def divisors(number: int) -> list[int]:
 def largest_that_fits(
     candidates: Sequence[int], measure: Callable[[int], int], limit: int
 ) -> tuple[int | None, tuple[MemoryTrial, ...]]:
-    """The largest of ascending `candidates` whose `measure` is at most `limit`, None if not even the first is.
+    """The largest of ascending `candidates` whose `measure` is at most `limit`; None if none is.
 
     `measure` may raise `OutOfMemoryError` instead. The smallest is tried first, then the range is
     halved: at most 1 + ceil(log2(len(candidates))) trials. What is returned was itself tried, and
@@ -186,7 +194,7 @@ def largest_that_fits(
 
 @contextlib.contextmanager
 def memory_errors(backend: Backend, experiment: Experiment, examples: int | None = None) -> Iterator[None]:
-    """Where a backend's own words for "no memory left" become an `OutOfMemoryError` that names the way out.
+    """Turn a backend's own words for "no memory left" into `OutOfMemoryError` and its ways out.
 
     `examples` went through the model at once; the micro-batch size unless given.
     """
@@ -208,11 +216,11 @@ def _out_of_memory(experiment: Experiment, examples: int | None, error: Exceptio
     else:
         subject = f"an evaluation batch of {examples} examples"
         remedies = [f"a smaller eval_batch_size or batch_size= than {examples}"]
-    lines = "".join(f"\n  - {remedy}" for remedy in remedies)
-    message = str(error).strip().splitlines()
+    lines = "\n  - ".join(["Ways out:", *remedies])
+    message = [*str(error).strip().splitlines(), type(error).__name__][0]
     return OutOfMemoryError(
-        f"the device has no memory left with {subject} and precision={experiment.precision!r}. Ways out:{lines}\n"
-        f"The framework said: {message[0] if message else type(error).__name__}",
+        f"the device has no memory left with {subject} and precision={experiment.precision!r}. "
+        f"{lines}\nThe framework said: {message}",
         micro_batch_size=size,
         precision=experiment.precision,
     )
@@ -241,10 +249,10 @@ def _limit(experiment: Experiment, backend: MemoryAware, device: str | None) -> 
         return parse_bytes(experiment.memory_budget)
     limit = backend.device_memory(device)
     if limit is None:
-        raise ConfigurationError(
-            "micro_batch_size='auto'",
-            ["this device shares its memory with everything else, so say how much of it to use: memory_budget='4GiB'"],
+        problem = (
+            "this device shares its memory with everything else, so say how much of it to use: memory_budget='4GiB'"
         )
+        raise ConfigurationError("micro_batch_size='auto'", [problem])
     return limit
 
 
@@ -253,22 +261,28 @@ def _with_size(experiment: Experiment, size: int) -> Experiment:
 
 
 def _key(experiment: Experiment, backend: str, where: tuple[Any, ...]) -> tuple[Any, ...]:
-    """All that memory depends on: backend, device, model, shapes, and the options that change what is kept."""
+    """Return all that memory depends on: backend, device, model, shapes, options."""
     order = order_of(experiment.train_data, seed=0, shuffle=False)
     first = order.take(0, 0, 1)
     shapes = [(name, array.shape[1:], array.dtype.str) for name, array in first.items()]
-    options = (dict(experiment.loss_terms), experiment.optimizer, experiment.rematerialize, experiment.precision)
-    examples = order.available(0, 0, experiment.effective_examples)
+    terms = dict(experiment.loss_terms)
+    options = (terms, experiment.optimizer, experiment.rematerialize, experiment.precision)
+    window = experiment.effective_examples
+    examples = order.available(0, 0, window)
     model = (id(experiment.model), int(experiment.seed))
-    return backend, *where, *model, repr(options), repr(shapes), experiment.effective_examples, examples
+    return backend, *where, *model, repr(options), repr(shapes), window, examples
 
 
 def _too_small(experiment: Experiment, trial: MemoryTrial, limit: int) -> str:
-    needs = "more than that" if trial.bytes is None else f"{format_bytes(trial.bytes)} ({trial.bytes} bytes)"
-    has_budget = experiment.memory_budget is not None
-    remedies = ["raise memory_budget" if has_budget else "take a device with more memory"]
+    needs = "more than that"
+    if trial.bytes is not None:
+        needs = f"{format_bytes(trial.bytes)} ({trial.bytes} bytes)"
+    remedies = ["raise memory_budget"]
+    if experiment.memory_budget is None:
+        remedies = ["take a device with more memory"]
     if not experiment.rematerialize:
         remedies.append("pass rematerialize=True")
     remedies.append("or use a smaller model")
     advice = ", ".join(remedies)
-    return f"one example does not fit: it needs {needs}, there are {format_bytes(limit)} ({limit} bytes); {advice}"
+    available = f"{format_bytes(limit)} ({limit} bytes)"
+    return f"one example does not fit: it needs {needs}, there are {available}; {advice}"

@@ -17,7 +17,7 @@ MODES = ("min", "max")
 
 
 def improves(value: float, best: float | None, mode: str, minimum_change: float = 0.0) -> bool:
-    """Whether `value` is better than `best` by more than `minimum_change`; NaN never is, any number is than None.
+    """Whether `value` beats `best` by more than `minimum_change`; NaN never does, all beat None.
 
     >>> improves(0.5, 0.6, "min"), improves(0.5, 0.6, "min", 0.2), improves(math.nan, None, "max")
     (True, False, False)
@@ -53,7 +53,7 @@ class BestValue:
 
 @dataclass(kw_only=True)
 class EarlyStopping:
-    """Ends `fit` where a metric has stopped improving: a listener, for `fit(early_stopping=...)` or `callbacks`.
+    """A listener that ends `fit` where a metric has stopped improving.
 
     The run ends after `patience` evaluations in a row without one that is better than the best so
     far by more than `minimum_change` (Prechelt 1998, "Early stopping - but when?"; there the strip
@@ -69,7 +69,8 @@ class EarlyStopping:
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
 
-    >>> trainer.fit(updates=1000, evaluate_every=50, early_stopping=EarlyStopping(patience=3)).stopped # doctest: +SKIP
+    >>> patient = EarlyStopping(patience=3)
+    >>> trainer.fit(updates=1000, evaluate_every=50, early_stopping=patient).stopped # doctest: +SKIP
     'loss has not improved on 0.0321 of update 400 in 3 evaluations'
     """
 
@@ -91,7 +92,7 @@ class EarlyStopping:
 
     @property
     def remembered(self) -> tuple[float, float, float]:
-        """(best value, its update, evaluations since): what a run that goes on after a stop must be given back.
+        """(best value, its update, evaluations since): what a resumed run must be given back.
 
         The first two are NaN before there is a best one, because a checkpoint keeps
         them as numbers.
@@ -104,23 +105,29 @@ class EarlyStopping:
     @remembered.setter
     def remembered(self, memory: tuple[float, float, float]) -> None:
         value, update, waited = memory
-        self._best = None if math.isnan(value) else (value, int(update))
+        self._best = None
+        if not math.isnan(value):
+            self._best = (value, int(update))
         self._waited = int(waited)
 
     def __call__(self, event: Event) -> Stop | None:
-        if isinstance(event, FitStarted):  # one object may listen to several runs, one after the other
+        # one object may listen to several runs, one after the other
+        if isinstance(event, FitStarted):
             self._best = None
             self._waited = 0
         if not isinstance(event, EvaluationFinished) or not event.scheduled:
             return None
         value = float(event.metrics[self.metric])
-        best = None if self._best is None else self._best[0]
+        best, _ = self._best or (None, 0)
         if improves(value, best, self.mode, self.minimum_change):
             self._best = (value, event.update)
             self._waited = 0
             return None
+        # NaN counts as a wait: a run that has diverged ends after `patience` evaluations
         self._waited += 1
         if self._waited < self.patience:
             return None
-        missed = "been a number" if self._best is None else "improved on {:.6g} of update {}".format(*self._best)
+        missed = "been a number"
+        if self._best is not None:
+            missed = "improved on {:.6g} of update {}".format(*self._best)
         return Stop(f"{self.metric} has not {missed} in {self._waited} evaluations")

@@ -1,4 +1,4 @@
-"""Evaluating: what the sums over the evaluation set mean, and during `fit` when, and which evaluation was the best."""
+"""Evaluating: what sums over the evaluation set mean, when `fit` evaluates, which is best."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ __all__ = [
     "plan_evaluations",
 ]
 
-_MOST_UNREAD_FLOATS = 2**22  # sums that wait on the device: for numbers millions of batches, for large arrays a few
+# sums that wait on the device: for numbers millions of batches, for large arrays a few
+_MOST_UNREAD_FLOATS = 2**22
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,15 @@ def evaluate(
     `check(batch, output_shape, source)` raises `DataError` for a batch that does not fit.
     """
     # a term gives two numbers, a metric its values and their weight
-    floats = 2 * len(experiment.loss_terms) + sum(math.prod(metric.shape) + 1 for metric in experiment.metrics)
+    floats = 2 * len(experiment.loss_terms)
+    for metric in experiment.metrics:
+        floats += math.prod(metric.shape) + 1
     most_unread = max(1, _MOST_UNREAD_FLOATS // floats)
-    options = {"ema": True} if ema else {}  # a backend without moving averages need not know the word
+    options = {}  # a backend without moving averages need not know the word
+    if ema:
+        options["ema"] = True
     unread: list[Any] = []
+    # sums are added on the host in float64, so that the batch size does not show
     total = None
     for batch in batches(source, size):
         check(batch, program.info.output_shape, source)
@@ -80,6 +86,7 @@ def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
     """
     terms = experiment.loss_terms
     means: dict[str, float] = {}
+    # a term that weighs nothing in the whole set is no number and must not make the loss one
     weighted: list[float] = []
     for name, term in terms.items():
         key = term_name(name, len(terms))
@@ -88,24 +95,32 @@ def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
         if weight > 0:
             means[key] = float(term.scale * total.values[key] / weight)
             weighted.append(means[key])
-    loss = sum(weighted) if weighted else math.nan
-    return {"loss": loss, **means} if len(terms) > 1 else {"loss": loss}
+    loss = {"loss": math.nan}
+    if weighted:
+        loss["loss"] = sum(weighted)
+    if len(terms) > 1:
+        return {**loss, **means}
+    return loss
 
 
 def _added(total: EvaluationSums | None, sums: EvaluationSums) -> EvaluationSums:
-    return sums if total is None else total + sums
+    if total is None:
+        return sums
+    return total + sums
 
 
 def check_ema(experiment: Experiment) -> None:
     """Raise `ConfigurationError` where no moving average is kept."""
     if experiment.ema_decay is None:
-        raise ConfigurationError(
-            "Trainer", ["there is no moving average; pass ema_decay= to the Experiment, for example ema_decay=0.999"]
-        )
+        problem = "there is no moving average; pass ema_decay= to the Experiment"
+        raise ConfigurationError("Trainer", [f"{problem}, for example ema_decay=0.999"])
 
 
 def evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
-    """`data` as a source that has every field, or the experiment's own; raises `DataError`, `ConfigurationError`."""
+    """`data` as a source with every field, or the experiment's own.
+
+    Raises `DataError` or `ConfigurationError`.
+    """
     if data is not None:
         source = as_source(data)
         problems = Problems("evaluate")
@@ -114,9 +129,8 @@ def evaluation_source(data: Any, experiment: Experiment) -> Source | Stream:
             raise DataError(problems.sentences[0])
         return source
     if experiment.eval_data is None:
-        raise ConfigurationError(
-            "evaluate", ["there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"]
-        )
+        problem = "there is no evaluation data; pass eval_data= to the Experiment or data to evaluate()"
+        raise ConfigurationError("evaluate", [problem])
     return experiment.eval_data
 
 
@@ -165,7 +179,9 @@ class EvaluationPlan:
         value = float(metrics[self.metric])
         best = None if self.best is None else self.best.value
         if improves(value, best, self.mode):
-            parameters = None if self._parameters is None else self._parameters()
+            parameters = None
+            if self._parameters is not None:
+                parameters = self._parameters()
             self.best = BestValue(update, value, self.metric, self.mode, parameters)
 
 
@@ -187,28 +203,37 @@ def plan_evaluations(
     problems = Problems("fit")
     modes = {"loss": "min", **{metric.name: metric.better for metric in experiment.metrics}}
     if every is None:
-        needs = {"best=": best is not None, "keep_best=True": parameters is not None, "evaluate_ema=True": ema}
-        needs["early stopping"] = bool(stoppers)
+        needs = {
+            "best=": best is not None,
+            "keep_best=True": parameters is not None,
+            "evaluate_ema=True": ema,
+            "early stopping": bool(stoppers),
+        }
+        repair = "pass evaluate_every=, the number of updates between them"
         for name, is_asked_for in needs.items():
             if is_asked_for:
-                problems.add(f"{name} needs evaluations; pass evaluate_every=, the number of updates between them")
+                problems.add(f"{name} needs evaluations; {repair}")
         problems.raise_if_any()
         return None
     problems.integer("evaluate_every", every, minimum=1)
     if experiment.eval_data is None:
-        problems.add(f"evaluate_every={every!r} needs evaluation data; pass eval_data= to the Experiment")
+        repair = "pass eval_data= to the Experiment"
+        problems.add(f"evaluate_every={every!r} needs evaluation data; {repair}")
     if ema and experiment.ema_decay is None:
-        problems.add("evaluate_ema=True needs a moving average; pass ema_decay= to the Experiment, for example 0.999")
+        repair = "pass ema_decay= to the Experiment, for example 0.999"
+        problems.add(f"evaluate_ema=True needs a moving average; {repair}")
     if best is None:
-        best = stoppers[0].metric if stoppers else "loss"
+        best = "loss"
+        if stoppers:
+            best = stoppers[0].metric
     _check_metric(problems, "best", best, experiment)
     for stopper in stoppers:
         is_known = _check_metric(problems, "EarlyStopping(metric=...)", stopper.metric, experiment)
         if is_known and stopper.mode != modes[stopper.metric]:
             right = modes[stopper.metric]
             problems.add(
-                f"EarlyStopping(metric={stopper.metric!r}, mode={stopper.mode!r}) waits for the wrong direction: of "
-                f"{stopper.metric!r} the {right}imum is the best; pass mode={right!r}"
+                f"EarlyStopping(metric={stopper.metric!r}, mode={stopper.mode!r}) waits for the "
+                f"wrong direction: of {stopper.metric!r} the {right}imum is the best; pass mode={right!r}"
             )
     problems.raise_if_any()
     return EvaluationPlan(int(every), best, modes[best], parameters)
@@ -222,6 +247,7 @@ def _check_metric(problems: Problems, name: str, metric: Any, experiment: Experi
         problems.add(f"{name} must be one of {listed}, got {metric!r}{closest(metric, shapes)}")
         return False
     if shapes[metric]:
-        problems.add(f"{name}={metric!r} is an array {list(shapes[metric])}, which has no best value; name another")
+        problem = f"is an array {list(shapes[metric])}, which has no best value; name another"
+        problems.add(f"{name}={metric!r} {problem}")
         return False
     return True

@@ -21,11 +21,16 @@ _VALUES = "values/"
 
 @dataclass(frozen=True)
 class StopperMemory:
-    """What one early stopping remembers: what it watches, and (best value, its update, evaluations waited)."""
+    """What an early stopping watches, and remembers: (best value, its update, evaluations since)."""
 
     metric: str
     mode: str
     remembered: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, stopper: EarlyStopping) -> StopperMemory:
+        """Read it off an early stopping."""
+        return cls(stopper.metric, stopper.mode, stopper.remembered)
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,15 @@ class EvaluationState:
         """Collect it from a call of `fit`; empty where that does not evaluate."""
         if plan is None:
             return cls()
-        memories = [StopperMemory(stopper.metric, stopper.mode, stopper.remembered) for stopper in stoppers]
+        # in the order of the listeners, by which a resumed run finds them again
+        memories = [StopperMemory.of(stopper) for stopper in stoppers]
         return cls(tuple(plan.made), plan.best, tuple(memories))
 
     def hand_over(self, plan: EvaluationPlan | None, stoppers: Sequence[EarlyStopping]) -> None:
         """Let a new call of `fit` go on from it, where that watches the same."""
         if plan is None:
             return
+        # before what this call makes: evaluations stay in the order of updates
         plan.made[:0] = list(self.made)
         if self.best is not None and (self.best.metric, self.best.mode) == (plan.metric, plan.mode):
             plan.best = self.best
@@ -67,18 +74,24 @@ class EvaluationState:
             return {}
         arrays: dict[str, np.ndarray] = {}
         arrays["updates"] = np.array([evaluation.update for evaluation in self.made], np.int64)
-        for name in dict.fromkeys(name for evaluation in self.made for name in evaluation.metrics):
-            arrays |= self._metric_arrays(name)
+        for evaluation in self.made:
+            for name in evaluation.metrics:
+                if _AT + name not in arrays:
+                    arrays |= self._metric_arrays(name)
         if self.best is not None:
             arrays["best"] = np.array([self.best.update, self.best.value])
         if self.stoppers:
-            arrays["stoppers"] = np.array([memory.remembered for memory in self.stoppers], np.float64)
+            memories = [memory.remembered for memory in self.stoppers]
+            arrays["stoppers"] = np.array(memories, np.float64)
         return arrays
 
     def metadata(self) -> dict[str, Any]:
         """All that is no number: what was watched, and which end of it is best."""
-        best = None if self.best is None else [self.best.metric, self.best.mode]
-        return {"best": best, "stoppers": [[memory.metric, memory.mode] for memory in self.stoppers]}
+        best = None
+        if self.best is not None:
+            best = [self.best.metric, self.best.mode]
+        stoppers = [[memory.metric, memory.mode] for memory in self.stoppers]
+        return {"best": best, "stoppers": stoppers}
 
     @classmethod
     def read(cls, arrays: Arrays, metadata: Mapping[str, Any], parameters: Arrays) -> EvaluationState:
@@ -88,10 +101,14 @@ class EvaluationState:
             update, value = arrays["best"].tolist()
             metric, mode = map(str, metadata["best"])
             best = BestValue(int(update), value, metric, mode, parameters=dict(parameters) or None)
-        numbers = arrays["stoppers"].tolist() if metadata["stoppers"] else []
+        watched = metadata["stoppers"]
+        numbers = []
+        if watched:
+            numbers = arrays["stoppers"].tolist()
         memories = []
-        for (metric, mode), (value, update, waited) in zip(metadata["stoppers"], numbers, strict=True):
-            memories.append(StopperMemory(str(metric), str(mode), (float(value), float(update), float(waited))))
+        for (metric, mode), (value, update, waited) in zip(watched, numbers, strict=True):
+            remembered = (float(value), float(update), float(waited))
+            memories.append(StopperMemory(str(metric), str(mode), remembered))
         return cls(_read_evaluations(arrays), best, tuple(memories))
 
     def with_parameters(self, parameters: Arrays) -> EvaluationState:
@@ -102,12 +119,18 @@ class EvaluationState:
 
     def _metric_arrays(self, name: str) -> dict[str, np.ndarray]:
         """One metric's values, of those evaluations that had it."""
-        values = {i: np.asarray(e.metrics[name]) for i, e in enumerate(self.made) if name in e.metrics}
-        newest = list(values.values())[-1]
-        # a metric may have had another shape before a restart with another experiment; the newest
-        # is what counts
-        alike = {i: value for i, value in values.items() if (value.shape, value.dtype) == (newest.shape, newest.dtype)}
-        return {_AT + name: np.array(list(alike), np.int64), _VALUES + name: np.stack(list(alike.values()))}
+        indices: list[int] = []
+        values: list[np.ndarray] = []
+        for index, evaluation in reversed(tuple(enumerate(self.made))):
+            if name in evaluation.metrics:
+                value = np.asarray(evaluation.metrics[name])
+                # a metric may have had another shape before a restart with another experiment; the
+                # newest is what counts
+                if not values or (value.shape, value.dtype) == (values[0].shape, values[0].dtype):
+                    indices.append(index)
+                    values.append(value)
+        at = np.array(indices[::-1], np.int64)
+        return {_AT + name: at, _VALUES + name: np.stack(values[::-1])}
 
 
 def _read_evaluations(arrays: Arrays) -> tuple[Evaluation, ...]:
@@ -121,4 +144,5 @@ def _read_evaluations(arrays: Arrays) -> tuple[Evaluation, ...]:
         name = key.removeprefix(_AT)
         for index, value in zip(arrays[key].tolist(), arrays[_VALUES + name], strict=True):
             metrics[index][name] = value.item() if value.ndim == 0 else value.copy()
-    return tuple(Evaluation(update, values) for update, values in zip(updates, metrics, strict=True))
+    evaluations = zip(updates, metrics, strict=True)
+    return tuple(Evaluation(update, values) for update, values in evaluations)

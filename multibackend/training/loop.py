@@ -1,4 +1,4 @@
-"""Hands windows to the device: whole ones, several at a time, or a part of one where a run must stop inside it."""
+"""Hands windows to the device: whole ones, several at a time, or a part of one."""
 
 from __future__ import annotations
 
@@ -45,8 +45,10 @@ class Loop:
     @property
     def micro_batches(self) -> int:
         """Micro-batches handed to the device since the beginning of the run."""
-        begun = self._state.begun
-        return self._results.expected_micro_batches + (0 if begun is None else begun.done)
+        whole = self._results.expected_micro_batches
+        if self._state.begun is None:
+            return whole
+        return whole + self._state.begun.done
 
     def epochs(self) -> int:
         """How many epochs have ended, all that was handed to the device having been read."""
@@ -66,33 +68,40 @@ class Loop:
         if state.begun is not None:
             return state.position.epoch >= stop.epochs
         if self._size_is_open():
-            self._results.read_all()  # with drop_last the size of the next window decides whether the epoch has ended
-        return self._feed.settle(state.position, self._results.expected_updates).epoch >= stop.epochs
+            # with drop_last the size of the next window decides whether the epoch has ended
+            self._results.read_all()
+        settled = self._feed.settle(state.position, self._results.expected_updates)
+        return settled.epoch >= stop.epochs
 
     def run_next(self, stop: StopCondition) -> None:
-        """Hand the next windows to the device, or the rest of one that has begun, or as much of it as is left."""
+        """Hand the next windows to the device, or more of one that has begun."""
         if self._state.begun is not None:
             self._continue(stop)
             return
         if self._size_is_open():
             self._results.read_all()
         first = self._results.expected_updates
-        most = None if stop.updates is None else stop.updates - first
+        most = None
+        if stop.updates is not None:
+            most = stop.updates - first
         if stop.micro_batches is not None:
-            whole = (stop.micro_batches - self.micro_batches) // self._feed.accumulation.steps(first)
+            left = stop.micro_batches - self.micro_batches
+            whole = left // self._feed.accumulation.steps(first)
             if whole == 0:
                 self._begin(stop)
                 return
-            most = whole if most is None else min(most, whole)
+            if most is None or whole < most:
+                most = whole
         stack = self._next(most, stop.epochs)
         placed = self._program.place(stack)
         rates = self._rates(len(stack))
-        self._state.program_state, results = self._program.run(self._state.program_state, placed, rates)
+        state = self._state
+        state.program_state, results = self._program.run(state.program_state, placed, rates)
         self._results.add(stack, results)
-        self._state.position = stack.stop
+        state.position = stack.stop
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put a state in place of this one. A begun window begins anew, the place in the data stays."""
+        """Replace the state. A begun window begins anew, the place in the data stays."""
         self._results.read_all()
         self._state.begun = None
         self._state.program_state = self._program.restore(snapshot)
@@ -119,9 +128,10 @@ class Loop:
         return self._interruptible().snapshot_window(self._state.program_state, begun.native)
 
     def recompute_statistics(self, program: RecomputesStatistics, batches: Iterable[Arrays]) -> None:
-        """Replace BatchNorm's running statistics by their mean over batches. A begun window begins anew."""
-        self._state.begun = None
-        self._state.program_state = program.recompute_statistics(self._state.program_state, batches)
+        """Replace BatchNorm's statistics by their mean over batches. A begun window begins anew."""
+        state = self._state
+        state.begun = None
+        state.program_state = program.recompute_statistics(state.program_state, batches)
 
     def recover(self, error: BaseException) -> None:
         """Leave nothing unread after an error, a listener's perhaps, and the state fit to go on."""
@@ -130,7 +140,8 @@ class Loop:
             if isinstance(error, NonFiniteError):
                 # stand where the failed window begins; a state that went through the host is
                 # not frozen
-                state.program_state = self._program.restore(self._program.snapshot(state.program_state))
+                snapshot = self._program.snapshot(state.program_state)
+                state.program_state = self._program.restore(snapshot)
                 state.position = Position(error.epoch, error.offset)
                 return
             try:
@@ -165,16 +176,17 @@ class Loop:
         end = begun.size
         if stop.micro_batches is not None:
             end = min(end, begun.done + stop.micro_batches - self.micro_batches)
+        # until the backend has it: what it was given is used up, also where it fails
         state.begun = None
         if end < begun.size:
-            program = self._interruptible()
-            native = program.run_part(state.program_state, begun.placed, begun.native, begun.done, end)
+            run_part = self._interruptible().run_part
+            native = run_part(state.program_state, begun.placed, begun.native, begun.done, end)
             state.begun = BegunWindow(begun.stack, begun.placed, end, native)
             return
         rates = self._rates(1)
         if begun.done:
-            program = self._interruptible()
-            ended = program.run_rest(state.program_state, begun.placed, begun.native, begun.done, rates)
+            run_rest = self._interruptible().run_rest
+            ended = run_rest(state.program_state, begun.placed, begun.native, begun.done, rates)
         else:
             ended = self._program.run(state.program_state, begun.placed, rates)
         state.program_state, results = ended
@@ -182,18 +194,20 @@ class Loop:
         state.position = begun.stack.stop
 
     def _rates(self, windows: int) -> Rates:
-        """The rates of all updates that these windows may turn out to make, in a table of constant length.
+        """Tabulate the rates of all updates that these windows may turn out to make.
 
-        Its length is part of what JAX compiles for.
+        The table's length is constant, for it is part of what JAX compiles for.
         """
         first = self._state.update
         rates = self._results.rates.between(first, self._results.expected_updates + windows)
-        table = np.full(max(2 * self._program.windows_per_dispatch + MOST_UNREAD, len(rates)), rates[-1])
+        length = 2 * self._program.windows_per_dispatch + MOST_UNREAD
+        # what lies past the known rates is never used, but must be a number
+        table = np.full(max(length, len(rates)), rates[-1])
         table[: len(rates)] = rates
         return Rates(first, table)
 
     def _size_is_open(self) -> bool:
-        """Whether the size of the next window depends on unread results: one of them may have been skipped."""
+        """Whether unread results decide the next window's size, for one may have been skipped."""
         accumulation = self._feed.accumulation
         if accumulation.constant:
             return False
@@ -202,7 +216,6 @@ class Loop:
 
     def _interruptible(self) -> Interruptible:
         if not isinstance(self._program, Interruptible):
-            raise CapabilityError(
-                "the backend cannot stop in the middle of a window; end the run and save it between windows"
-            )
+            problem = "the backend cannot stop in the middle of a window"
+            raise CapabilityError(f"{problem}; end the run and save it between windows")
         return self._program

@@ -1,4 +1,4 @@
-"""What a trainer is about to run: the experiment with every open choice made, on a backend, from a beginning."""
+"""What a trainer is about to run: the experiment with every open choice made, on a backend."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ def check_arguments(
     """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
     if not isinstance(experiment, Experiment):
-        problems.add(f"experiment must be a multibackend.Experiment, got {experiment!r}", wrong_type=True)
+        problem = f"experiment must be a multibackend.Experiment, got {experiment!r}"
+        problems.add(problem, wrong_type=True)
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        problems.add(f"callbacks must be a sequence of functions, got {callbacks!r}", wrong_type=True)
+        problem = f"callbacks must be a sequence of functions, got {callbacks!r}"
+        problems.add(problem, wrong_type=True)
     if device is not None and not isinstance(device, str):
-        problems.add(f"device must be the name of one of the backend's devices, got {device!r}", wrong_type=True)
+        problem = f"device must be the name of one of the backend's devices, got {device!r}"
+        problems.add(problem, wrong_type=True)
     if windows_per_dispatch is not None:
         problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
     if read_ahead is not None:
@@ -67,6 +70,7 @@ class Plan:
     ) -> Plan:
         """Make every choice that an experiment leaves open."""
         native = load_backend(backend)
+        # before the search for a size, which would cost trials and might find another one
         if saved is not None:
             experiment = _with_saved_batch_size(experiment, saved)
         experiment, micro_batch = resolve(experiment, native, execution)
@@ -81,35 +85,42 @@ class Plan:
         """
         example = self.feed.example()
         with memory_errors(self.backend, self.experiment):
-            program = self.backend.compile(self.experiment, example=example, execution=self.execution)
+            backend = self.backend
+            program = backend.compile(self.experiment, example=example, execution=self.execution)
             plan = self._with_saved_masks(program)
+            # compiled again, because masks are part of the program
             if plan is not self:
-                program = plan.backend.compile(plan.experiment, example=example, execution=plan.execution)
+                program = backend.compile(plan.experiment, example=example, execution=self.execution)
+            # labels and targets are held against the model's outputs before the first update
             self.feed.check(example, program.info.output_shape)
         return plan, program
 
     def _with_saved_masks(self, program: Program) -> Plan:
-        """This plan, or one whose dropout layers have the names of the saved run's, where they need other ones."""
+        """This plan, or one whose dropout layers are named as the saved run's are."""
         layers = mask_names(self.experiment, program)
         if self.saved is None or not layers or not self.saved.dropout_layers:
             return self
+        # the same names in another order draw the same masks: a mask depends on the name alone
         rename = self.experiment.model.rename
         if {layer_name(path, rename) for path in layers} == set(self.saved.dropout_layers):
             return self
-        pairs = pair_layers(self.saved.dropout_layers, layers, rename)
-        renamed = {path: partner for path, partner in pairs.items() if layer_name(path, rename) != partner}
+        pairs = pair_layers(self.saved.dropout_layers, layers, rename).items()
+        renamed = {path: partner for path, partner in pairs if layer_name(path, rename) != partner}
         if not renamed:
             return self
-        return replace(self, experiment=self.experiment.replace(model=self.experiment.model.renamed(renamed)))
+        model = self.experiment.model.renamed(renamed)
+        return replace(self, experiment=self.experiment.replace(model=model))
 
 
 def mask_names(experiment: Experiment, program: Program) -> tuple[str, ...]:
     """The dropout layers that draw portable masks; none where dropout is native."""
-    return program.info.dropout_layers if experiment.dropout == "portable" else ()
+    if experiment.dropout != "portable":
+        return ()
+    return program.info.dropout_layers
 
 
 def _with_saved_batch_size(experiment: Experiment, saved: SavedRun) -> Experiment:
-    """Take the micro-batch size that the saved run had found, where it is left open: another one is another run."""
+    """Take the micro-batch size that the saved run had found: another one is another run."""
     size = saved.experiment.get("micro_batch_size")
     if experiment.micro_batch_size != AUTO or not isinstance(size, int):
         return experiment

@@ -28,15 +28,18 @@ def as_recomputable(
     if not isinstance(program, RecomputesStatistics):
         raise CapabilityError(f"the backend {backend!r} cannot recompute batch statistics")
     if not program.info.batch_norm_layers:
-        raise ConfigurationError("recompute_statistics", ["the model has no layers with running statistics"])
-    if experiment.batch_statistics == "frozen":
-        problem = "batch_statistics='frozen' keeps the statistics as they are; use 'microbatch' or 'window'"
+        problem = "the model has no layers with running statistics"
         raise ConfigurationError("recompute_statistics", [problem])
-    return experiment.train_data if data is None else as_source(data), program
+    if experiment.batch_statistics == "frozen":
+        problem = "batch_statistics='frozen' keeps the statistics as they are"
+        raise ConfigurationError("recompute_statistics", [f"{problem}; use 'microbatch' or 'window'"])
+    if data is None:
+        return experiment.train_data, program
+    return as_source(data), program
 
 
 def batches_of(source: Source | Stream, size: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """All of the data in order, in batches of a size; a last single example joins the batch before it."""
+    """Yield the data in order, in batches; a last single example joins the batch before it."""
     order = order_of(source, seed=0, shuffle=False)
     offset = 0
     while count := order.available(0, offset, size + 2):

@@ -1,4 +1,4 @@
-"""What windows measured: read from the device at intervals, entered into the run's state, told to the listeners.
+"""What windows measured: read at intervals, entered into the run's state, told to listeners.
 
 The device runs ahead of the host. Results are read in order, and only then does the host know for
 sure how many updates were made.
@@ -40,16 +40,17 @@ def learning_rate_of(experiment: Experiment) -> LearningRate:
     learning_rate = experiment.optimizer.learning_rate
     if experiment.lr_scaling is None or experiment.base_batch_size is None:
         return learning_rate
+    size = int(experiment.micro_batch_size)
     return BatchScaled(
         learning_rate=learning_rate,
         scaling=experiment.lr_scaling,
         base=experiment.base_batch_size,
-        examples=lambda update: experiment.accumulation.steps(update) * int(experiment.micro_batch_size),
+        examples=lambda update: experiment.accumulation.steps(update) * size,
     )
 
 
 class _Unread(NamedTuple):
-    """Windows whose results are still on the device: their stack without data, the results, micro-batches of each."""
+    """Windows whose results are still on the device, their stack without its data."""
 
     stack: WindowStack
     results: Any
@@ -92,13 +93,15 @@ class ResultsLog:
 
     def add(self, stack: WindowStack, results: Any) -> None:
         """Take note of windows that were handed to the device."""
+        # a window's data would stay in memory until its results are read
         without_data = replace(stack, fields={}, ragged=None)
         self._unread.append(_Unread(without_data, results, stack.sizes))
 
     def read_if_due(self) -> None:
         """Read at intervals all but the newest results, with which the device may still be busy."""
         now = time.perf_counter()
-        if now - self._last_read < _SECONDS_BETWEEN_READS and self.unread_windows < MOST_UNREAD // 2:
+        is_recent = now - self._last_read < _SECONDS_BETWEEN_READS
+        if is_recent and self.unread_windows < MOST_UNREAD // 2:
             return
         while len(self._unread) > 1:
             self._read()
@@ -130,7 +133,7 @@ class ResultsLog:
         self._check_progress(stack, results)
 
     def _enter_updates(self, stack: WindowStack, results: WindowResults) -> dict[str, np.ndarray]:
-        """Append the windows that made an update to the history; returns the columns that were appended."""
+        """Append the windows that made an update to the history; return what was appended."""
         state = self._state
         applied = np.flatnonzero(results.applied)
         first = state.update
@@ -146,6 +149,7 @@ class ResultsLog:
         }
         for index, name in enumerate(state.history.terms):
             columns[name] = results.terms[applied, index]
+        # by columns: a record for each update would cost more than a small model's update
         state.history.extend(**columns)
         global_norms = np.maximum(results.grad_norm[applied, None], np.finfo(np.float64).tiny)
         shares = results.gradient_norms[applied] / global_norms
@@ -180,13 +184,14 @@ class ResultsLog:
         epoch = self._feed.examples  # of a stream unknown until its end
         if epoch is not None and state.idle_examples >= epoch:
             raise DataError(
-                f"no window of a whole epoch made an update, so the run would never end; the last {len(state.skipped)} "
-                f"windows were skipped, the last because it was {state.skipped[-1].reason} (nonfinite: its gradient is "
-                "NaN or infinite; weightless: its weights sum to 0). Look at the data and the learning rate"
+                "no window of a whole epoch made an update, so the run would never end; "
+                f"the last {len(state.skipped)} windows were skipped, the last because it was "
+                f"{state.skipped[-1].reason} (nonfinite: its gradient is NaN or infinite; "
+                "weightless: its weights sum to 0). Look at the data and the learning rate"
             )
 
     def _place(self, stack: WindowStack, results: WindowResults, window: int) -> tuple[int, int]:
-        """(number of the update that a window would make, where its examples begin in the epoch)."""
+        """Return (the update that a window would make, where its examples begin in the epoch)."""
         update = self._state.update + int(results.applied[:window].sum()) + 1
         offset = stack.start.offset + int(stack.examples[:window].sum())
         return update, offset
@@ -198,12 +203,13 @@ class ResultsLog:
         columns = self._enter_updates(stack, results)
         finite = np.isfinite(results.gradient_norms[window])
         names = self._program.info.parameter_names
-        parameters = [name for name, is_finite in zip(names, finite, strict=True) if not is_finite]
+        parameters = list(itertools.compress(names, ~finite))
         listed = ", ".join(parameters) or "none, but their common norm overflowed"
         failure = NonFiniteError(
-            f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} at example {offset} of its "
-            f"order; parameters: {listed}. The training state is what it was before that window. Lower the learning "
-            'rate, set max_grad_norm, look at those examples, or drop such windows with on_nonfinite="skip"',
+            f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} "
+            f"at example {offset} of its order; parameters: {listed}. The training state is what it "
+            "was before that window. Lower the learning rate, set max_grad_norm, look at those "
+            'examples, or drop such windows with on_nonfinite="skip"',
             update=update,
             parameters=parameters,
             epoch=stack.start.epoch,
@@ -212,7 +218,8 @@ class ResultsLog:
         try:
             self._emit.tell(self._in_order(skipped, columns))
         except Exception as error:
-            raise failure from error  # the trainer must learn of the failed window, whatever a listener does
+            # the trainer must learn of the failed window, whatever a listener does
+            raise failure from error
         raise failure
 
     def _in_order(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray]) -> Iterator[_Happening]:

@@ -1,4 +1,4 @@
-"""What changes while a run trains, as one value: the trainer has it, the loop moves it, a checkpoint captures it."""
+"""What changes while a run trains, as one value, which the loop moves and a checkpoint captures."""
 
 from __future__ import annotations
 
@@ -61,12 +61,15 @@ class RunState:
         evaluations: those made so far, and what early stopping remembers of them.
     """
 
+    # what the device has
     program_state: Any
     history: History
     gradient_shares: np.ndarray
     gradient_norms: list[np.ndarray] | None = None
+    # where the run stands in the data
     position: Position = field(default_factory=Position)
     begun: BegunWindow | None = None
+    # what was read from the device
     update: int = 0
     micro_batches: int = 0
     idle_examples: int = 0
@@ -77,11 +80,14 @@ class RunState:
     def initial(cls, experiment: Experiment, program: Program, *, record_gradient_norms: bool = False) -> RunState:
         """The state at update 0, with the parameters that the model's builder chose."""
         terms = experiment.loss_terms
-        # a single term is the loss itself and needs no column of its own
-        columns = [term_name(name, len(terms)) for name in terms] if len(terms) > 1 else []
-        return cls(
+        columns: list[str] = []
+        if len(terms) > 1:  # a single one is the loss itself and needs no column of its own
+            columns = [term_name(name, len(terms)) for name in terms]
+        state = cls(
             program_state=program.init(),
             history=History(columns),
             gradient_shares=np.zeros(len(program.info.parameter_names)),
-            gradient_norms=[] if record_gradient_norms else None,
         )
+        if record_gradient_norms:
+            state.gradient_norms = []
+        return state

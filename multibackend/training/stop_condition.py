@@ -24,21 +24,25 @@ class StopCondition:
 
     @classmethod
     def checked(cls, problems: Problems, *, updates: Any, epochs: Any, micro_batches: Any) -> StopCondition:
-        """Take what `fit` was given, entering what is wrong with it; call `raise_if_any` before it is used."""
+        """Take what `fit` was given, entering what is wrong with it: call `raise_if_any` first."""
         values = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
         given = {name: value for name, value in values.items() if value is not None}
         if len(given) != 1:
-            third = "" if micro_batches is None else f" and micro_batches={micro_batches!r}"
-            problems.add(
-                "give either updates= or epochs= (or micro_batches=), "
-                f"got updates={updates!r} and epochs={epochs!r}{third}"
-            )
-        valid = {name: int(value) for name, value in given.items() if problems.integer(name, value, minimum=0)}
-        return cls(**valid)
+            problem = f"got updates={updates!r} and epochs={epochs!r}"
+            if micro_batches is not None:
+                problem += f" and micro_batches={micro_batches!r}"
+            problems.add(f"give either updates= or epochs= (or micro_batches=), {problem}")
+        limits = {}
+        for name, value in given.items():
+            if problems.integer(name, value, minimum=0):
+                limits[name] = int(value)
+        return cls(**limits)
 
     def before(self, *, updates: float = math.inf, micro_batches: float = math.inf) -> StopCondition:
         """This condition, or an earlier point on the way to it."""
-        return StopCondition(_least(self.updates, updates), self.epochs, _least(self.micro_batches, micro_batches))
+        nearest = _least(self.micro_batches, micro_batches)
+        # epochs stay as they are: the loop asks the feed where one ends
+        return StopCondition(_least(self.updates, updates), self.epochs, nearest)
 
     def planned_updates(self, windows_per_epoch: int | None, steps: int) -> int | None:
         """The update at which the run ends: an estimate unless updates decide.
@@ -58,6 +62,6 @@ class StopCondition:
 
 
 def _least(limit: int | None, point: float) -> int | None:
-    if math.isinf(point):
+    if math.isinf(point) or (limit is not None and limit <= point):
         return limit
-    return int(point) if limit is None else min(limit, int(point))
+    return int(point)

@@ -49,7 +49,7 @@ __all__ = ["FitResult", "Trainer"]
 
 @dataclass(frozen=True)
 class _Fit:
-    """One call of `fit`: where it ends, what it evaluates, who may end it earlier, what signals have come."""
+    """One call of `fit`: where it ends, what it evaluates, who may end it earlier, its signals."""
 
     stop: StopCondition
     evaluations: EvaluationPlan | None
@@ -119,40 +119,51 @@ class Trainer:
         resume: str | SavedRun = "never",
         may_differ: Sequence[str] = (),
     ) -> None:
+        # everything that can be known to be wrong is found here, before a model is built
         check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
         directory = None if run_dir is None else Path(run_dir)
         check_resuming(directory, checkpointing, resume)
-        saved = starting_run(None if checkpointing is None else directory, resume)
-        windows = None if windows_per_dispatch is None else int(windows_per_dispatch)
-        choices = Execution(device, execution, windows)
+        # read before anything is compiled: the saved run decides the batch size that was left open
+        # and the names by which dropout masks are drawn
+        saved = starting_run(directory, resume, is_saved=checkpointing is not None)
+        if windows_per_dispatch is not None:
+            windows_per_dispatch = int(windows_per_dispatch)
+        choices = Execution(device, execution, windows_per_dispatch)
 
         plan = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead)
         self._plan, self.program = plan.compile()
-        self._loop = self._build_loop(callbacks, directory, record_gradient_norms=record_gradient_norms)
+        self._loop = self._build_loop(callbacks, directory, gradient_norms=record_gradient_norms)
         self._saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
 
         self.backend = backend
         self.device = self._plan.backend.devices()[0] if device is None else device
         self.experiment: Experiment = self._plan.experiment
         self.micro_batch = self._plan.micro_batch
+        # last, because it needs the model's own names and the loop that reads the begun window
         if saved is not None:
             restore(self._plan, self.program, self._loop, self.state, saved, may_differ)
         if self.micro_batch is not None:
             self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
     def _build_loop(
-        self, callbacks: Sequence[events.Listener], directory: Path | None, *, record_gradient_norms: bool
+        self, callbacks: Sequence[events.Listener], directory: Path | None, *, gradient_norms: bool
     ) -> Loop:
         """Make the state at update 0, what enters results into it, and the loop that moves it."""
         experiment = self._plan.experiment
         feed = self._plan.feed
-        log = [] if directory is None else [JsonLog(directory)]
+        backend = self._plan.backend
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
-        self._emit = events.Broadcast([*callbacks, *log], experiment=experiment.name, backend=self._plan.backend.name)
-        with memory_errors(self._plan.backend, experiment):
-            self.state = RunState.initial(experiment, self.program, record_gradient_norms=record_gradient_norms)
+        # behind the listeners of the user, who hear an event first
+        listeners = [*callbacks]
+        if directory is not None:
+            listeners.append(JsonLog(directory))
+        self._emit = events.Broadcast(listeners, experiment=experiment.name, backend=backend.name)
+        # the state is the first thing that may not fit on the device
+        with memory_errors(backend, experiment):
+            self.state = RunState.initial(experiment, self.program, record_gradient_norms=gradient_norms)
         self._results = ResultsLog(experiment, self.program, feed, self._emit, self.state)
-        self._goes_on = self._plan.saved is not None  # the next `fit` takes up a saved run's evaluations
+        # the next `fit` takes up a saved run's evaluations
+        self._goes_on = self._plan.saved is not None
         self._warned = False
         return Loop(self.program, feed, self._results, self.state)
 
@@ -168,7 +179,7 @@ class Trainer:
         keep_best: bool = False,
         early_stopping: EarlyStopping | None = None,
     ) -> FitResult:
-        """Train until the run has made `updates` updates or `epochs` epochs, counted from its beginning.
+        """Train until the run has made so many updates or epochs, counted from its beginning.
 
         Args:
             updates, epochs, micro_batches: where the run ends; give one of them. Micro-batches may
@@ -195,26 +206,34 @@ class Trainer:
         (350, 0.0712)
         """
         problems = Problems("fit")
-        stop = StopCondition.checked(problems, updates=updates, epochs=epochs, micro_batches=micro_batches)
+        limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
+        stop = StopCondition.checked(problems, **limits)
         problems.boolean("evaluate_ema", evaluate_ema)
         problems.boolean("keep_best", keep_best)
         if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
-            problems.add(f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}", wrong_type=True)
+            problem = f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}"
+            problems.add(problem, wrong_type=True)
         problems.raise_if_any()
-        stoppers = self._stoppers if early_stopping is None else [early_stopping, *self._stoppers]
-        kept_parameters = self.ema_parameters if evaluate_ema else self.parameters
+        stoppers = [*self._stoppers]
+        if early_stopping is not None:
+            stoppers.insert(0, early_stopping)
+        kept_parameters = None
+        if keep_best:
+            kept_parameters = self.ema_parameters if evaluate_ema else self.parameters
         evaluations = plan_evaluations(
             self.experiment,
             evaluate_every,
             best,
             stoppers,
             ema=evaluate_ema,
-            parameters=kept_parameters if keep_best else None,
+            parameters=kept_parameters,
         )
+        # a listener that stopped the call of `fit` before does not stop this one
         self._emit.stop = None
         signals = SignalHandler(self._ask_to_stop, active=self._saver is not None)
         with self._emit.joined_by(early_stopping), signals:
             result = self._fit(_Fit(stop, evaluations, evaluate_ema, stoppers, signals))
+        # only a run that was saved can tell how it goes on
         if self._saver is not None:
             signals.end(self._saver.run_dir, result.updates, self.backend)
         return result
@@ -227,10 +246,13 @@ class Trainer:
             with memory_errors(self._plan.backend, self.experiment):
                 self._run(fit)
             plan = fit.evaluations
-            if fit.signals.caught is None and plan is not None and not plan.made_at(self.state.update):
+            # whoever ends a run by a signal waits for a save, not for an evaluation besides
+            is_whole = fit.signals.caught is None
+            if is_whole and plan is not None and not plan.made_at(self.state.update):
                 self._evaluate(ema=fit.ema, plan=plan)
             self._save(fit, last=True)
         except BaseException as error:
+            # first of all the state: whatever a listener does next, the trainer stays usable
             self._loop.recover(error)
             with contextlib.suppress(Exception):  # the first error is the one to be told
                 self._close()
@@ -239,19 +261,21 @@ class Trainer:
                 self._emit(events.FitFailed, update=self.state.update, error=told)
             raise
         finally:
+            # no thread outlives the call; what it has read waits for the next one
             self._plan.feed.end_thread()
         self._close()
         seconds = time.perf_counter() - started
-        stopped = None if self._emit.stop is None else self._emit.stop.reason
+        stopped = self._emit.stop and self._emit.stop.reason
         self._emit(events.FitFinished, update=self.state.update, seconds=seconds, stopped=stopped)
+        evaluations = EvaluationState.of(fit.evaluations, fit.stoppers)
         return FitResult(
             history=self.state.history,
             skipped=tuple(self.state.skipped),
             updates=self.state.update,
             epochs=self._loop.epochs(),
             seconds=seconds,
-            evaluations=() if fit.evaluations is None else tuple(fit.evaluations.made),
-            best=None if fit.evaluations is None else fit.evaluations.best,
+            evaluations=tuple(evaluations.made),
+            best=evaluations.best,
             stopped=stopped,
         )
 
@@ -265,8 +289,8 @@ class Trainer:
             fit.evaluations.go_on(update)
         feed = self._plan.feed
         planned = fit.stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
-        mode = self.program.execution.mode
-        self._emit(events.FitStarted, update=update, updates=planned, device=self.device, execution=mode)
+        execution = {"device": self.device, "execution": self.program.execution.mode}
+        self._emit(events.FitStarted, update=update, updates=planned, **execution)
         if self._goes_on:  # after the event, at which early stopping forgets what it remembers
             self.state.evaluations.hand_over(fit.evaluations, fit.stoppers)
         self._goes_on = False
@@ -275,16 +299,25 @@ class Trainer:
 
     def _run(self, fit: _Fit) -> None:
         """Hand windows to the device until the end, evaluating and saving on the way."""
-        state, results, loop, saver = self.state, self._results, self._loop, self._saver
+        state = self.state
+        results = self._results
+        loop = self._loop
+        saver = self._saver
         plan = fit.evaluations
         while self._emit.stop is None and not loop.reached(fit.stop):
-            nearest = fit.stop if plan is None else fit.stop.before(updates=plan.due)
-            loop.run_next(nearest if saver is None else saver.before(nearest))
+            # a dispatch never runs past an evaluation or a save
+            nearest = fit.stop
+            if plan is not None:
+                nearest = nearest.before(updates=plan.due)
+            if saver is not None:
+                nearest = saver.before(nearest)
+            loop.run_next(nearest)
             results.read_if_due()
             if plan is not None and results.expected_updates >= plan.due:
                 results.read_all()  # some of the expected updates may have been skipped
                 if state.update >= plan.due:
                     self._evaluate(ema=fit.ema, plan=plan)
+            # asked twice: expected updates are an upper bound, and reading results costs a wait
             if saver is not None and saver.may_be_due(results.expected_updates, loop.micro_batches):
                 results.read_all()
                 if saver.may_be_due(state.update, loop.micro_batches):
@@ -302,6 +335,7 @@ class Trainer:
         if self._saver is None:
             return
         update = self.state.update
+        # a checkpoint ranks by an evaluation of these very parameters, not of earlier ones
         metric = None
         if plan is not None and plan.made_at(update):
             metric = self._saver.metric_of(plan.made[-1].metrics)
@@ -314,7 +348,7 @@ class Trainer:
         return capture(self._plan, self.program, self._loop, self.state)
 
     def save(self, path: str | Path) -> Path:
-        """Write a checkpoint of the run as it stands, also inside a window, to a directory that is not there.
+        """Write a checkpoint of the run as it stands, also inside a window, to a new directory.
 
         Raises:
             CheckpointError: it cannot be written; the message says why.
@@ -346,14 +380,16 @@ class Trainer:
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
         saved = open_run(path)
-        return cls(experiment, saved.backend if backend is None else backend, resume=saved, **options)
+        if backend is None:
+            backend = saved.backend
+        return cls(experiment, backend, resume=saved, **options)
 
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
-        """Loss and metrics over `data`, the experiment's `eval_data` unless given; never changes training state.
+        """Loss and metrics over `data`, the experiment's `eval_data` unless given.
 
         Each is the weighted mean over all of the data, so the batch size does not show in the
         result. With `ema` the moving average takes the place of the parameters; BatchNorm
-        statistics are those of the training.
+        statistics are those of the training, whose state is never changed.
 
         Raises:
             ConfigurationError: there are no data, or no moving average.
@@ -373,10 +409,10 @@ class Trainer:
         state = self.state.program_state
         with memory_errors(self._plan.backend, self.experiment, size):
             metrics = evaluate(self.program, state, self.experiment, source, size, check=check, ema=ema)
-        update = self.state.update
+        measured = {"update": self.state.update, "metrics": metrics}
         if plan is not None:
-            plan.enter(update, metrics)
-        self._emit(events.EvaluationFinished, update=update, metrics=metrics, ema=ema, scheduled=plan is not None)
+            plan.enter(**measured)
+        self._emit(events.EvaluationFinished, **measured, ema=ema, scheduled=plan is not None)
         return metrics
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -393,11 +429,12 @@ class Trainer:
         check_ema(self.experiment)
         averaged = dict(self.snapshot().ema)
         if not averaged:
-            raise CapabilityError(f"the backend {self.backend!r} keeps no moving average of the parameters")
+            problem = f"the backend {self.backend!r} keeps no moving average of the parameters"
+            raise CapabilityError(problem)
         return averaged
 
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Replace the parameters by arrays in canonical layout, for example another backend's `parameters()`.
+        """Replace the parameters by arrays in canonical layout, as of another backend.
 
         Names pair up as in `compare`, by `Model(matching=...)` or by what they, shapes and layers
         say; model state that is among the arrays is taken over as well. A moving average begins
@@ -411,11 +448,11 @@ class Trainer:
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
     def recompute_statistics(self, data: Any = None) -> None:
-        """Replace BatchNorm's running statistics by their mean over `data`, the training data unless given.
+        """Replace BatchNorm's running statistics by their mean over data.
 
-        The model sees the data in order, in training mode, in micro-batches; each statistic
-        becomes the mean over them, weighted by examples, of what the layer would add to its
-        running value. Parameters stay.
+        They are the training data unless given. The model sees them in order, in training mode, in
+        micro-batches; each statistic becomes the mean over them, weighted by examples, of what the
+        layer would add to its running value. Parameters stay.
 
         Raises:
             ConfigurationError: the model has no layers with batch statistics, or they are frozen.
@@ -425,16 +462,17 @@ class Trainer:
         """
         source, program = as_recomputable(self.experiment, self.backend, self.program, data)
         self._results.read_all()
-        self._loop.recompute_statistics(program, batches_of(source, int(self.experiment.micro_batch_size)))
+        batches = batches_of(source, int(self.experiment.micro_batch_size))
+        self._loop.recompute_statistics(program, batches)
 
     def gradient_shares(self) -> dict[str, float]:
-        """For each parameter the largest share that its gradient's norm has had in the global norm so far."""
+        """For each parameter the largest share that its gradient has had in the global norm."""
         self._results.read_all()
         names = self.program.info.parameter_names
         return dict(zip(names, self.state.gradient_shares.tolist(), strict=True))
 
     def gradient_norms(self) -> np.ndarray:
-        """The norm of each parameter's gradient at each update of this trainer: float64 [updates, parameters].
+        """The norm of each parameter's gradient at each update: float64 [updates, parameters].
 
         Normalised, before clipping; in the order of `program.info.parameter_names`.
 
@@ -444,17 +482,19 @@ class Trainer:
         self._results.read_all()
         norms = self.state.gradient_norms
         if norms is None:
-            raise ConfigurationError("Trainer", ["there are no gradient norms; pass record_gradient_norms=True"])
+            problem = "there are no gradient norms; pass record_gradient_norms=True"
+            raise ConfigurationError("Trainer", [problem])
         return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
 
     def snapshot(self) -> Snapshot:
-        """The training state on the host: parameters, model state, optimizer slots, updates made, moving average."""
+        """The state on the host: parameters, model and optimizer state, update, moving average."""
         self._results.read_all()
         return self.program.snapshot(self.state.program_state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot: its parameters, model state, optimizer slots and number of updates, which decides the
-        learning rate. The place in the data stays.
+        """Go on from a snapshot, whose number of updates decides the learning rate.
+
+        The place in the data stays.
         """
         self._loop.restore(snapshot)
 
@@ -465,7 +505,8 @@ class Trainer:
         """Once per run, where a model takes batch statistics from small micro-batches."""
         size = int(self.experiment.micro_batch_size)
         layers = self.program.info.batch_norm_layers
-        if self._warned or not layers or size >= SMALL_MICRO_BATCH or self.experiment.batch_statistics == "frozen":
+        is_frozen = self.experiment.batch_statistics == "frozen"
+        if self._warned or not layers or size >= SMALL_MICRO_BATCH or is_frozen:
             return
         self._warned = True
         message = small_micro_batch_message(layers, size)

@@ -26,6 +26,8 @@ LARGE_CLASSES = {
     "JaxProgram": "the port has ten methods",
     "Loop": "whole windows, parts of one, going on and going back, on one state",
     "ResultsLog": "what is read and what is entered",
+    "CheckpointStore": "writing, listing, pruning and the lock that holds them together",
+    "WrongPlaces": "one question per place where a layer may be wrong",
     "WindowFunctions": "the parts of a window, and what they need of the experiment",
     "History": "the protocol of a sequence",
 }

@@ -1,4 +1,4 @@
-"""Every backend and execution passes the part of the suite that needs labels, unused parameters, statistics, dropout."""
+"""Every backend and execution mode passes what needs labels, unused parameters, statistics, dropout."""
 
 import pytest
 from support.variants import DISPATCH, SCAN, SCAN_MANY, TORCH

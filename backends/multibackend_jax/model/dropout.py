@@ -1,6 +1,7 @@
 """Portable dropout in JAX: the masks that `multibackend.protocol.dropout_masks` defines, from JAX's own threefry.
 
-The primitive is bound directly: no flag of the process (default generator, partitionable or not) has a say.
+The primitive is bound directly: no flag of the process (default generator, partitionable or not)
+has a say.
 
 >>> layer = Dropout(0.1, name="head.drop")       # in an nnx module
 >>> layer = LinenDropout(0.1, not train)         # in a linen one    # doctest: +SKIP
@@ -58,9 +59,9 @@ def _dropped(inputs: jax.Array, key: jax.Array, rate: float, broadcast_dims: Seq
 class Dropout(nnx.Dropout):
     """Dropout whose masks every backend reproduces: y = x * keep / (1 - rate) in training, y = x in evaluation.
 
-    `keep` is `multibackend.protocol.dropout_masks.keep_mask` of the run's seed, the update, the micro-batch and the
-    layer's name; the gradient is keep / (1 - rate). A library layer is portable whatever the experiment's `dropout`
-    says.
+    `keep` is `multibackend.protocol.dropout_masks.keep_mask` of the run's seed, the update, the
+    micro-batch and the layer's name; the gradient is keep / (1 - rate). A library layer is portable
+    whatever the experiment's `dropout` says.
 
     Args:
         rate: the probability of dropping an element, in [0, 1).
@@ -70,7 +71,8 @@ class Dropout(nnx.Dropout):
     Raises:
         ConfigurationError: the rate is outside [0, 1).
 
-    Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from
+    overfitting".
     """
 
     name: str | None
@@ -118,7 +120,8 @@ def _make_portable(layer: Any, key: jax.Array, word: int, name: str | None) -> N
 def prepare_nnx(module: nnx.Module, seed: int, *, portable: bool, rename: Mapping[str, str]) -> tuple[str, ...]:
     """Name the dropout layers of an nnx module and make all, or the library's own, portable.
 
-    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, in order of definition.
+    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, in
+    order of definition.
 
     Raises:
         ConfigurationError: `portable`, and a layer drops in a way that cannot be replaced.

@@ -1,8 +1,8 @@
 """Canonical names and layouts of Flax parameters.
 
-Flax stores a Linear's kernel [in, out] and a Conv's [*spatial, in, out]; the canonical layout is torch's. The layer
-that owns a leaf decides its layout, so that a three-dimensional kernel of an attention projection is not taken for a
-one-dimensional convolution.
+Flax stores a Linear's kernel [in, out] and a Conv's [*spatial, in, out]; the canonical layout is
+torch's. The layer that owns a leaf decides its layout, so that a three-dimensional kernel of an
+attention projection is not taken for a one-dimensional convolution.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Layout:
         native: the native shape.
         merged: the native shape with axes joined, for example [in, heads * dim].
         axes: the permutation of `merged` that gives the canonical array.
-        flipped: how many trailing canonical axes are reversed (the spatial ones of a transposed convolution).
+        flipped: how many trailing canonical axes are reversed (the spatial ones of a transposed
+            convolution).
     """
 
     native: tuple[int, ...]
@@ -129,7 +130,8 @@ def _general_layout(leaf: str, shape: tuple[int, ...], owner: Any) -> Layout:
 def canonical_names(paths: Sequence[Sequence[Any]], owners: Sequence[object]) -> list[str]:
     """Return the canonical names of leaves, for example ("layers", 0, "kernel") of a Linear → "layers.0.weight".
 
-    Leaves of the user's own modules keep their names, and so does one whose canonical name is already taken.
+    Leaves of the user's own modules keep their names, and so does one whose canonical name
+    is already taken.
     """
     names: list[str] = []
     for path, owner in zip(paths, owners, strict=True):

@@ -55,7 +55,8 @@ class BatchNorm(nnx.Module):
 
     Args:
         features: C.
-        momentum: the weight of the new value, in [0, 1]; flax's own layers weigh the old value instead.
+        momentum: the weight of the new value, in [0, 1]; flax's own layers weigh the
+            old value instead.
         eps: added to the variance.
 
     Raises:
@@ -145,7 +146,8 @@ def moved(
 ) -> Arrays:
     """Return the state as if its statistics had moved with the momentum `momentum(decay)`.
 
-    A layer has set r' = d r + (1 - d) s. With another momentum m it would be r + m / (1 - d) (r' - r).
+    A layer has set r' = d r + (1 - d) s. With another momentum m it would be r + m / (1 - d)
+    (r' - r).
     """
     result = dict(new)
     for statistics in decays.values():

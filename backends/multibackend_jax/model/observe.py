@@ -1,7 +1,7 @@
 """What each module of a Flax model is called with and returns: `linen.intercept_methods`, or patched nnx classes.
 
-What is called inside a transformation (scan, vmap, checkpoint, a nested jit) exists only while that is being traced
-and cannot be handed out; such calls are passed through unrecorded.
+What is called inside a transformation (scan, vmap, checkpoint, a nested jit) exists only while that
+is being traced and cannot be handed out; such calls are passed through unrecorded.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Observer:
     """Records the calls of a model's modules in the order in which they begin.
 
     Args:
-        forced: by (layer name, call), what to put in place of inputs and outputs; their arrays may be traced.
+        forced: by (layer name, call), what to put in place of inputs and outputs; their arrays
+            may be traced.
     """
 
     def __init__(self, forced: Mapping[tuple[str, int], Forced] | None = None) -> None:

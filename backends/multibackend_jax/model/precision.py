@@ -1,7 +1,8 @@
 """Number formats of a run, without touching the flags of the process.
 
-Everything a program does happens inside `scope()`: 64-bit types are enabled for a float64 run and only there, so a
-float32 run in the same process stays float32. tf32 stays off because functions are traced at the highest precision.
+Everything a program does happens inside `scope()`: 64-bit types are enabled for a float64 run and
+only there, so a float32 run in the same process stays float32. tf32 stays off because functions are
+traced at the highest precision.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """A Flax module as a pure function.
 
-`FlaxModel.apply(parameters, state, batch, stamp, train) -> (outputs, state)` works on flat dicts keyed by canonical
-name, the arrays in their native layout. State is whatever a module keeps that is no parameter: BatchNorm statistics
-and other mutable collections. Random streams are no state: they are a pure function of the seed and of a stamp
-(update, micro-batch), so that a window that was skipped leaves no trace.
+`FlaxModel.apply(parameters, state, batch, stamp, train) -> (outputs, state)` works on flat dicts
+keyed by canonical name, the arrays in their native layout. State is whatever a module keeps that is
+no parameter: BatchNorm statistics and other mutable collections. Random streams are no state: they
+are a pure function of the seed and of a stamp (update, micro-batch), so that a window that was
+skipped leaves no trace.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Stamp:
     size: jax.Array
 
     def fold_into(self, key: jax.Array) -> jax.Array:
-        # one after the other: folded in as a sum, micro-batch 1 of one update would be 0 of the next
+        # one after the other: folded in as a sum, micro-batch 1 of one update would be 0 of
+        # the next
         key = jax.random.fold_in(key, self.update)
         return jax.random.fold_in(key, self.micro_batch)
 
@@ -57,10 +59,13 @@ class FlaxModel:
     Attributes:
         parameters, state: initial values by canonical name, in native layout.
         layouts: how each parameter and state array becomes its canonical one.
-        apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is None in evaluation.
+        apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is
+            None in evaluation.
         dropout_layers: their names, portable or not; those of rate 0 aside.
-        statistics: by path of each layer with running statistics: the weight of a statistic's old value, by its name.
-        kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for a user's module.
+        statistics: by path of each layer with running statistics: the weight of a statistic's old
+            value, by its name.
+        kinds: for each array, in order of definition, the sort of Flax layer it belongs to; "" for
+            a user's module.
         paths: where flax keeps each parameter and state array; in linen with the collection first.
         native: for each array the dotted path under which users of the framework store it.
     """

@@ -1,10 +1,11 @@
 """Modules that recompute their activations in the backward pass, by `jax.checkpoint` as Flax lifts it.
 
-nnx: the class of a chosen module is replaced by a subclass whose `__call__` runs under `nnx.remat`, so names stay what
-they are. linen: an interceptor runs the `__call__` of the chosen modules under `linen.remat`, which keeps the scope
-of each module and the random keys drawn in it.
+nnx: the class of a chosen module is replaced by a subclass whose `__call__` runs under `nnx.remat`,
+so names stay what they are. linen: an interceptor runs the `__call__` of the chosen modules under
+`linen.remat`, which keeps the scope of each module and the random keys drawn in it.
 
-Both hand arrays and modules over and leave everything else (`train=True`, None, ...) a Python value.
+Both hand arrays and modules over and leave everything else (`train=True`, None, ...) a Python
+value.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def kept_activations() -> Iterator[None]:
 def compiler_options(rule: Rematerialize, platform: str) -> dict[str, Any] | None:
     """Return what makes the second forward pass of a module wait for its backward pass.
 
-    `jax.checkpoint` puts a barrier before it. XLA removes barriers on CPU before it schedules, and then runs all second
-    passes first: the same memory as without them, measured with jax 0.10, and more time. So that pass is left out.
+    `jax.checkpoint` puts a barrier before it. XLA removes barriers on CPU before it schedules, and
+    then runs all second passes first: the same memory as without them, measured with jax 0.10, and
+    more time. So that pass is left out.
     """
     if rule and platform == "cpu":
         return {"xla_disable_hlo_passes": "cse_barrier_expander"}

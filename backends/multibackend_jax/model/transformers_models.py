@@ -1,8 +1,9 @@
 """Objects that hold a linen module and its parameters, as model libraries hand them out.
 
-Such an object has `.module`, `.params` and a `__call__` that completes the arguments (masks, positions) and then runs
-`self.module.apply({"params": ...}, ...)`. Its call stays the user's way in; what it applies is the module bound to the
-variables of the moment, so that everything a linen module can do here (state, dropout, rematerialisation) works alike.
+Such an object has `.module`, `.params` and a `__call__` that completes the arguments (masks,
+positions) and then runs `self.module.apply({"params": ...}, ...)`. Its call stays the user's way
+in; what it applies is the module bound to the variables of the moment, so that everything a linen
+module can do here (state, dropout, rematerialisation) works alike.
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def _live(holder: Any, bound: linen.Module, train: bool) -> Any:
     modes = mode_arguments(tuple(name for name in _MODES if name in signature.parameters), train)
     variables = held_variables(holder)
     stateful = set(variables) - {"params"}
-    # what the user's code reads of `params` has the structure that it had, with or without collections
+    # what the user's code reads of `params` has the structure that it had, with or
+    # without collections
     params = variables if stateful else variables.get("params", {})
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,7 @@
 """One dispatch per micro-batch, with a donated accumulator, and one more to finish the window.
 
-XLA's CPU backend gives up its threaded convolution kernels inside loops (26 times slower, jax 0.10), so models with
-convolutions run this way on CPU.
+XLA's CPU backend gives up its threaded convolution kernels inside loops (26 times slower, jax
+0.10), so models with convolutions run this way on CPU.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What executes windows, and what is handed to the device with them.
 
-The ways to execute are of identical result. `scan` (`Scan`): one dispatch runs one or several whole windows, the
-micro-batches in a loop on the device. `dispatch` (`Dispatch`): one dispatch per micro-batch, with a donated
-accumulator.
+The ways to execute are of identical result. `scan` (`Scan`): one dispatch runs one or several whole
+windows, the micro-batches in a loop on the device. `dispatch` (`Dispatch`): one dispatch per
+micro-batch, with a donated accumulator.
 
-The number of iterations is an argument of the loop, not a constant: full and partial windows, and an accumulation
-schedule, share one compilation. A ragged last micro-batch adds one.
+The number of iterations is an argument of the loop, not a constant: full and partial windows, and
+an accumulation schedule, share one compilation. A ragged last micro-batch adds one.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class WindowRunner(Protocol):
 
     Attributes:
         name: the execution mode.
-        reads_fields_once: whether each field enters one dispatch only, so that on CPU it may stay a host array.
+        reads_fields_once: whether each field enters one dispatch only, so that on CPU it may
+            stay a host array.
     """
 
     name: str

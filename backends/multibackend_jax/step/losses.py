@@ -1,7 +1,8 @@
 """Losses and metrics as JAX functions: sums of weighted values over a micro-batch.
 
-`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`. Labels that are ignored are replaced before they are
-looked up, because an index out of range gives NaN in JAX and weight 0 would not remove it.
+`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`. Labels that are ignored are
+replaced before they are looked up, because an index out of range gives NaN in JAX and weight 0
+would not remove it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Optimizer specs as optax transformations.
 
-Each yields the direction d of p = p - lr * d; `scale_by_rate` then multiplies by -lr, which the program hands in as
-`learning_rate` for this update. So one compilation serves every schedule.
+Each yields the direction d of p = p - lr * d; `scale_by_rate` then multiplies by -lr, which the
+program hands in as `learning_rate` for this update. So one compilation serves every schedule.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def build_grouped(
 ) -> optax.GradientTransformationExtraArgs:
     """Build the optimizer of a spec: `update(gradients, state, parameters, learning_rate=...)`.
 
-    Parameters of different groups go each their own way: the state is the tuple of the groups' states, each with the
-    parameters of its group only. Frozen parameters never come here. `merged` has the shapes of parameters with those
-    axes joined that are one in the canonical layout.
+    Parameters of different groups go each their own way: the state is the tuple of the groups'
+    states, each with the parameters of its group only. Frozen parameters never come here. `merged`
+    has the shapes of parameters with those axes joined that are one in the canonical layout.
     """
     if not spec.groups and not isinstance(spec, optimizers.Muon):
         return optax.chain(*direction(spec), scale_by_rate())
@@ -91,7 +91,8 @@ def _decay(weight_decay: float) -> Transformations:
     return (optax.add_decayed_weights(weight_decay),) if weight_decay else ()
 
 
-# weight decay in front of a rule goes through it as a part of the gradient, behind it straight to the parameter
+# weight decay in front of a rule goes through it as a part of the gradient, behind it straight to
+# the parameter
 
 
 @direction.register

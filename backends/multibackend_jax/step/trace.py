@@ -22,8 +22,8 @@ __all__ = ["Tracer"]
 class Tracer:
     """Traces micro-batches of one experiment.
 
-    Each form (mode, shapes, what is forced) is compiled once. A compiled pass returns arrays alone; the calls that they
-    belong to were recorded as it was traced.
+    Each form (mode, shapes, what is forced) is compiled once. A compiled pass returns arrays alone;
+    the calls that they belong to were recorded as it was traced.
     """
 
     def __init__(self, functions: WindowFunctions) -> None:

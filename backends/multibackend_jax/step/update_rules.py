@@ -1,8 +1,8 @@
 """Optimizers that optax lacks or defines otherwise, as optax transformations.
 
-Each has its equations in the docstring of its spec in `multibackend.optimizers`, and yields the direction d of
-p = p - lr * d. Numbers that depend on the count of updates alone are computed once per update, without cancellation:
-they keep their digits in float32.
+Each has its equations in the docstring of its spec in `multibackend.optimizers`, and yields the
+direction d of p = p - lr * d. Numbers that depend on the count of updates alone are computed once
+per update, without cancellation: they keep their digits in float32.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def scale_by_nadam(spec: optimizers.NAdam) -> optax.GradientTransformation:
 def _momentum_product(spec: optimizers.NAdam, count: jax.Array) -> jax.Array:
     """Return mu_1 ··· mu_t = beta1^t * prod(1 - a^i / 2), a = 0.96^momentum_decay, without a loop over i.
 
-    log prod(1 - a^i / 2) = -sum over k of 2^-k / k * sum over i of a^(ik); the inner sum is geometric, and 60 terms of
-    the outer one leave less than 1e-18.
+    log prod(1 - a^i / 2) = -sum over k of 2^-k / k * sum over i of a^(ik); the inner sum is
+    geometric, and 60 terms of the outer one leave less than 1e-18.
     """
     if spec.beta1 == 0.0:
         return jnp.zeros([])
@@ -188,8 +188,9 @@ def scale_by_radam(spec: optimizers.RAdam) -> optax.GradientTransformation:
 def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
     """Return rho_t = 2 / (1 - beta2) - 1 - 2 t beta2^t / (1 - beta2^t).
 
-    With x = -log(beta2) and z = x t the last term is 2/x * z / expm1(z), of about the size of the first where z is
-    small. There the series z / expm1(z) = 1 - z/2 + z²/12 - z⁴/720 + ... lets the large parts cancel on the host.
+    With x = -log(beta2) and z = x t the last term is 2/x * z / expm1(z), of about the size of the
+    first where z is small. There the series z / expm1(z) = 1 - z/2 + z²/12 - z⁴/720 + ... lets the
+    large parts cancel on the host.
     """
     if beta2 == 0.0:
         return jnp.ones([])
@@ -208,7 +209,8 @@ def _rectified_length(beta2: float, count: jax.Array) -> jax.Array:
 def scale_by_lion(spec: optimizers.Lion) -> optax.GradientTransformation:
     """See `multibackend.optimizers.Lion`; without its weight decay."""
 
-    # optax's adds the two products of an average in the other order: other last bits of m (jax 0.10)
+    # optax's adds the two products of an average in the other order: other last bits of m
+    # (jax 0.10)
     def leaf(g: jax.Array, m: jax.Array) -> tuple[jax.Array, ...]:
         return jnp.sign(_average(spec.beta1, m, g)), _average(spec.beta2, m, g)
 

@@ -1,8 +1,9 @@
 """One window as pure functions: accumulate a micro-batch, finish with one update.
 
-The accumulator becomes `optax.MultiStepsState.acc_grads`, whose one call of `MultiSteps.update` per window emits the
-update. Micro-batches are added without calling it, because each call evaluates the inner optimizer, and a NaN once in
-the accumulator of `MultiSteps` stays there. Here every window starts from new zeros.
+The accumulator becomes `optax.MultiStepsState.acc_grads`, whose one call of `MultiSteps.update` per
+window emits the update. Micro-batches are added without calling it, because each call evaluates the
+inner optimizer, and a NaN once in the accumulator of `MultiSteps` stays there. Here every window
+starts from new zeros.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Carry(NamedTuple):
 
 Row = jax.Array
 """What a window measured: norm, finite, applied, loss scale; each term; each term's weight; the norm of each
-parameter's gradient, in the order in which JAX flattens the parameters. One array, because each costs a transfer.
+parameter's gradient, in the order in which JAX flattens the parameters. One array, because each
+costs a transfer.
 """
 
 
@@ -121,7 +123,8 @@ class WindowFunctions:
     def multi_steps(self) -> optax.MultiSteps:
         # built anew for each trace, to which arrays belong that a user's optimizer makes
         merged = {name: self.model.layouts[name].merged for name in self.model.parameters}
-        # every window ends in one call of update, which must emit: so as many steps as calls, namely 1
+        # every window ends in one call of update, which must emit: so as many steps as calls,
+        # namely 1
         return optax.MultiSteps(
             build_grouped(self.experiment.optimizer, self.groups, merged),
             every_k_schedule=1,
@@ -189,7 +192,8 @@ class WindowFunctions:
         # an overflow is how fp16 finds its loss scale, and no failure
         if self.experiment.on_nonfinite == "raise":
             failed = state.failed | ~(finite | overflow)
-        # a branch rather than a selection, which keeps old and new values alive: a copy of each array
+        # a branch rather than a selection, which keeps old and new values alive: a copy of
+        # each array
         updated = jax.lax.cond(applied, lambda: self._update(state, carry, update_scale, learning_rate), lambda: state)
         if state.loss_scale is not None:
             updated = updated._replace(
@@ -211,7 +215,8 @@ class WindowFunctions:
         """Make one step of the optimizer on the gradients times `scale`."""
         gradient = jax.tree.map(lambda a: a * scale.astype(a.dtype), carry.accumulator)
         full = state.optimizer._replace(acc_grads=gradient, mini_step=jnp.zeros([], jnp.int32))
-        # MultiSteps adds what it is called with to its accumulator, where the whole gradient is already
+        # MultiSteps adds what it is called with to its accumulator, where the whole
+        # gradient is already
         nothing = jax.tree.map(jnp.zeros_like, gradient)
         trained = self.trained(state.parameters)
         updates, optimizer = self.multi_steps.update(nothing, full, trained, learning_rate=learning_rate)

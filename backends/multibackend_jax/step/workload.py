@@ -12,8 +12,8 @@ from jax.extend import core
 
 __all__ = ["Workload", "choose_mode", "choose_windows_per_dispatch", "measure_workload"]
 
-# Arithmetic of about a second. A dispatch costs microseconds, and on CPU the pages of its temporary memory, which are
-# new each time: 10 % for a small GPT whose window takes 100 ms.
+# Arithmetic of about a second. A dispatch costs microseconds, and on CPU the pages of its temporary
+# memory, which are new each time: 10 % for a small GPT whose window takes 100 ms.
 _WORK_PER_DISPATCH = {"cpu": 1e11, "gpu": 1e12, "tpu": 1e12}
 _MOST_WINDOWS = 1024
 _MOST_BYTES = 8 * 2**20  # of data in one dispatch
@@ -58,7 +58,8 @@ def choose_windows_per_dispatch(
 ) -> int:
     """Choose as many windows as keep the device busy for a while, within an epoch and a bound on memory.
 
-    The epoch is cut into equal parts: dispatches that are not full cost the copy that fills them up.
+    The epoch is cut into equal parts: dispatches that are not full cost the copy that
+    fills them up.
     """
     budget = _WORK_PER_DISPATCH.get(platform, _WORK_PER_DISPATCH["gpu"])
     by_work = budget // max(workload.operations * steps, 1.0)

@@ -28,17 +28,20 @@ _REPLACEABLE = {nn.Dropout: None, nn.Dropout1d: 1, nn.Dropout2d: 2, nn.Dropout3d
 class Dropout(nn.Dropout):
     """Dropout whose masks every backend reproduces: y = x * keep / (1 - rate) in training, y = x in evaluation.
 
-    `keep` is `keep_mask` of `multibackend.protocol.dropout_masks`, of the run's seed, the update, the micro-batch and
-    the layer's name; the gradient is keep / (1 - rate). A library layer is portable whatever the experiment says.
+    `keep` is `keep_mask` of `multibackend.protocol.dropout_masks`, of the run's seed, the update,
+    the micro-batch and the layer's name; the gradient is keep / (1 - rate). A library layer is
+    portable whatever the experiment says.
 
     Args:
         rate: the probability of dropping an element, in [0, 1).
         name: by which the layer draws; its path in the model unless given.
 
     Raises:
-        ConfigurationError: the rate is outside [0, 1); or, in training, no Trainer has prepared the model.
+        ConfigurationError: the rate is outside [0, 1); or, in training, no Trainer has
+            prepared the model.
 
-    Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from overfitting".
+    Source: Srivastava et al. 2014, "Dropout: a simple way to prevent neural networks from
+    overfitting".
     """
 
     def __init__(self, rate: float, name: str | None = None) -> None:
@@ -66,7 +69,8 @@ class Dropout(nn.Dropout):
         """Return the input's shape, its spatial axes 1 where whole channels are dropped."""
         if self.spatial is None:
             return tuple(shape)
-        # torch takes [C, ...] without a batch for Dropout1d and Dropout3d, and [N, C, L] for Dropout2d
+        # torch takes [C, ...] without a batch for Dropout1d and Dropout3d, and [N, C, L]
+        # for Dropout2d
         has_batch = self.spatial == 2 or len(shape) != self.spatial + 1
         leading = 2 if has_batch else 1
         return tuple(shape[:leading]) + (1,) * (len(shape) - leading)
@@ -104,8 +108,9 @@ class Draws:
     def _call_index(self, word: int) -> int:
         """Count how often a layer was called before in this forward pass.
 
-        Activation checkpointing repeats calls in the backward pass, with the state of torch's generator put back: a
-        number drawn from it, the call's fingerprint, tells a repeated call from a new one.
+        Activation checkpointing repeats calls in the backward pass, with the state of torch's
+        generator put back: a number drawn from it, the call's fingerprint, tells a repeated call
+        from a new one.
         """
         fingerprint = int(torch.randint(2**62, ()).item())
         if (word, fingerprint) not in self._indices:
@@ -120,8 +125,8 @@ def prepare_dropout(
 ) -> tuple[tuple[str, ...], Draws | None]:
     """Name the dropout layers of a module; let all of them, or the library's own, draw portable masks.
 
-    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and what the portable
-    ones draw from; None where there are none.
+    Returns the names (paths, unless given) of all dropout layers whose rate is not 0, and what the
+    portable ones draw from; None where there are none.
 
     Raises:
         ConfigurationError: `portable`, and a module drops in a way that cannot be replaced.

@@ -1,7 +1,7 @@
 """Modules that recompute their activations in the backward pass, by `torch.utils.checkpoint`.
 
-The class of a chosen module is replaced by a subclass whose `forward` runs under a checkpoint. So names stay what
-they are, `copy.deepcopy` gives working copies, and `isinstance` still holds.
+The class of a chosen module is replaced by a subclass whose `forward` runs under a checkpoint. So
+names stay what they are, `copy.deepcopy` gives working copies, and `isinstance` still holds.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def _buffers(module: nn.Module) -> Buffers:
 def _with_buffers(module: nn.Module, buffers: Buffers) -> Iterator[None]:
     """Let a second forward pass start from the buffers of the first, and drop what it does to them.
 
-    So BatchNorm's statistics are updated once, and a layer whose buffers decide its output repeats it.
+    So BatchNorm's statistics are updated once, and a layer whose buffers decide its
+    output repeats it.
     """
     after_first_pass = [part._buffers[name] for part, name, _ in buffers]
     for part, name, before in buffers:

@@ -1,7 +1,8 @@
 """Losses and metrics as torch functions: sums of weighted values over a micro-batch.
 
-`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`; the second is None where the host knows it from the
-batch alone (`Loss.weight_sums`), so that nothing is computed twice. torch's fused kernels are used throughout.
+`weighted_sum(loss, outputs, batch) -> (sum of w * l, sum of w)`; the second is None where the host
+knows it from the batch alone (`Loss.weight_sums`), so that nothing is computed twice. torch's fused
+kernels are used throughout.
 """
 
 from __future__ import annotations

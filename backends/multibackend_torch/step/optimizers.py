@@ -58,7 +58,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def build_optimizer(spec: optimizers.Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """Build the native optimizer of a spec.
 
-    `parameters` is what `torch.optim` takes: tensors or groups, whose "weight_decay" goes before the spec's.
+    `parameters` is what `torch.optim` takes: tensors or groups, whose "weight_decay" goes
+    before the spec's.
     """
     problem = "the torch backend has no such optimizer; register it with build_optimizer"
     raise ConfigurationError(type(spec).__name__, [problem])

@@ -1,7 +1,7 @@
 """A window that has begun, kept aside so that the state is the one before it.
 
-Only a run that stops inside a window comes here. Adding to a gradient that was put back gives the bits of adding to
-one that never left.
+Only a run that stops inside a window comes here. Adding to a gradient that was put back gives the
+bits of adding to one that never left.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def in_module(state: TrainState, begun: BegunWindow) -> Iterator[Tensors]:
 
 def set_aside(state: TrainState, window: Window, before: Tensors) -> BegunWindow:
     """Take a window's gradients and buffers out of the module, which gets back the buffers that it had `before`."""
+    # the tensors themselves: the module lets go of them
     gradients = {name: p.grad for name, p in state.trained.items() if p.grad is not None}
     begun = BegunWindow(window, gradients, _copied_buffers(state))
     _clear(state, before)
@@ -91,6 +92,7 @@ def from_host(
     if weighed_by_model:
         weights = torch.from_numpy(np.asarray(partial.weights)).to(like)
         window.weights = list(weights[:, 0].unbind())
+    # what only torch counts, such as num_batches_tracked, stays the state's own
     buffers = _copied_buffers(state)
     for name in buffers.keys() & partial.model_state.keys():
         buffers[name].copy_(_tensor(partial.model_state[name]))

@@ -37,7 +37,8 @@ def trace_micro_batch(
 ) -> Trace:
     """Run and record one micro-batch, see `multibackend.protocol.Traceable`.
 
-    The caller has stamped the random numbers. `by_micro_batch`: divide by weights that only the loss knows.
+    The caller has stamped the random numbers. `by_micro_batch`: divide by weights that only
+    the loss knows.
     """
     module = state.module
     observer = Observer(module, state.parameters, forced)

@@ -1,7 +1,7 @@
 """Optimizers that torch.optim lacks or defines otherwise, with foreach kernels.
 
-Each has its equations in the docstring of its spec in `multibackend.optimizers`. A foreach kernel takes all
-parameters in one call: for a small model the calls cost more than the arithmetic.
+Each has its equations in the docstring of its spec in `multibackend.optimizers`. A foreach kernel
+takes all parameters in one call: for a small model the calls cost more than the arithmetic.
 """
 
 # pyright: reportPrivateImportUsage=false

@@ -1,8 +1,8 @@
 """One window in torch: gradients accumulate in place in `.grad`, then one step.
 
-The divisor of the window is known before its first backward pass, so it enters as the gradient of each micro-batch's
-loss, and no second pass over the gradients is needed. Nothing in a window waits for the device; its end does once,
-for the norm that decides whether the update is made.
+The divisor of the window is known before its first backward pass, so it enters as the gradient of
+each micro-batch's loss, and no second pass over the gradients is needed. Nothing in a window waits
+for the device; its end does once, for the norm that decides whether the update is made.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Window:
     """What a window carries from micro-batch to micro-batch, besides the gradients in `.grad`.
 
     Attributes:
-        buffers_before: copies of `TrainState.buffers` as the window began, put back where it makes no update.
+        buffers_before: copies of `TrainState.buffers` as the window began, put back where it
+            makes no update.
         loss_scale: what its losses are multiplied by before the backward pass; 1 but for fp16.
         micro_batches: how many have run.
         totals: by micro-batch and term the sums of weighted losses, on the device.
@@ -84,7 +85,8 @@ class Window:
     totals: list[torch.Tensor] = field(default_factory=list)
     inverse_divisors: list[float] = field(default_factory=list)
     weights: list[torch.Tensor] = field(default_factory=list)
-    # the gradients of the losses, kept from one micro-batch to the next where their divisors are the same
+    # the gradients of the losses, kept from one micro-batch to the next where their divisors are
+    # the same
     loss_gradients: list[torch.Tensor] = field(default_factory=list)
     loss_gradients_of: list[float] | None = None
 
@@ -96,7 +98,8 @@ class WindowRow:
     Attributes:
         totals, inverse_divisors: as `Window` has them.
         weights: [terms], the sums of the weights.
-        inverse_weight: what the losses are still to be multiplied by: 1 / weight where only the loss knew the weights.
+        inverse_weight: what the losses are still to be multiplied by: 1 / weight where only the
+            loss knew the weights.
         gradient_scale: what the norms are still to be multiplied by: `inverse_weight` / loss scale.
         norm: the global norm, normalised.
         norms: [trained parameters], as accumulated.
@@ -144,6 +147,7 @@ class WindowFunctions:
             window.weights.append(weight)
             if self._by_micro_batch:
                 totals = [total / weight.clamp(min=torch.finfo(weight.dtype).tiny) for total in totals]
+        # all full micro-batches of a window share their divisors: one tensor a term serves them all
         if inverse_divisors != window.loss_gradients_of:
             window.loss_gradients = [
                 torch.full_like(total, inverse_divisor * window.loss_scale)
@@ -158,6 +162,7 @@ class WindowFunctions:
     def finish(self, state: TrainState, window: Window, weights: list[float], learning_rate: float) -> WindowRow:
         """Normalise, check, clip, update. `weights` of the terms are NaN where only the loss knows them."""
         gradients = _gradients(state.trained.values())
+        # the only numbers that a window with such a loss brings to the host, at its end
         if window.weights:
             weights = [float(sum(weight.item() for weight in window.weights))]
         weight = sum(weights)
@@ -230,7 +235,8 @@ def _norms(gradients: list[torch.Tensor]) -> torch.Tensor:
     """Norm of each gradient: [parameters]."""
     if gradients[0].is_cuda:
         return torch.stack(torch._foreach_norm(gradients))  # pyright: ignore[reportPrivateImportUsage] - as torch.nn
-    # on CPU a dot product reads memory faster than torch's norm does: 22 us against 79 us for 670 k parameters
+    # on CPU a dot product reads memory faster than torch's norm does: 22 us against 79 us for
+    # 670 k parameters
     flat = [gradient.reshape(-1) for gradient in gradients]
     return torch.stack([torch.dot(values, values) for values in flat]).sqrt_()
 

@@ -1,4 +1,4 @@
-"""Diagnosis: why two models part, by formulas tried on recorded numbers. Nothing here knows a framework."""
+"""Diagnosis: why two models part, by formulas tried on recorded numbers, without any framework."""
 
 from multibackend.parity.causes.diagnosis import diagnose
 

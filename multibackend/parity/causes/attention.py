@@ -1,4 +1,4 @@
-"""Attention from recorded projections: heads, scale, mask, softmax axis, which projection plays which role."""
+"""Attention from recorded projections: heads, scale, mask, softmax axis, roles of projections."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _MOST_HEADS = 6
 
 
 def attention_traits(sources: Sequence[Source], target: Array) -> Iterator[dict[str, Any]]:
-    """The traits under which `attend` may give an array [n, t, d] or [n, t, heads, dim], likely ones first."""
+    """The traits under which `attend` may give [n, t, d] or [n, t, heads, dim], likely first."""
     width = int(np.prod(target.shape[2:]))
     roles = list(_roles(sources, target))
     heads = _heads(sources, target, width)
-    # with every further trait that is not the default the list grows tenfold, so fewer roles and masks are tried
+    # every further unusual trait makes the list tenfold: then fewer roles and masks are tried
     for count, tried_roles, masks in ((0, roles, _MASKS), (1, roles, _MASKS[:2]), (2, roles[:1], _MASKS[:2])):
         for (query, key, value), number, mask in itertools.product(tried_roles, heads, masks):
             base = {"query": query, "key": key, "value": value, "heads": number, "mask": mask, **DEFAULTS}
@@ -84,13 +84,13 @@ def _weights(scores: Array, traits: Mapping[str, Any]) -> Array:
         return np.where(allowed, softmax(scores, axis), 0.0)
     if masked.endswith(", added"):
         return softmax(scores + np.where(allowed, 0.0, float(masked.partition(",")[0])), axis)
-    # minus infinity or a large number in place of the score; a row that may look at nothing is -inf - -inf
+    # another number in place of the score; a row that may look at nothing is -inf - -inf
     with np.errstate(invalid="ignore"):
         return softmax(np.where(allowed, scores, float(masked)), axis)
 
 
 def _allowed(mask: str, queries: int, keys: int) -> Array | None:
-    """bool [queries, keys]; None for no mask. A row without any key is NaN, as in both frameworks with -inf."""
+    """bool [queries, keys]; None for no mask. With -inf a row without any key is NaN."""
     if mask == "none":
         return None
     # the last query stands at the last key, as in generation with a cache
@@ -138,7 +138,7 @@ def _joined(y: Array, way: str) -> Array:
 def _projection(role: str, sources: Mapping[str, Source]) -> Array | None:
     """A source by name, as [n, t, width].
 
-    "name[1/3]" is the second third of its last axis, "name[1 of 3 per head, 4]" that of each of its 4 heads.
+    "name[1/3]" is the second third of its last axis, "name[1 of 3 per head, 4]" of each of 4 heads.
     """
     name, _, part = role.partition("[")
     if name not in sources or sources[name].array.ndim < 3 or not sources[name].array.size:
@@ -154,29 +154,29 @@ def _projection(role: str, sources: Mapping[str, Source]) -> Array | None:
     return x.reshape(*x.shape[:2], heads, 3, -1)[:, :, :, index].reshape(*x.shape[:2], -1)
 
 
-def _roles(sources: Sequence[Source], target: Array) -> Iterator[tuple[str, str, str]]:
-    """Three sources of the target's size in the order of their calls, then in other orders; or thirds of one."""
+def _roles(sources: Sequence[Source], target: Array) -> Iterator[tuple[str, ...]]:
+    """Thirds of one source, or three of the target's size, in the order of their calls first."""
     floats = [s for s in sources if s.array.dtype.kind == "f"]
     # one layer may have projected all three at once
-    fused = next((s.name for s in sources if s.array.size == 3 * target.size and s.array.ndim >= 3), None)
-    if fused is not None:
+    fused = [s.name for s in sources if s.array.size == 3 * target.size and s.array.ndim >= 3]
+    for name in fused[:1]:
         for first, second, third in itertools.permutations(range(3)):
-            yield f"{fused}[{first}/3]", f"{fused}[{second}/3]", f"{fused}[{third}/3]"
+            yield f"{name}[{first}/3]", f"{name}[{second}/3]", f"{name}[{third}/3]"
         for heads in _divisors(int(np.prod(target.shape[2:]))):
-            thirds = [f"{fused}[{index} of 3 per head, {heads}]" for index in range(3)]
-            for query, key, value in itertools.permutations(thirds):
-                yield query, key, value
+            thirds = [f"{name}[{index} of 3 per head, {heads}]" for index in range(3)]
+            yield from itertools.permutations(thirds)
     latest = [s.name for s in floats if s.array.size == target.size and s.array.ndim in (3, 4)][:3]
     # sources come with the latest first, and most models project query, key, value in this order
     if len(latest) == 3:
-        for query, key, value in itertools.permutations(latest[::-1]):
-            yield query, key, value
+        yield from itertools.permutations(latest[::-1])
 
 
 def _heads(sources: Sequence[Source], target: Array, width: int) -> list[int]:
     """The number of heads where an array tells it, else every divisor of the width."""
-    arrays = [target, *(source.array for source in sources[:3])]
-    return next(([array.shape[2]] for array in arrays if array.ndim == 4), _divisors(width))
+    for array in (target, *(source.array for source in sources[:3])):
+        if array.ndim == 4:
+            return [array.shape[2]]
+    return _divisors(width)
 
 
 def _divisors(width: int) -> list[int]:

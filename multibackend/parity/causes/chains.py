@@ -1,4 +1,4 @@
-"""What may happen to one array between two layers: an activation, pooling, a change of axes, a shift, a scale."""
+"""What may happen to one array between two layers: an activation, pooling, other axes, a shift, a scale."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.convolutions import Pads, out_sizes, paddings, pool
+from multibackend.parity.causes.convolutions import Pads, out_sizes, paddings, pool, shown_pads
 from multibackend.parity.causes.functions import ACTIVATIONS, leaky_relu
 
 __all__ = ["Move", "activated", "moves", "scales"]
@@ -21,6 +21,12 @@ Move = tuple[dict[str, object], Callable[[Array], Array]]
 
 # Sizes and strides of pooling.
 _WINDOWS = ((2, 2), (3, 2), (2, 1), (3, 1), (3, 3), (4, 4), (4, 2), (5, 2), (5, 5), (7, 7))
+# Of each kind of pooling, what it is called, and whether padding counts in it.
+_KINDS = {
+    "max": ("max", "yes"),
+    "average": ("average", "yes"),
+    "average of what is there": ("average", "no"),
+}
 # Numbers that are no size of an array and stand before one: halves, tenths, temperatures, ...
 _NUMBERS = (2.0, 0.5, -1.0, 0.1, 10.0, 4.0, 0.25, 3.0, 1.5, 0.7, 0.8, 0.9, 1.1, 1.2, 5.0, 100.0, 0.01, 0.07)
 
@@ -34,7 +40,7 @@ def activated(x: Array, name: str) -> Array:
 
 
 def scales(*sizes: int) -> dict[str, float]:
-    """Factors that people put before an array, by name: 1, square roots of its sizes, halves, tenths, ..."""
+    """Factors that people put before an array, by name: 1, roots of its sizes, halves, tenths, ..."""
     named = {"1": 1.0}
     for size in dict.fromkeys(sizes):
         if size > 1:
@@ -49,7 +55,7 @@ def scales(*sizes: int) -> dict[str, float]:
 
 
 def moves(source: Shape, target: Shape) -> Iterator[Move]:
-    """Changes of an array's axes from one shape to another, each with its traits, the plainest first."""
+    """Changes of an array's axes from one shape to another, with their traits, plainest first."""
     if math.prod(source) == math.prod(target):
         yield from _same_elements(source, target)
     else:
@@ -67,8 +73,8 @@ def _same_elements(source: Shape, target: Shape) -> Iterator[Move]:
             if len(target) == len(source) and tuple(sizes) != target[1:]:
                 continue
             letters = "".join("abcd"[axis] for axis in axes)
-            traits: dict[str, object] = {"order of axes": f"{', '.join(map(str, sizes))} (axes {letters})"}
-            yield traits, partial(_permuted, axes=(0, *axes), target=target)
+            order = f"{', '.join(map(str, sizes))} (axes {letters})"
+            yield {"order of axes": order}, partial(_permuted, axes=(0, *axes), target=target)
     # with more axes it is not said which one counts positions
     if source == target and 2 <= len(source) <= 3:
         for by in (1, -1):
@@ -96,47 +102,52 @@ def _reductions(source: Shape, target: Shape) -> Iterator[Move]:
             rest = math.prod(size for axis, size in enumerate(source) if axis not in axes)
             if rest != math.prod(target):
                 continue
-            over = "all positions" if len(source) != 4 or count == 2 else f"axis {axes[0]}"
-            for name, reduce in (("mean", np.mean), ("maximum", np.max), ("sum", np.sum)):
-                yield {"pooling": f"{name} over {over}"}, partial(_reduced, reduce=reduce, axes=axes, target=target)
+            over = f"axis {axes[0]}"
+            if len(source) != 4 or count == 2:
+                over = "all positions"
+            reductions: dict[str, Callable[..., Array]] = {
+                f"mean over {over}": np.mean,
+                f"maximum over {over}": np.max,
+                f"sum over {over}": np.sum,
+            }
             if count == 1:
-                for name, index in (("first", 0), ("last", -1)):
-                    take = partial(np.take, indices=index)
-                    traits: dict[str, object] = {"pooling": f"the {name} position"}
-                    yield traits, partial(_reduced, reduce=take, axes=axes[0], target=target)
+                reductions["the first position"] = partial(_taken, index=0)
+                reductions["the last position"] = partial(_taken, index=-1)
+            for name, reduce in reductions.items():
+                yield {"pooling": name}, partial(_reduced, reduce=reduce, axes=axes, target=target)
 
 
-def _reduced(x: Array, reduce: Callable[..., Array], axes: Shape | int, target: Shape) -> Array:
+def _taken(x: Array, axis: Shape, index: int) -> Array:
+    return np.take(x, index, axis[0])
+
+
+def _reduced(x: Array, reduce: Callable[..., Array], axes: Shape, target: Shape) -> Array:
     return reduce(x, axis=axes).reshape(target)
 
 
 def _poolings(source: Shape, target: Shape) -> Iterator[Move]:
-    """Pooling over two axes, the channels being the second or the last; flattened in either order."""
+    """Pooling over two axes, the channels second or last; flattened in either order."""
     # two frameworks may see one image in both layouts, and shapes rarely tell which it is
-    for channels_first in (True, False):
-        for kernel, stride, pads, shape in _pooled_shapes(source, channels_first):
+    for channels, elsewhere, order in ((1, 3, "channels last"), (3, 1, "channels first")):
+        for kernel, stride, pads, shape in _pooled_shapes(source, channels):
             if math.prod(shape) != math.prod(target) or (len(target) == 4 and target != shape):
                 continue
-            # without padding all averages are the same
-            padded = any(before or after for before, after in pads)
-            for kind in ("max", "average", "average of what is there")[: 3 if padded else 2]:
-                traits: dict[str, object] = {
-                    "pooling": "max" if kind == "max" else "average",
-                    "window": kernel,
-                    "stride": stride,
-                    "padding": pads[0] if len(set(pads)) == 1 else pads,
-                    "padding counts": "no" if kind == "average of what is there" else "yes",
-                }
-                pooled = partial(_pooled, window=(kernel, stride, pads, kind), first=channels_first, target=target)
-                yield traits, partial(pooled, flat_first=channels_first)
+            geometry = {"window": kernel, "stride": stride, "padding": shown_pads(pads)}
+            for kind, (pooling, counts) in _KINDS.items():
+                # without padding all averages are the same
+                if counts == "no" and not any(before or after for before, after in pads):
+                    continue
+                window = (kernel, stride, pads, kind)
+                traits = {"pooling": pooling, **geometry, "padding counts": counts}
+                pooled = partial(_pooled, window=window, channels=channels, target=target)
+                yield traits, partial(pooled, moved_to=channels)
                 if len(target) == 2:
-                    order = "channels last" if channels_first else "channels first"
-                    yield {**traits, "order of axes": order}, partial(pooled, flat_first=not channels_first)
+                    yield {**traits, "order of axes": order}, partial(pooled, moved_to=elsewhere)
 
 
-def _pooled_shapes(source: Shape, channels_first: bool) -> Iterator[tuple[int, int, Pads, Shape]]:
+def _pooled_shapes(source: Shape, channels: int) -> Iterator[tuple[int, int, Pads, Shape]]:
     """Kernel, stride, padding and shape of what usual poolings make of an array."""
-    spatial = source[2:] if channels_first else source[1:3]
+    spatial = tuple(size for axis, size in enumerate(source) if axis not in (0, channels))
     for kernel, stride in _WINDOWS:
         if kernel > min(spatial) + 1:
             continue
@@ -144,11 +155,12 @@ def _pooled_shapes(source: Shape, channels_first: bool) -> Iterator[tuple[int, i
             out = out_sizes(spatial, (kernel, kernel), stride, pads)
             # a window of nothing but padding has no maximum
             if min(out) >= 1 and max(width for pad in pads for width in pad) < kernel:
-                shape = (source[0], source[1], *out) if channels_first else (source[0], *out, source[3])
-                yield kernel, stride, pads, shape
+                shape = [source[0], *out]
+                shape.insert(channels, source[channels])
+                yield kernel, stride, pads, tuple(shape)
 
 
-def _pooled(x: Array, window: tuple[int, int, Pads, str], first: bool, flat_first: bool, target: Shape) -> Array:
-    """Pooling of x with its channels first or last; the axes in the order in which they are flattened then."""
-    y = pool(x if first else np.moveaxis(x, -1, 1), *window)
-    return (y if flat_first else np.moveaxis(y, 1, -1)).reshape(target)
+def _pooled(x: Array, window: tuple[int, int, Pads, str], channels: int, moved_to: int, target: Shape) -> Array:
+    """Pooling of x along all axes but that of its channels, which then move to another one."""
+    y = pool(np.moveaxis(x, channels, 1), *window)
+    return np.moveaxis(y, 1, moved_to).reshape(target)

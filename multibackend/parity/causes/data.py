@@ -12,9 +12,11 @@ from multibackend.parity.causes.formulas import Difference, difference_in
 
 __all__ = ["data_difference"]
 
+Settings = tuple[Mapping[str, Any], Mapping[str, Any]]
+
 
 def data_difference(
-    batches: tuple[Sequence[Arrays], Sequence[Arrays]], settings: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
+    batches: tuple[Sequence[Arrays], Sequence[Arrays]], settings: Settings = ({}, {})
 ) -> Difference | None:
     """What tells the micro-batches of two runs apart.
 
@@ -36,11 +38,13 @@ def data_difference(
         if value != settings[1].get(name):
             return difference_in("data", name, (value, settings[1].get(name)), before, after)
     if same_examples:
-        return difference_in("data", "order", ("as they are", "in another order, the same ones"), before, after)
+        orders = ("as they are", "in another order, the same ones")
+        return difference_in("data", "order", orders, before, after)
     scaled = _scaled_field(batches[0][0], batches[1][0])
     if scaled is not None:
         field, factor, rest = scaled
-        return difference_in("data", "values", (f"{field} as it is", f"{field} times {factor:.6g}"), before, rest)
+        values = (f"{field} as it is", f"{field} times {factor:.6g}")
+        return difference_in("data", "values", values, before, rest)
     common = len(set(reference) & set(other))
     described = f"other ones, {common} of {len(reference)} in common"
     return difference_in("data", "order", ("as they are", described), before, None)
@@ -61,11 +65,13 @@ def _bytes(fields: Sequence[Array], row: int) -> bytes:
 
 def _comparable(field: Array) -> Array:
     """A field in the dtypes in which both runs hold it: a cast must not tell two examples apart."""
-    return field.astype(np.float32) if field.dtype.kind == "f" else field.astype(np.int64)
+    if field.dtype.kind == "f":
+        return field.astype(np.float32)
+    return field.astype(np.int64)
 
 
 def _scaled_field(reference: Arrays, other: Arrays) -> tuple[str, float, float] | None:
-    """The field of a micro-batch that is another one's times a factor; the factor; the relative difference it leaves.
+    """The field that is another one's times a factor; the factor; the difference it leaves.
 
     A number read as bytes instead of [0, 1], or divided twice, is off by a factor.
     """

@@ -1,4 +1,4 @@
-"""From what a comparison recorded to causes: each finding and each stage is handed to the formulas that know it."""
+"""From what was recorded to causes: each finding and each stage meets the formulas that know it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ import numpy as np
 
 from multibackend.parity.causes.formulas import Difference, aligned
 from multibackend.parity.causes.layers import arrival_causes, layer_difference
-from multibackend.parity.causes.place import Idioms, Place
-from multibackend.parity.causes.recorded_layers import RecordedLayer, Source, label, sources_before, sources_within
+from multibackend.parity.causes.place import Calls, Idioms, Place
+from multibackend.parity.causes.recorded_layers import (
+    RecordedLayer,
+    Sides,
+    Source,
+    label,
+    sources_before,
+    sources_within,
+)
 from multibackend.parity.causes.sentences import cause_of
 from multibackend.parity.causes.stages import layers_of_statistic, loss_term_difference, stage_difference
 from multibackend.parity.findings import Cause, Divergence, LayerFinding
@@ -22,11 +29,13 @@ __all__ = ["diagnose"]
 # Many findings are one mistake made in every block; a search may take seconds each.
 _MOST_FINDINGS = 16
 
+BothIdioms = tuple[Idioms, Idioms]
+
 
 def diagnose(
-    divergence: Divergence, layers: Sequence[LayerFinding], evidence: Evidence, idioms: tuple[Idioms, Idioms] = ({}, {})
+    divergence: Divergence, layers: Sequence[LayerFinding], evidence: Evidence, idioms: BothIdioms = ({}, {})
 ) -> tuple[Divergence, tuple[LayerFinding, ...]]:
-    """Return the divergence and the findings with their causes; no cause is better than a wrong one.
+    """Return divergence and findings with their causes; no cause is better than a wrong one.
 
     Args:
         divergence: the first one.
@@ -35,18 +44,20 @@ def diagnose(
         idioms: how each framework writes things, see `place.Place`.
     """
     findings = list(layers)
-    # A stranger's arrays hold anything, and a wrong formula on them overflows: that is how it is told to be wrong.
+    # A stranger's arrays hold anything; a formula that overflows on them is a wrong one.
     with np.errstate(all="ignore"):
         for number, finding in enumerate(findings[:_MOST_FINDINGS]):
             findings[number] = replace(finding, causes=_causes_of_finding(finding, evidence, idioms))
         if divergence.stage != "activations":
-            return replace(divergence, causes=_causes_of_stage(divergence, evidence, idioms)), tuple(findings)
-    place = (divergence.what, divergence.place)
-    causes = next((finding.causes for finding in findings if (finding.name, finding.place) == place), ())
-    return replace(divergence, causes=causes), tuple(findings)
+            causes = _causes_of_stage(divergence, evidence, idioms)
+            return replace(divergence, causes=causes), tuple(findings)
+    for finding in findings:
+        if (finding.name, finding.place) == (divergence.what, divergence.place):
+            return replace(divergence, causes=finding.causes), tuple(findings)
+    return replace(divergence, causes=()), tuple(findings)
 
 
-def _causes_of_finding(finding: LayerFinding, evidence: Evidence, idioms: tuple[Idioms, Idioms]) -> tuple[Cause, ...]:
+def _causes_of_finding(finding: LayerFinding, evidence: Evidence, idioms: BothIdioms) -> tuple[Cause, ...]:
     if finding.kind == "loss":
         return _causes(loss_term_difference(finding, evidence), Place(evidence.backends, idioms=idioms))
     sides = _sides(finding, evidence)
@@ -67,19 +78,22 @@ def _causes_of_finding(finding: LayerFinding, evidence: Evidence, idioms: tuple[
     return _causes(difference, place)
 
 
-def _causes_of_stage(divergence: Divergence, evidence: Evidence, idioms: tuple[Idioms, Idioms]) -> tuple[Cause, ...]:
-    calls: tuple[LayerCall | None, LayerCall | None] = (None, None)
+def _causes_of_stage(divergence: Divergence, evidence: Evidence, idioms: BothIdioms) -> tuple[Cause, ...]:
+    calls: Calls = (None, None)
     if divergence.stage == "model state":
         calls = layers_of_statistic(divergence, evidence)
-    return _causes(stage_difference(divergence, evidence), Place(evidence.backends, divergence.what, calls, idioms))
+    place = Place(evidence.backends, divergence.what, calls, idioms)
+    return _causes(stage_difference(divergence, evidence), place)
 
 
 def _causes(difference: Difference | None, place: Place) -> tuple[Cause, ...]:
-    return () if difference is None else (cause_of(difference, place),)
+    if difference is None:
+        return ()
+    return (cause_of(difference, place),)
 
 
-def _sides(finding: LayerFinding, evidence: Evidence) -> tuple[RecordedLayer, RecordedLayer] | None:
-    """Both sides of a finding; the other's arrays under the reference's names, as it was fed with the reference's."""
+def _sides(finding: LayerFinding, evidence: Evidence) -> Sides | None:
+    """Both sides of a finding, the other's arrays by the reference's names."""
     if evidence.traces is None or evidence.forced is None or finding.calls is None:
         return None
     reference_layers = evidence.traces[0].layers
@@ -96,8 +110,10 @@ def _sides(finding: LayerFinding, evidence: Evidence) -> tuple[RecordedLayer, Re
     first = sources(reference_layers, index, reference.parameters)
     second = sources(other_layers, other_index, evidence.bridge.parameters.to_reference(other.parameters))
     # fed with the reference's arrays, partners returned the same, under two names
-    names = {label(other_layers[pair.other]): label(reference_layers[pair.reference]) for pair in evidence.pairs}
-    second = tuple(_as_reference(source, first, names) for source in second)
+    partners: dict[str, str] = {}
+    for pair in evidence.pairs:
+        partners[label(other_layers[pair.other])] = label(reference_layers[pair.reference])
+    second = tuple(_as_reference(source, first, partners) for source in second)
     call = reference_layers[index]
     other_call = other_layers[other_index]
     if finding.kind == "layer":
@@ -109,16 +125,20 @@ def _sides(finding: LayerFinding, evidence: Evidence) -> tuple[RecordedLayer, Re
 
 
 def _index(layers: Sequence[LayerCall], call: LayerCall) -> int | None:
-    """The place of a call among those of a trace, which is another object where it was traced anew."""
-    key = (call.name, call.call)
-    return next((index for index, layer in enumerate(layers) if (layer.name, layer.call) == key), None)
+    """The place of a call in a trace, which holds another object for it if traced anew."""
+    for index, layer in enumerate(layers):
+        if (layer.name, layer.call) == (call.name, call.call):
+            return index
+    return None
 
 
 def _fed(reference: LayerCall, other: LayerCall) -> LayerCall:
     """The other's layer with the inputs that it was fed: the reference's, in its own layout."""
     inputs = list(other.inputs)
     for place, (expected, arrived) in enumerate(zip(reference.inputs, other.inputs, strict=False)):
-        moved = aligned(arrived, expected) if arrived.dtype.kind == expected.dtype.kind else None
+        if arrived.dtype.kind != expected.dtype.kind:
+            continue
+        moved = aligned(arrived, expected)
         if moved is not None:
             inputs[place] = moved
     return replace(other, inputs=tuple(inputs))
@@ -129,7 +149,7 @@ def _as_reference(source: Source, first: Sequence[Source], names: Mapping[str, s
     name = names.get(source.name)
     if name is None:
         return source
-    partner = next((candidate for candidate in first if candidate.name == name), None)
-    if partner is None or partner.array.size != source.array.size:
-        return replace(source, name=name)
-    return partner
+    for partner in first:
+        if partner.name == name and partner.array.size == source.array.size:
+            return partner
+    return replace(source, name=name)

@@ -11,12 +11,14 @@ from multibackend.core.arrays import Array
 __all__ = ["FORMATS", "narrowest", "rounded", "unit_of"]
 
 FORMATS: Mapping[str, int] = {"bf16": 8, "fp16": 11, "tf32": 11, "float32": 24}
-"""Significant bits, the hidden one included, the fewest first. tf32 has the exponents of float32, fp16 smaller ones."""
+"""Significant bits, the hidden one included, fewest first; only fp16 has smaller exponents."""
 
 
 def rounded(array: Array, name: str) -> Array:
-    """Each number rounded to the nearest (ties to even) of a format, in float64."""
+    """Each number rounded to the nearest (ties to even) of a format; "all" digits stay."""
     x = np.asarray(array, np.float64)
+    if name == "all":
+        return x
     if name == "float32":
         return x.astype(np.float32).astype(np.float64)
     if name == "fp16":
@@ -38,7 +40,7 @@ def unit_of(name: str) -> float:
 
 
 def narrowest(array: Array) -> str | None:
-    """The smallest format that holds every number of an array exactly, None where float64 is needed.
+    """The smallest format that holds every number of an array exactly; None for float64.
 
     Arrays of few distinct or of round numbers, and whole numbers, tell nothing: None.
     """

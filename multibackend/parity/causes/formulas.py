@@ -1,9 +1,9 @@
 """Formulas that are tried on recorded numbers, and what follows where each side obeys another one.
 
-Nothing is believed from settings alone. Each side's output is recomputed in float64 from that side's own recorded
-inputs by every formula of a topic (LayerNorm with each usual epsilon, ...). Where one formula gives the one side's
-numbers to rounding and another one the other's, the traits in which the two differ are the cause; that the reference's
-formula, applied to the other side's inputs, gives the reference's numbers is the proof.
+Nothing is believed from settings. Each side's output is recomputed in float64 from that side's recorded
+inputs by every formula of a topic (LayerNorm with each usual epsilon, ...). Where one gives the one side's
+numbers to rounding and another the other's, the traits in which they differ are the cause; the proof is that
+the reference's formula, applied to the other side's inputs, gives the reference's numbers.
 """
 
 from __future__ import annotations
@@ -18,9 +18,24 @@ import numpy as np
 from multibackend.core.arrays import Array
 from multibackend.core.differences import relative_difference
 
-__all__ = ["Difference", "Formula", "aligned", "difference_in", "distance", "explain", "least_squares", "noise_of"]
+__all__ = [
+    "Difference",
+    "Formula",
+    "Targets",
+    "aligned",
+    "difference_in",
+    "differing",
+    "distance",
+    "explain",
+    "fitted_factor",
+    "least_squares",
+    "noise_of",
+]
 
-# A formula adds up in another order than the framework did, which in long sums is worth hundreds of roundings.
+Targets = tuple[Array, Array]
+"""What the reference recorded, and what the other side did."""
+
+# A formula adds up in another order than the framework did: in long sums hundreds of roundings.
 _ULPS = 400.0
 # A formula that leaves more than this part of the difference between the sides explains nothing.
 _SHARE = 0.1
@@ -33,9 +48,9 @@ class Formula:
 
     Attributes:
         topic: what it is a formula of, for example "LayerNorm".
-        traits: what tells it from its neighbours, for example {"epsilon": 1e-05, "variance": "biased"}.
+        traits: what tells it from its neighbours: {"epsilon": 1e-05, "variance": "biased"}.
         compute: gives the array; None where the formula does not apply.
-        slack: a relative error that the formula itself leaves (it recomputes a float32 sum in another order).
+        slack: a relative error of the formula itself (a float32 sum in another order).
     """
 
     topic: str
@@ -50,7 +65,7 @@ class Formula:
             with np.errstate(all="ignore"):
                 return self.compute()
         except ValueError:
-            # The arrays are a stranger's: numpy says so where their shapes do not broadcast, reshape or multiply.
+            # The arrays are a stranger's: numpy says so where their shapes do not fit.
             return None
 
     @property
@@ -67,8 +82,7 @@ class Difference:
         formulas: of the reference and of the other side.
         traits: the names of the traits in which they differ.
         before: the relative difference of the two sides as they are.
-        after: of the reference and its own formula applied to the other side's inputs; None where it could not be
-            tried.
+        after: of the reference and its formula on the other side's inputs; None untried.
     """
 
     formulas: tuple[Formula, Formula]
@@ -78,31 +92,33 @@ class Difference:
 
 
 def difference_in(topic: str, trait: str, values: Sequence[Any], before: float, after: float | None) -> Difference:
-    """Return a difference in one trait, whose values on both sides were read from the numbers themselves."""
+    """Return a difference in one trait, whose values on both sides were read from the numbers."""
     reference, other = (Formula(topic, {trait: value}, lambda: None) for value in values)
     return Difference((reference, other), (trait,), before, after)
 
 
 def noise_of(*arrays: Array) -> float:
-    """The relative difference that rounding may leave where a formula recomputes arrays, the coarsest deciding."""
-    dtypes = [array.dtype for array in arrays if array.dtype.kind == "f"]
-    return _ULPS * max(float(np.finfo(dtype).eps) for dtype in [*dtypes, np.dtype(np.float64)])
+    """The relative difference that rounding leaves in recomputed arrays, the coarsest deciding."""
+    largest = float(np.finfo(np.float64).eps)
+    for array in arrays:
+        if array.dtype.kind == "f":
+            largest = max(largest, float(np.finfo(array.dtype).eps))
+    return _ULPS * largest
 
 
 def distance(first: Array, second: Array | None) -> float:
-    """max|a - b| over the larger of max|a| and max|b|, `second` laid out like `first`; infinite where it cannot be."""
-    if second is None:
-        return float("inf")
-    moved = aligned(np.asarray(first), np.asarray(second))
-    if moved is None:
-        return float("inf")
-    return relative_difference(np.asarray(first), moved)
+    """max|a - b| over the larger of max|a| and max|b|, laid out alike; else infinite."""
+    if second is not None:
+        moved = aligned(np.asarray(first), np.asarray(second))
+        if moved is not None:
+            return relative_difference(np.asarray(first), moved)
+    return float("inf")
 
 
 def aligned(first: Array, second: Array) -> Array | None:
-    """Return `second` in the layout of `first`: as it is, reshaped, or with its axes permuted, whichever is nearest.
+    """Return `second` in the nearest layout of `first`: reshaped, or with its axes permuted.
 
-    None where no change of layout does it. A permutation that leaves the order of elements is a reshape.
+    None where no change of layout does it. One that keeps the order of elements is a reshape.
     """
     if first.size != second.size:
         return None
@@ -119,11 +135,11 @@ def aligned(first: Array, second: Array) -> Array | None:
 
 
 def _layouts(shape: tuple[int, ...], array: Array) -> Iterator[Array]:
-    """Yield an array in the layouts in which two frameworks may hold it: channels last or first, heads moved."""
+    """Yield an array in the frameworks' layouts: channels last or first, heads moved."""
     if array.shape == shape:
         yield array
     # axes of length 1 stand anywhere, so the others alone are permuted
-    squeezed = array.reshape([size for size in array.shape if size != 1])
+    squeezed = array.squeeze()
     target = tuple(size for size in shape if size != 1)
     rank = squeezed.ndim
     if sorted(squeezed.shape) == sorted(target) and 3 <= rank <= 5:
@@ -139,7 +155,7 @@ def _layouts(shape: tuple[int, ...], array: Array) -> Iterator[Array]:
 
 
 def least_squares(matrix: Array, target: Array) -> tuple[Array, int] | None:
-    """Return the factors of the columns whose sum is nearest to a target, and the rank; None where there are none."""
+    """Return the factors of columns whose sum is nearest to a target, and the rank."""
     # LAPACK writes a line to the terminal for each number that is not finite, before it fails
     if not np.isfinite(matrix).all() or not np.isfinite(target).all():
         return None
@@ -150,45 +166,60 @@ def least_squares(matrix: Array, target: Array) -> tuple[Array, int] | None:
     return factors, int(rank)
 
 
+def fitted_factor(array: Array, target: Array) -> float:
+    """The number, by least squares, that times an array gives a target; 0 for an array of zeros."""
+    power = float((array * array).sum())
+    if power == 0:
+        return 0.0
+    return float((array * target).sum()) / power
+
+
 def explain(
     first: Iterable[Formula],
     second: Sequence[Formula],
-    targets: tuple[Array, Array],
+    targets: Targets,
     before: float | None = None,
     *,
     proven: bool = True,
 ) -> Difference | None:
-    """Find the two formulas, differing in as few traits as can be, that give one side's numbers each.
+    """Find the two nearest formulas of which each gives one side's numbers.
 
-    None where a side obeys no formula, or where one gives both sides' numbers: then the difference is no matter of
-    these formulas. They come in order of plausibility: the first that fits the reference is held to be its own, and the
-    nearest to it that fits the other side the other's. With `proven=False` also where the reference's formula cannot be
-    tried on the other side, because an array that it needs is not there.
+    None where a side obeys no formula, or one gives both sides' numbers: then these formulas do not
+    matter. They come in order of plausibility: the first that fits the reference is held to be its own,
+    and the nearest to it that fits the other side the other's. With `proven=False` also where the other
+    side lacks an array that the reference's formula needs, so that it cannot be tried there.
     """
-    before = distance(*targets) if before is None else before
+    if before is None:
+        before = distance(*targets)
     if before == 0:
         return None
     size = min(before, 1.0)  # it is infinite where the shapes differ
-    candidates = (formula for formula in first if _fits(formula, targets[0], size))
-    for reference in itertools.islice(candidates, _MOST_FITS):
+    for reference in itertools.islice(_fitting(first, targets[0], size), _MOST_FITS):
         twins = [formula for formula in second if formula.key == reference.key]
-        if any(_fits(twin, targets[1], size) for twin in twins):
+        if next(_fitting(twins, targets[1], size), None) is not None:
             return None
         after = min((distance(targets[0], twin.value()) for twin in twins), default=float("inf"))
         could_be_tried = np.isfinite(after)
         if after > _SHARE * size and (could_be_tried or proven):
             continue
         neighbours = [formula for formula in second if formula.topic == reference.topic]
-        neighbours.sort(key=lambda formula: len(_differing(reference, formula)))
-        other = next((formula for formula in neighbours if _fits(formula, targets[1], size)), None)
+        neighbours.sort(key=lambda formula: len(differing(reference, formula)))
+        other = next(_fitting(neighbours, targets[1], size), None)
         if other is not None:
-            traits = _differing(reference, other)
+            traits = differing(reference, other)
             return Difference((reference, other), traits, before, after if could_be_tried else None)
     return None
 
 
+def _fitting(formulas: Iterable[Formula], target: Array, size: float) -> Iterator[Formula]:
+    """Those that give recorded numbers, one by one: each is computed only when asked for."""
+    for formula in formulas:
+        if _fits(formula, target, size):
+            yield formula
+
+
 def _fits(formula: Formula, target: Array, size: float) -> bool:
-    """Whether a formula gives recorded numbers: to rounding, and much nearer than the other side's numbers are."""
+    """Whether a formula gives numbers to rounding, and much nearer than the other side's are."""
     value = formula.value()
     if value is None or value.size != target.size:
         return False
@@ -196,6 +227,7 @@ def _fits(formula: Formula, target: Array, size: float) -> bool:
     return difference <= min(max(noise_of(target), formula.slack), _SHARE * size)
 
 
-def _differing(reference: Formula, other: Formula) -> tuple[str, ...]:
+def differing(reference: Formula, other: Formula) -> tuple[str, ...]:
+    """The names of the traits in which two formulas differ."""
     names = dict.fromkeys([*reference.traits, *other.traits])
     return tuple(name for name in names if reference.traits.get(name) != other.traits.get(name))

@@ -1,4 +1,4 @@
-"""Gradients that differ although activations and loss agree: stopped, scaled, or summed over tied parameters."""
+"""Gradients that differ although activations and loss agree: stopped, scaled, or of tied parameters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from multibackend.core.arrays import Arrays
-from multibackend.parity.causes.formulas import Difference, difference_in, distance, noise_of
+from multibackend.parity.causes.formulas import Difference, difference_in, distance, fitted_factor, noise_of
 
 __all__ = ["gradient_difference"]
 
@@ -27,25 +27,26 @@ def gradient_difference(name: str, first: Arrays, second: Arrays) -> Difference 
     reference = np.asarray(first[name], np.float64)
     other = np.asarray(second[name], np.float64)
     before = distance(reference, other)
-    flows = ["let through" if array.any() else "stopped" for array in (reference, other)]
-    if flows[0] != flows[1]:
-        return difference_in("gradient", "flow", flows, before, None)
+    flows = {True: "let through", False: "stopped"}
+    flow = (flows[bool(reference.any())], flows[bool(other.any())])
+    if flow[0] != flow[1]:
+        return difference_in("gradient", "flow", flow, before, None)
     if reference.shape != other.shape:
         return None
     noise = _ROUNDING * noise_of(reference)
-    power = float((other * other).sum())
-    factor = float((reference * other).sum()) / power if power else 0.0
+    factor = fitted_factor(other, reference)
     if factor:
         after = distance(reference, factor * other)
         if after <= noise:
             return difference_in("gradient", "factor", ["1", f"{1 / factor:.6g}"], before, after)
-    # where one side ties two parameters, the gradient of the other side's second one is missing or added
+    # where one side ties two parameters, the gradient of the other's second one is missing or added
     missing = reference - other
-    for partner, sign in itertools.product(second, (1, -1)):
+    uses_by_sign = {1: ("both uses", "one use"), -1: ("one use", "both uses")}
+    for partner, (sign, uses) in itertools.product(second, uses_by_sign.items()):
+        if partner == name:
+            continue
         for gradient in (second[partner], second[partner].T):
-            if partner == name or gradient.shape != missing.shape or distance(sign * missing, gradient) > noise:
-                continue
-            uses = ["both uses", "one use"] if sign == 1 else ["one use", "both uses"]
-            after = distance(reference, other + sign * gradient)
-            return difference_in("gradient", f"tied with {partner}", uses, before, after)
+            if gradient.shape == missing.shape and distance(sign * missing, gradient) <= noise:
+                after = distance(reference, other + sign * gradient)
+                return difference_in("gradient", f"tied with {partner}", uses, before, after)
     return None

@@ -1,10 +1,10 @@
-"""Linear layers and embeddings: weight (transposed, another parameter's), bias, scale, rounded inputs."""
+"""Linear layers and embeddings: weight (transposed, another's), bias, scale, rounded inputs."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -14,20 +14,22 @@ from multibackend.parity.causes.formats import rounded
 from multibackend.parity.causes.formulas import Formula
 from multibackend.parity.causes.recorded_layers import RecordedLayer
 
-__all__ = ["ROUNDED_FACTORS", "biases_of", "embedding_formulas", "linear_formulas"]
+__all__ = ["SLACKS", "biases_of", "embedding_formulas", "linear_formulas"]
 
-ROUNDED_FACTORS = 2**-21
-"""Slack of a product of rounded factors, whose sum the accelerator accumulates in float32."""
+SLACKS: Mapping[str, float] = {"all": 0.0, **dict.fromkeys(("tf32", "bf16", "fp16", "float32"), 2**-21)}
+"""Slack of a product by the digits of its factors: rounded ones are accumulated in float32."""
 
 
 def biases_of(side: RecordedLayer) -> dict[str, Array | None]:
-    """What may be added to a layer's product, by the name of the trait: its bias, if it has one, or nothing."""
+    """What may be added to a layer's product, by the trait's name: its bias, or nothing."""
     bias = side.own("bias")
-    return {"left out": None} if bias is None else {"added": bias, "left out": None}
+    if bias is None:
+        return {"left out": None}
+    return {"added": bias, "left out": None}
 
 
 def linear_formulas(side: RecordedLayer) -> list[Formula]:
-    """y = x W^T + b: with and without bias, W transposed or another parameter, inputs rounded to fewer bits."""
+    """y = x W^T + b: without bias, W transposed or another's, inputs rounded to fewer bits."""
     x = side.input
     target = side.output
     own = side.own("weight")
@@ -36,38 +38,34 @@ def linear_formulas(side: RecordedLayer) -> list[Formula]:
     formulas = []
     biases = biases_of(side)
     usual = next(iter(biases))
-    digits_of_factors = ("all", "tf32", "bf16", "fp16", "float32")
     weights = list(_weights(side, x, target, own))
-    for (name, weight), (bias, added), digits in itertools.product(weights, biases.items(), digits_of_factors):
+    for (name, weight), (bias, added), digits in itertools.product(weights, biases.items(), SLACKS):
         # one thing at a time: rounded factors only of what the layer itself would multiply and add
         if digits != "all" and (bias != usual or name != "its own"):
             continue
         traits = {"weight": name, "bias": bias, "digits of the factors": digits}
-        slack = 0.0 if digits == "all" else ROUNDED_FACTORS
         compute = partial(_product, x, weight, added, digits, target.shape)
-        formulas.append(Formula("Linear", traits, compute, slack))
-    # [c, h, w] and [h, w, c] flatten into other orders, which the weight of a converted model does not know
+        formulas.append(Formula("Linear", traits, compute, SLACKS[digits]))
+    # [c, h, w] and [h, w, c] flatten into other orders, unknown to a converted model's weight
     if own is not None and own.shape == (target.shape[-1], x.shape[-1]):
+        plain = {"weight": "its own", "bias": usual, "digits of the factors": "all"}
         for order, moved in _orders(side, x):
-            traits = {"weight": "its own", "bias": usual, "digits of the factors": "all", "order of inputs": order}
-            formulas.append(
-                Formula("Linear", traits, partial(_product, moved, own, biases[usual], "all", target.shape))
-            )
+            compute = partial(_product, moved, own, biases[usual], "all", target.shape)
+            formulas.append(Formula("Linear", {**plain, "order of inputs": order}, compute))
     return formulas
 
 
 def _orders(side: RecordedLayer, x: Array) -> Iterator[tuple[str, Array]]:
     """The input with the axes of an image that was flattened into it in another order."""
-    sources = [s.array for s in side.sources if s.kind != "parameter" and s.array.ndim in (3, 4)]
-    leading = x.ndim - 1
-    for shape in {array.shape[1:] for array in sources}:
+    images = [s.array for s in side.sources if s.kind != "parameter" and s.array.ndim in (3, 4)]
+    leading = range(x.ndim - 1)
+    for shape in {array.shape[1:] for array in images}:
         if math.prod(shape) != x.shape[-1]:
             continue
         image = x.reshape(*x.shape[:-1], *shape)
-        for axes in itertools.permutations(range(len(shape))):
-            if axes == tuple(range(len(shape))):
-                continue
-            moved = image.transpose(*range(leading), *(axis + leading for axis in axes))
+        # the first permutation leaves all axes as they are
+        for axes in list(itertools.permutations(range(len(shape))))[1:]:
+            moved = image.transpose(*leading, *(axis + len(leading) for axis in axes))
             order = ", ".join(str(shape[axis]) for axis in axes)
             yield f"{order} of {shape}", moved.reshape(x.shape)
 
@@ -78,17 +76,14 @@ def _product(x: Array, weight: Array, bias: Array | None, digits: str, shape: tu
     rows = x.reshape(-1, weight.shape[1])
     if rows.shape[0] * weight.shape[0] != math.prod(shape):
         return None
-    if digits != "all":
-        rows = rounded(rows, digits)
-        weight = rounded(weight, digits)
-    product = rows @ weight.T
+    product = rounded(rows, digits) @ rounded(weight, digits).T
     if bias is not None:
         product = product + bias.reshape(-1)
     return product.reshape(shape)
 
 
 def _weights(side: RecordedLayer, x: Array, target: Array, own: Array | None) -> Iterator[tuple[str, Array]]:
-    """Two-dimensional parameters that fit: the layer's own, that transposed, then those of other layers."""
+    """Two-dimensional parameters that fit: the layer's own, that transposed, then other layers'."""
     if own is not None and own.ndim > 2:
         return
     shape = (target.shape[-1], x.shape[-1])
@@ -96,7 +91,7 @@ def _weights(side: RecordedLayer, x: Array, target: Array, own: Array | None) ->
         # a weight that fits transposed alone is how this framework stores it, and no mistake
         fitting = [weight for weight in (own, own.T) if weight.shape == shape]
         yield from zip(("its own", "its own, transposed"), fitting, strict=False)
-    # another layer's parameter fits by chance in shape, never in numbers: a tied weight where it should not be
+    # another layer's parameter may fit in shape, but in numbers only where it is wrongly tied
     for name, array in side.parameters.items():
         if name in side.call.parameters or array.ndim != 2:
             continue
@@ -108,16 +103,17 @@ def _weights(side: RecordedLayer, x: Array, target: Array, own: Array | None) ->
 def embedding_formulas(side: RecordedLayer) -> list[Formula]:
     """Rows of the table: as they are, or scaled; of these indices, or of shifted ones."""
     table = side.own("weight")
-    indices = next((np.asarray(array) for array in side.call.inputs if array.dtype.kind in "iu"), None)
-    if table is None or side.output is None or indices is None or table.ndim != 2 or table.size == 0:
+    whole = [np.asarray(array) for array in side.call.inputs if array.dtype.kind in "iu"]
+    if table is None or side.output is None or not whole or table.ndim != 2 or table.size == 0:
         return []
     width = table.shape[1]
     root = math.sqrt(width)
     scales = {"1": 1.0, f"sqrt({width})": root, f"1/sqrt({width})": 1 / root}
+    shifts = {"as given": 0, "shifted by +1": 1, "shifted by -1": -1, "shifted by +2": 2, "shifted by -2": -2}
     formulas = []
-    for (name, scale), shift in itertools.product(scales.items(), (0, 1, -1, 2, -2)):
-        traits = {"scale": name, "indices": "as given" if shift == 0 else f"shifted by {shift:+d}"}
-        formulas.append(Formula("Embedding", traits, partial(_rows, table, indices + shift, scale)))
+    for (name, scale), (way, shift) in itertools.product(scales.items(), shifts.items()):
+        compute = partial(_rows, table, whole[0] + shift, scale)
+        formulas.append(Formula("Embedding", {"scale": name, "indices": way}, compute))
     return formulas
 
 

@@ -1,4 +1,4 @@
-"""Losses from recorded outputs and labels: reduction, smoothing, ignored labels, what the outputs are taken for."""
+"""Losses from recorded outputs and labels: reduction, smoothing, ignored labels, meaning."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class RecordedLoss:
 
 def loss_difference(sides: tuple[RecordedLoss, RecordedLoss]) -> Difference | None:
     """The formulas of the two losses, where each gives the recorded values of all micro-batches."""
-    first, second = (np.asarray(side.losses, np.float64) for side in sides)
+    first, second = sides
+    targets = (np.asarray(first.losses, np.float64), np.asarray(second.losses, np.float64))
     for formulas_of in (_cross_entropies, _regressions, _binaries):
-        formulas = [list(formulas_of(side)) for side in sides]
-        difference = explain(formulas[0], formulas[1], (first, second))
+        difference = explain(formulas_of(first), list(formulas_of(second)), targets)
         if difference is not None:
             return difference
     return None
@@ -73,7 +73,9 @@ def _cross_entropies(side: RecordedLoss) -> Iterator[Formula]:
     ignored_labels = dict.fromkeys(["none", *side.ignored, -100, 0, -1])
     meanings = ("logits", "logits that went through softmax", "probabilities", "log-probabilities")
     for field in _label_fields(side):
-        reductions = _REDUCTIONS_OF_SEQUENCES if np.ndim(side.batches[0][field]) > 1 else _REDUCTIONS_OF_LABELS
+        reductions = _REDUCTIONS_OF_LABELS
+        if np.ndim(side.batches[0][field]) > 1:
+            reductions = _REDUCTIONS_OF_SEQUENCES
         for smoothing, ignored, meaning, reduction in itertools.product(
             smoothings, ignored_labels, meanings, reductions
         ):
@@ -157,15 +159,18 @@ def _binaries(side: RecordedLoss) -> Iterator[Formula]:
 def _binary(z: Array, batch: Arrays, traits: Traits) -> float:
     y = np.asarray(batch[traits["target"]], np.float64).reshape(z.shape)
     logits = z if traits["outputs taken for"] == "logits" else np.log(z / (1 - z))
-    # softplus(z) - y z is the entropy of sigmoid(z), and finite where sigmoid(z) is rounded to 0 or 1
+    # softplus(z) - y z is the entropy of sigmoid(z), finite where sigmoid(z) rounds to 0 or 1
     return _reduced(softplus(logits) - y * logits, np.ones_like(logits), traits["reduction"])
 
 
 def _label_fields(side: RecordedLoss) -> list[str]:
     """Fields of whole numbers that have the outputs' shape but for its last axis."""
     shape = np.shape(side.outputs[0])[:-1]
-    fields = side.batches[0].items()
-    return [name for name, array in fields if np.asarray(array).dtype.kind in "iu" and np.shape(array) == shape]
+    names = []
+    for name, array in side.batches[0].items():
+        if np.asarray(array).dtype.kind in "iu" and np.shape(array) == shape:
+            names.append(name)
+    return names
 
 
 def _target_fields(side: RecordedLoss) -> list[str]:

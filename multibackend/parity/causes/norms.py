@@ -1,4 +1,4 @@
-"""LayerNorm, RMSNorm, GroupNorm and BatchNorm: epsilon and its place, kind of variance, statistics."""
+"""LayerNorm, RMSNorm, GroupNorm and BatchNorm: epsilon and its place, variance, statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from multibackend.core.arrays import Array
 from multibackend.parity.causes.formulas import Difference, Formula, difference_in, distance, noise_of
-from multibackend.parity.causes.recorded_layers import RecordedLayer, setting
+from multibackend.parity.causes.recorded_layers import RecordedLayer, Sides, setting
 
 __all__ = ["fast_variance", "norm_formulas", "settings_epsilons"]
 
@@ -22,7 +22,7 @@ _EPSILONS = (1e-5, 1e-6, 1e-12, 1e-3, 1e-8, 1e-7, 1e-4, 1e-2, _MACHINE_EPSILON, 
 
 @dataclass(frozen=True)
 class _Affine:
-    """The axes over which a norm takes its statistics, with weight and bias shaped to broadcast against its input."""
+    """The axes over which a norm takes its statistics; weight and bias, shaped to broadcast."""
 
     axes: tuple[int, ...]
     weight: Array
@@ -31,7 +31,7 @@ class _Affine:
 
 @dataclass(frozen=True)
 class _Form:
-    """A kind of norm: where its statistics come from, whether the mean is subtracted, and the kind of variance."""
+    """A kind of norm: where statistics come from, whether the mean goes, which variance."""
 
     statistics: str
     centred: bool
@@ -64,71 +64,92 @@ def norm_formulas(side: RecordedLayer, epsilons: Sequence[float] = ()) -> list[F
                 "statistics": form.statistics,
                 "epsilon's place": place,
             }
-            # x - mean cancels: the digits that x has lost before weigh as much as x exceeds its own spread
-            slack = 64 * _MACHINE_EPSILON * np.abs(x).max() / np.sqrt(moments[1].min() + epsilon + 1e-300)
+            # x - mean cancels: the digits that x has lost weigh as much as x exceeds its spread
+            spread = np.sqrt(moments[1].min() + epsilon + 1e-300)
+            slack = 64 * _MACHINE_EPSILON * np.abs(x).max() / spread
             compute = partial(_normalised, x, *moments, epsilon, place, affine)
             formulas.append(Formula("normalisation", traits, compute, float(slack)))
     return formulas
 
 
 def _normalised(x: Array, mean: Array, variance: Array, epsilon: float, place: str, affine: _Affine) -> Array:
-    root = np.sqrt(variance + epsilon) if place == "in the root" else np.sqrt(variance) + epsilon
+    root = np.sqrt(variance) + epsilon
+    if place == "in the root":
+        root = np.sqrt(variance + epsilon)
     return affine.weight * (x - mean) / root + affine.bias
 
 
-def fast_variance(sides: tuple[RecordedLayer, RecordedLayer], before: float) -> Difference | None:
-    """One side's variance is off by no more than E[x²] - E[x]² loses to cancellation, and the other's is not.
+def fast_variance(sides: Sides, before: float) -> Difference | None:
+    """One side's variance is off by no more than E[x²] - E[x]² loses to cancellation.
 
-    The lost digits depend on the order of the sum, so that side cannot be recomputed to rounding; its variance, solved
-    for from its output, is held against the bound 32 * machine epsilon * E[x²].
+    The lost digits depend on the order of the sum, so that side cannot be recomputed to rounding; its
+    variance, solved for from its output, is held against the bound 32 * machine epsilon * E[x²].
     """
     # the side that follows the plain formula tells the epsilon of both
-    exact = [_exact_epsilon(side) for side in sides]
-    for index in (0, 1):
-        x = sides[index].input
-        output = sides[index].output
-        partner = sides[1 - index]
-        epsilon = exact[1 - index]
-        if epsilon is None or exact[index] is not None or x is None or output is None or x.shape != output.shape:
-            continue
-        affine = next(_affines(sides[index], x), None)
-        if affine is None or partner.output is None:
-            continue
-        mean = x.mean(affine.axes, keepdims=True)
-        variance = x.var(affine.axes, keepdims=True)
-        root = _root(output, x - mean, affine)
-        lost = np.abs(root**2 - epsilon - variance)
-        bound = 32 * _MACHINE_EPSILON * (x**2).mean(affine.axes, keepdims=True) + 1e-9 * variance
-        undone = _normalised(x, mean, variance, epsilon, "in the root", affine)
-        after = distance(partner.output, undone)
-        if (lost <= bound).all() and after <= 0.1 * before:
-            kinds = ["E[(x - E[x])²]", "E[x²] - E[x]²"]
-            return difference_in("normalisation", "variance", kinds if index == 1 else kinds[::-1], before, after)
-    return None
+    epsilons = (_exact_epsilon(sides[0]), _exact_epsilon(sides[1]))
+    kinds = ("E[x²] - E[x]²", "E[(x - E[x])²]")  # as if the reference took the fast one
+    if epsilons[0] is None and epsilons[1] is not None:
+        after = _left_by_plain_formula(sides[0], sides[1].output, epsilons[1])
+    elif epsilons[0] is not None and epsilons[1] is None:
+        after = _left_by_plain_formula(sides[1], sides[0].output, epsilons[0])
+        kinds = kinds[::-1]
+    else:
+        return None
+    if after is None or after > 0.1 * before:
+        return None
+    return difference_in("normalisation", "variance", kinds, before, after)
+
+
+def _left_by_plain_formula(side: RecordedLayer, partner: Array | None, epsilon: float) -> float | None:
+    """What is left between a partner's output and a side's, recomputed by the plain formula.
+
+    None where the side's own variance is off by more than cancellation explains.
+    """
+    x = side.input
+    y = side.output
+    if x is None or y is None or partner is None or x.shape != y.shape:
+        return None
+    affine = next(_affines(side, x), None)
+    if affine is None:
+        return None
+    mean = x.mean(affine.axes, keepdims=True)
+    variance = x.var(affine.axes, keepdims=True)
+    lost = np.abs(_root(y, x - mean, affine) ** 2 - epsilon - variance)
+    bound = 32 * _MACHINE_EPSILON * (x**2).mean(affine.axes, keepdims=True) + 1e-9 * variance
+    if not (lost <= bound).all():
+        return None
+    return distance(partner, _normalised(x, mean, variance, epsilon, "in the root", affine))
 
 
 def _exact_epsilon(side: RecordedLayer) -> float | None:
-    """The epsilon with which a side follows the plain formula to rounding; None where it does not."""
+    """The epsilon with which a side follows the plain formula to rounding, if it does."""
     target = side.output
     for formula in norm_formulas(side):
-        plain = formula.traits["variance"] == "biased" and formula.traits["epsilon's place"] == "in the root"
-        if plain and target is not None and distance(target, formula.value()) <= max(noise_of(target), formula.slack):
-            return float(formula.traits["epsilon"])
+        traits = formula.traits
+        plain = traits["variance"] == "biased" and traits["epsilon's place"] == "in the root"
+        if not plain or target is None:
+            continue
+        if distance(target, formula.value()) <= max(noise_of(target), formula.slack):
+            return float(traits["epsilon"])
     return None
 
 
 def settings_epsilons(side: RecordedLayer) -> list[float]:
     """The epsilon that a layer's settings name, if they do."""
     named = setting(side.call, "eps", "variance_epsilon", "layer_norm_eps", "norm_eps")
-    return [float(named[1])] if named is not None and isinstance(named[1], int | float) else []
+    if named is None or not isinstance(named[1], int | float):
+        return []
+    return [float(named[1])]
 
 
 def _affines(side: RecordedLayer, x: Array) -> Iterator[_Affine]:
     """The axes that the layer may normalise, by its kind and by the shape of its weight."""
     weight = side.own("weight")
+    if weight is None:
+        weight = np.ones(())
     bias = side.own("bias")
-    weight = np.ones(()) if weight is None else weight
-    bias = np.zeros(()) if bias is None else bias
+    if bias is None:
+        bias = np.zeros(())
     # without a weight the last axis alone is normalised, as both frameworks do by default
     if "batch" not in side.call.kind.lower():
         count = max(weight.ndim, 1)
@@ -141,7 +162,7 @@ def _affines(side: RecordedLayer, x: Array) -> Iterator[_Affine]:
         shape = [1] * x.ndim
         shape[axis] = x.shape[axis]
         shaped = [array.reshape(shape) if array.ndim else array for array in (weight, bias)]
-        yield _Affine(tuple(index for index in range(x.ndim) if index != axis), *shaped)
+        yield _Affine((*range(axis), *range(axis + 1, x.ndim)), *shaped)
 
 
 def _forms(side: RecordedLayer) -> list[_Form]:
@@ -166,12 +187,16 @@ def _moments(side: RecordedLayer, x: Array, axes: tuple[int, ...], form: _Form) 
         if mean is None or variance is None or mean.size != np.prod(shape) or variance.size != mean.size:
             return None
         return mean.reshape(shape), variance.reshape(shape)
-    count = int(np.prod([x.shape[axis] for axis in axes]))
-    if form.variance == "unbiased" and count < 2:
-        return None
-    mean = x.mean(axes, keepdims=True) if form.centred else np.zeros(())
-    square = ((x - mean) ** 2).mean(axes, keepdims=True)
-    return mean, square * (count / (count - 1) if form.variance == "unbiased" else 1.0)
+    mean = np.zeros(())
+    if form.centred:
+        mean = x.mean(axes, keepdims=True)
+    variance = ((x - mean) ** 2).mean(axes, keepdims=True)
+    if form.variance == "unbiased":
+        count = x.size // variance.size
+        if count < 2:
+            return None
+        variance = variance * (count / (count - 1))
+    return mean, variance
 
 
 def _root(y: Array, centred: Array, affine: _Affine) -> Array:
@@ -183,13 +208,16 @@ def _root(y: Array, centred: Array, affine: _Affine) -> Array:
 
 
 def _implied_epsilon(x: Array, y: Array, moments: tuple[Array, Array], affine: _Affine) -> list[float]:
-    """The epsilon that the output implies, where every row implies the same one and it is no rounding."""
+    """The epsilon that the output implies, if each row implies the same and it is no rounding."""
     mean, variance = moments
     with np.errstate(all="ignore"):
         epsilons = (_root(y, x - mean, affine) ** 2 - variance).ravel()
     epsilons = epsilons[np.isfinite(epsilons)]
-    middle = float(np.median(epsilons)) if epsilons.size else 0.0
+    if not epsilons.size:
+        return []
+    middle = float(np.median(epsilons))
     # rows whose variance is large hold epsilon in its last digits only
-    if middle <= 0 or np.abs(epsilons - middle).max() > 1e-3 * middle + 1e-9 * float(np.abs(variance).max()):
+    room = 1e-3 * middle + 1e-9 * float(np.abs(variance).max())
+    if middle <= 0 or np.abs(epsilons - middle).max() > room:
         return []
     return [float(f"{middle:.3g}")]

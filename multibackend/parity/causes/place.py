@@ -8,10 +8,12 @@ from typing import Any
 
 from multibackend.protocol.tracing import LayerCall
 
-__all__ = ["Idioms", "Place", "shown", "shown_sum"]
+__all__ = ["Calls", "Idioms", "Place", "shown", "shown_sum"]
 
 Idioms = Mapping[str, str]
 """How a framework writes a thing, by the formulas' names: {"gelu (erf)": "F.gelu(x)"}."""
+
+Calls = tuple[LayerCall | None, LayerCall | None]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Place:
 
     backends: tuple[str, str]
     what: str = ""
-    calls: tuple[LayerCall | None, LayerCall | None] = (None, None)
+    calls: Calls = (None, None)
     idioms: tuple[Idioms, Idioms] = field(default=({}, {}))
     kinds: Mapping[str, str] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
@@ -43,7 +45,9 @@ def shown(value: Any) -> str:
     """A trait's value as a reader expects it."""
     if value is None:
         return "as it is"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
 
 
 def shown_sum(terms: Mapping[str, str]) -> str:
@@ -52,4 +56,4 @@ def shown_sum(terms: Mapping[str, str]) -> str:
     >>> shown_sum({"ln": "1", "embed": "sqrt(8)"})
     'ln + sqrt(8) * embed'
     """
-    return " + ".join(name if factor == "1" else f"{factor} * {name}" for name, factor in terms.items())
+    return " + ".join(f"{factor} * {name}".removeprefix("1 * ") for name, factor in terms.items())

@@ -1,4 +1,4 @@
-"""What one side recorded of a layer and of the arrays that were there before it, at the place where two models part."""
+"""What one side recorded where two models part: a layer, and the arrays before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.core.arrays import Array, Arrays
 from multibackend.protocol.tracing import LayerCall
 
-__all__ = ["RecordedLayer", "Source", "label", "setting", "sources_before", "sources_within"]
+__all__ = ["RecordedLayer", "Sides", "Source", "label", "setting", "sources_before", "sources_within"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Source:
     """An array that was there before a layer was called.
 
     Attributes:
-        name: of the layer that returned it, or of the parameter; the same on both sides for partners.
+        name: of the layer that returned it, or of the parameter; partners have one name.
         array: in its side's own layout.
         kind: the class of the layer; "input" of the model's own inputs, "parameter".
     """
@@ -48,12 +48,15 @@ class RecordedLayer:
     @property
     def input(self) -> Array | None:
         """The layer's first floating-point input, in float64."""
-        return next((np.asarray(x, np.float64) for x in self.call.inputs if x.dtype.kind == "f"), None)
+        for array in self.call.inputs:
+            if array.dtype.kind == "f":
+                return np.asarray(array, np.float64)
+        return None
 
     @property
     def output(self) -> Array | None:
         """The layer's first output, as it was recorded."""
-        return self.call.outputs[0] if self.call.outputs else None
+        return next(iter(self.call.outputs), None)
 
     def own(self, last: str) -> Array | None:
         """The layer's own parameter or state whose name ends in `last`, in float64."""
@@ -61,9 +64,15 @@ class RecordedLayer:
         for name in self.call.parameters:
             if name.rpartition(".")[2] == last and name in self.parameters:
                 return np.asarray(self.parameters[name], np.float64)
-        name = f"{self.call.name}.{last}" if self.call.name else last
+        # the model itself has no name to put before its parameters' names
+        name = f"{self.call.name}.{last}".removeprefix(".")
         array = self.parameters.get(name, self.state.get(name))
-        return None if array is None else np.asarray(array, np.float64)
+        if array is None:
+            return None
+        return np.asarray(array, np.float64)
+
+
+Sides = tuple[RecordedLayer, RecordedLayer]
 
 
 def setting(call: LayerCall, *beginnings: str) -> tuple[str, Any] | None:
@@ -82,7 +91,9 @@ def setting(call: LayerCall, *beginnings: str) -> tuple[str, Any] | None:
 def label(call: LayerCall) -> str:
     """The layer's name, with the number of its call where it was called before."""
     name = call.name or "the model"
-    return name if call.call == 0 else f"{name} (call {call.call + 1})"
+    if call.call > 0:
+        return f"{name} (call {call.call + 1})"
+    return name
 
 
 def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
@@ -99,15 +110,16 @@ def sources_before(layers: Sequence[LayerCall], index: int, parameters: Arrays) 
 
 
 def sources_within(layers: Sequence[LayerCall], index: int, parameters: Arrays) -> tuple[Source, ...]:
-    """What was there when the call `layers[index]` returned: as `sources_before`, with all that it called itself."""
+    """What was there when the call `layers[index]` returned, with all that it called."""
     depth = layers[index].depth
-    later = range(index + 1, len(layers))
-    stop = next((number for number in later if layers[number].depth <= depth), len(layers))
+    stop = index + 1
+    while stop < len(layers) and layers[stop].depth > depth:
+        stop += 1
     return _sources(layers[:stop], depth + 1, parameters)
 
 
 def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tuple[Source, ...]:
-    """The arrays of calls in the order in which they came to be, those deeper than `depth` having returned."""
+    """The arrays of calls, those deeper than `depth` returned, latest first; then parameters."""
     sources: list[Source] = []
     contents: set[bytes] = set()
     unfinished: list[LayerCall] = []
@@ -125,10 +137,12 @@ def _sources(layers: Sequence[LayerCall], depth: int, parameters: Arrays) -> tup
             call = unfinished.pop()
             add(label(call), call.outputs, call.kind)
 
-    # Calls are listed as they begin; one has returned when the next one at its depth or above begins.
+    # Calls are listed as they begin; one has returned when the next one no deeper begins.
     for call in layers:
         finish(call.depth)
-        add(f"the input of {call.name}" if call.name else "the model's input", call.inputs, "input")
+        name = f"the input of {call.name}" if call.name else "the model's input"
+        add(name, call.inputs, "input")
         unfinished.append(call)
     finish(depth)
-    return (*reversed(sources), *(Source(name, array, "parameter") for name, array in parameters.items()))
+    tables = [Source(name, array, "parameter") for name, array in parameters.items()]
+    return (*reversed(sources), *tables)

@@ -24,7 +24,7 @@ _SETTINGS: Mapping[str, tuple[str, ...]] = {
 
 
 def repair_of(topic: str, trait: str, values: tuple[Any, Any], place: Place) -> str:
-    """Tell what to write on the other side so that it does what the reference does, or the other way round."""
+    """Tell what to write on one side so that it does what the other one does."""
     lines = []
     # the other side first: what is compared with a reference is to become like it
     for index in (1, 0):
@@ -41,7 +41,8 @@ def _line(topic: str, trait: str, value: Any, present: Any, place: Place, index:
     if call is not None and topic != "arrival":
         setting = _setting_of(call, trait)
         if setting is not None:
-            return f"{call.kind}(..., {setting}={_written(trait, value, present, call.settings[setting])})"
+            written = _written(trait, value, present, call.settings[setting])
+            return f"{call.kind}(..., {setting}={written})"
     idioms = place.idioms[index]
     # from the most special idiom to the most general
     for name in (f"{topic} {trait} {value}", str(value), f"{topic} {trait}"):
@@ -49,7 +50,9 @@ def _line(topic: str, trait: str, value: Any, present: Any, place: Place, index:
             return idioms[name].replace("VALUE", shown(value))
     if index == 0:
         return None
-    return f"make it {shown_sum(dict(value or ()))}" if trait == "terms" else f"{trait}: {shown(value)}"
+    if trait == "terms":
+        return f"make it {shown_sum(dict(value or ()))}"
+    return f"{trait}: {shown(value)}"
 
 
 def _setting_of(call: LayerCall, trait: str) -> str | None:
@@ -63,7 +66,7 @@ def _setting_of(call: LayerCall, trait: str) -> str | None:
 
 
 def _written(trait: str, value: Any, present: Any, setting: Any) -> str:
-    """A value as the layer's own setting writes it: a momentum may weigh the new value or the old one.
+    """A value as the layer's own setting writes it: a momentum may weigh the old value.
 
     Args:
         trait: what has the value.
@@ -72,8 +75,9 @@ def _written(trait: str, value: Any, present: Any, setting: Any) -> str:
         setting: as it is, which is another way to write the present value.
     """
     if trait == "momentum" and isinstance(setting, float) and isinstance(present, float):
-        weighs_old = abs(1 - setting - present) < abs(setting - present)
-        return shown(float(f"{1 - float(value):.6g}") if weighs_old else value)
+        if abs(1 - setting - present) < abs(setting - present):
+            value = float(f"{1 - float(value):.6g}")
+        return shown(value)
     if trait == "bias":
         return repr(value == "added")
     if trait == "padding" and isinstance(value, tuple):

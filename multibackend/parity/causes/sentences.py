@@ -14,11 +14,13 @@ __all__ = ["cause_of"]
 
 Values = tuple[Any, Any]
 
+_NORM_FIRST = "pre-norm or post-norm"
+
 
 def cause_of(difference: Difference, place: Place) -> Cause:
     """Return the cause that a difference of formulas is.
 
-    The name is that of the first trait in which the formulas differ; the explanation tells them all.
+    The name is that of the first trait in which they differ; the explanation tells all.
     """
     reference, other = difference.formulas
     topic = reference.topic
@@ -36,10 +38,10 @@ def cause_of(difference: Difference, place: Place) -> Cause:
 
 def _named(topic: str, trait: str, values: Values, place: Place) -> tuple[str, str]:
     """The name of a cause, and the sentence about its first trait."""
+    # the model as a whole has no name, and a stage no place
     where = f"at {place.what}" if place.what else ""
-    special = _SPECIAL.get(trait)
-    if special is not None:
-        return special(values, place, where)
+    if trait in _SPECIAL:
+        return _SPECIAL[trait](values, place, where)
     name, pattern = _PHRASES.get((topic, trait), (f"{topic} {trait}", f"{topic}, {trait}: {{}}"))
     if trait.startswith("tied with"):
         name = "tied weight"
@@ -126,17 +128,19 @@ _PHRASES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("clip", "max_grad_norm"): ("clip value", "The gradient is clipped to norm {}"),
     ("data", "number of examples"): ("number of examples", "The update sees this many examples: {}"),
 }
-"""By topic and trait: the cause's name, and a phrase for one side's value. KIND is the layer's class."""
+"""By topic and trait: the cause's name, and a phrase for a value. KIND is the layer's class."""
 
 
 def _activation(values: Values, place: Place, where: str) -> tuple[str, str]:
     name = "activation"
-    if all(str(value).startswith("gelu") for value in values):
+    families = {str(value).rpartition(" ")[0] for value in values}
+    if families == {"gelu"}:
         name = "GELU tanh or erf"
-    elif all(str(value).startswith("leaky relu") for value in values):
+    elif families == {"leaky relu"}:
         name = "leaky relu slope"
     first, second = place.backends
-    return name, f"The activation before what arrives {where} is {values[0]} in {first}, {values[1]} in {second}"
+    sides = f"{values[0]} in {first}, {values[1]} in {second}"
+    return name, f"The activation before what arrives {where} is {sides}"
 
 
 def _terms(values: Values, place: Place, where: str) -> tuple[str, str]:
@@ -149,8 +153,9 @@ def _terms(values: Values, place: Place, where: str) -> tuple[str, str]:
         return name, sentence
     late = [name for name in other if name in place.kinds and name not in place.known]
     if late:  # layers that run only afterwards in the reference
-        normalises = place.calls[0] is not None and "norm" in place.calls[0].kind.lower()
-        name = "pre-norm or post-norm" if normalises else "order of layers"
+        name = "order of layers"
+        if place.calls[0] is not None and "norm" in place.calls[0].kind.lower():
+            name = _NORM_FIRST
         return name, f"{sentence}, where {', '.join(late)} has run already"
     for smaller, larger, side in ((reference, other, first), (other, reference, second)):
         if smaller.keys() < larger.keys():
@@ -162,13 +167,17 @@ def _terms(values: Values, place: Place, where: str) -> tuple[str, str]:
 def _term_name(reference: Mapping[str, str], other: Mapping[str, str], place: Place) -> str | None:
     """What it is called when these sums differ, where the names of their terms tell."""
     if reference.keys() == other.keys():
-        changed = [name for name in reference if reference[name] != other[name]]
-        return "embedding scale" if any("embed" in place.kind(name) for name in changed) else "scale"
+        for name, factor in reference.items():
+            if other[name] != factor and "embed" in place.kind(name):
+                return "embedding scale"
+        return "scale"
     if any(" through " in name for name in [*reference, *other]):
         return "tied weight"
     if len(reference) == len(other) == 1 and "norm" in place.kind(next(iter(reference))):
-        return "pre-norm or post-norm"
-    return "shifted positions" if _without_rows(reference) == _without_rows(other) else None
+        return _NORM_FIRST
+    if _without_rows(reference) == _without_rows(other):
+        return "shifted positions"
+    return None
 
 
 def _without_rows(terms: Mapping[str, str]) -> set[str]:
@@ -186,8 +195,8 @@ def _weights(values: Values, place: Place, where: str) -> tuple[str, str]:
 def _roles(values: Values, place: Place, where: str) -> tuple[str, str]:
     del where
     first, second = place.backends
-    played = f"{values[0]} in {first}, by {values[1]} in {second}"
-    return "roles of query, key and value", f"The attention's first differing role is played by {played}"
+    sides = f"{values[0]} in {first}, by {values[1]} in {second}"
+    return "roles of query, key and value", f"The attention's first differing role is played by {sides}"
 
 
 def _optimizers(values: Values, place: Place, where: str) -> tuple[str, str]:

@@ -1,8 +1,8 @@
-"""Why a stage outside the model's layers differs: data, loss, gradients, clipping, update, running statistics."""
+"""Why a stage outside the model's layers differs: data, loss, gradients, update, statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,20 @@ from multibackend.parity.causes.data import data_difference
 from multibackend.parity.causes.formulas import Difference
 from multibackend.parity.causes.gradients import gradient_difference
 from multibackend.parity.causes.losses import RecordedLoss, loss_difference
+from multibackend.parity.causes.place import Calls
 from multibackend.parity.causes.states import RecordedStatistic, statistics_difference
-from multibackend.parity.causes.update_fits import (
-    RecordedUpdates,
-    clip_difference,
-    slot_difference,
-    update_difference,
-)
+from multibackend.parity.causes.update_fits import RecordedUpdates, clip_difference, slot_difference, update_difference
 from multibackend.parity.findings import Divergence, LayerFinding
 from multibackend.parity.locate.evidence import Evidence
 from multibackend.parity.locate.rerun import Step
 from multibackend.protocol import Snapshot
-from multibackend.protocol.tracing import LayerCall
+from multibackend.protocol.tracing import LayerCall, Trace
 
 __all__ = ["layers_of_statistic", "loss_term_difference", "stage_difference"]
 
 
 def stage_difference(divergence: Divergence, evidence: Evidence) -> Difference | None:
-    """Why the two sides part at a stage; None where no formula tells, or where there is none for the stage."""
+    """Why the two sides part at a stage; None where no formula tells."""
     explain = {
         "data order": _data,
         "loss": loss_term_difference,
@@ -41,7 +37,7 @@ def stage_difference(divergence: Divergence, evidence: Evidence) -> Difference |
         "next update": _update,
         "model state": _model_state,
     }.get(divergence.stage)
-    return None if explain is None else explain(divergence, evidence)
+    return explain and explain(divergence, evidence)
 
 
 def _data(divergence: Divergence, evidence: Evidence) -> Difference | None:
@@ -66,20 +62,24 @@ def loss_term_difference(finding: LayerFinding | Divergence, evidence: Evidence)
     # the loss as a whole is explained by its first term
     terms = list(evidence.experiments[0].loss_terms)
     name = finding.name if isinstance(finding, LayerFinding) else finding.what
-    term = next((term for term in terms if name in (term, f"loss/{term}")), terms[0])
-    first, second = (_recorded_loss(finding, evidence, term, index) for index in (0, 1))
+    term = name.removeprefix("loss/")
+    if term not in terms:
+        term = terms[0]
+    first = _recorded_loss(finding, evidence, term, 0)
+    second = _recorded_loss(finding, evidence, term, 1)
     if first is None or second is None:
         return None
     return loss_difference((first, second))
 
 
 def _recorded_loss(
-    finding: LayerFinding | Divergence, evidence: Evidence, term: str, index: int
+    finding: LayerFinding | Divergence, evidence: Evidence, name: str, index: int
 ) -> RecordedLoss | None:
     """One side's loss of the outputs that both have, as the mean that the experiment reports."""
     terms = evidence.experiments[index].loss_terms
     # sides that are described apart may call their one term by two names
-    name = term if term in terms else next(iter(terms))
+    if name not in terms:
+        name = next(iter(terms))
     spec = terms[name]
     if spec.scale == 0 or evidence.traces is None:
         return None
@@ -90,13 +90,10 @@ def _recorded_loss(
     else:
         # of several micro-batches each has its part in the loss of the update
         value = finding.values[index] * len(batches) / spec.scale
-    smoothings: Sequence[float] = ()
-    ignored: Sequence[int] = ()
+    recorded = RecordedLoss(evidence.traces[0].outputs[:1], [batches[evidence.micro_batch]], [value])
     if isinstance(spec, CrossEntropy):
-        smoothings = (spec.label_smoothing,)
-        ignored = (spec.ignore_index,)
-    batch = batches[evidence.micro_batch]
-    return RecordedLoss(evidence.traces[0].outputs[:1], [batch], [value], smoothings, ignored)
+        return replace(recorded, smoothings=(spec.label_smoothing,), ignored=(spec.ignore_index,))
+    return recorded
 
 
 def _gradients(divergence: Divergence, evidence: Evidence) -> Difference | None:
@@ -108,17 +105,18 @@ def _gradients(divergence: Divergence, evidence: Evidence) -> Difference | None:
 
 def _clip(divergence: Divergence, evidence: Evidence) -> Difference | None:
     limits = (evidence.experiments[0].max_grad_norm, evidence.experiments[1].max_grad_norm)
+    difference = None
     # where one side does not clip by the norm, it may clip in another way, which its update tells
-    difference = None if limits[0] and limits[1] else _update(divergence, evidence)
+    if not (limits[0] and limits[1]):
+        difference = _update(divergence, evidence)
     return difference or clip_difference(divergence.values, limits)
 
 
 def _update(divergence: Divergence, evidence: Evidence) -> Difference | None:
     if evidence.traces is None or evidence.sides is None or not all(evidence.history):
         return None
-    first, second = (_recorded_updates(evidence, index) for index in (0, 1))
-    difference = update_difference((first, second), divergence.what)
-    return difference or _slots(divergence.what, evidence, (first, second))
+    sides = (_recorded_updates(evidence, 0), _recorded_updates(evidence, 1))
+    return update_difference(sides, divergence.what) or _slots(divergence.what, evidence, sides)
 
 
 def _recorded_updates(evidence: Evidence, index: int) -> RecordedUpdates:
@@ -136,7 +134,9 @@ def _recorded_updates(evidence: Evidence, index: int) -> RecordedUpdates:
 
 def _parameters(evidence: Evidence, index: int, state: Snapshot) -> Arrays:
     """A side's parameters by the reference's names."""
-    return evidence.bridge.parameters.to_reference(state.parameters) if index else state.parameters
+    if index == 0:
+        return state.parameters
+    return evidence.bridge.parameters.to_reference(state.parameters)
 
 
 def _window_gradients(evidence: Evidence, index: int, step: Step) -> Arrays:
@@ -148,7 +148,7 @@ def _window_gradients(evidence: Evidence, index: int, step: Step) -> Arrays:
         if index:
             gradients = evidence.bridge.gradients(gradients)
         for name, array in gradients.items():
-            total[name] = total[name] + array if name in total else np.asarray(array, np.float64)
+            total[name] = total.get(name, 0.0) + np.asarray(array, np.float64)
     return total
 
 
@@ -167,25 +167,29 @@ def _slots(name: str, evidence: Evidence, sides: tuple[RecordedUpdates, Recorded
         for old, new, gradient in zip(before, after, gradients, strict=True):
             old_array = old.optimizer.get(slot, {}).get(name)
             new_array = new.optimizer.get(slot, {}).get(name)
-            # a slot that is not one array for each parameter, such as a counter, is no average of gradients
+            # a slot that is not one array for each parameter, such as a counter, is no average
             if old_array is not None and new_array is not None and new_array.shape == gradient.shape:
                 recorded.append((old_array, new_array, gradient))
-        difference = slot_difference(recorded) if len(recorded) == len(sides) else None
+        if len(recorded) < len(sides):
+            continue
+        difference = slot_difference(recorded)
         if difference is not None:
             return difference
     return None
 
 
-def layers_of_statistic(divergence: Divergence, evidence: Evidence) -> tuple[LayerCall | None, LayerCall | None]:
+def layers_of_statistic(divergence: Divergence, evidence: Evidence) -> Calls:
     """The layer on each side that keeps the statistic at which two runs part."""
     if evidence.traces is None:
         return None, None
-    names = (divergence.what.rpartition(".")[0], divergence.partner.rpartition(".")[0])
     reference, other = evidence.traces
-    return (
-        next((call for call in reference.layers if call.name == names[0]), None),
-        next((call for call in other.layers if call.name == names[1]), None),
-    )
+    return _keeper(reference, divergence.what), _keeper(other, divergence.partner)
+
+
+def _keeper(trace: Trace, statistic: str) -> LayerCall | None:
+    """The first call of the layer whose statistic this is, by its name in the model state."""
+    name = statistic.rpartition(".")[0]
+    return next((call for call in trace.layers if call.name == name), None)
 
 
 def _model_state(divergence: Divergence, evidence: Evidence) -> Difference | None:

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 
 from multibackend.core.arrays import Array
-from multibackend.parity.causes.formulas import Difference, Formula, explain
+from multibackend.parity.causes.formulas import Difference, Formula, explain, fitted_factor
 
 __all__ = ["RecordedStatistic", "statistics_difference"]
 
-# torch's 0.1 and Flax's 0.99 first; both frameworks' ways to count, as the weight of the new value or of the old one
+# torch's 0.1 and Flax's 0.99 first; the one weighs the new value, the other the old one
 _MOMENTA = (0.1, 0.01, 0.9, 0.99, 0.001, 0.03, 0.003, 0.05, 0.2, 0.0, 1.0)
 
 
@@ -37,8 +37,9 @@ def statistics_difference(sides: tuple[RecordedStatistic, RecordedStatistic]) ->
     """new = (1 - m) old + m statistic: the weight m of the new value, and the kind of variance."""
     # an unusual momentum is read from the numbers of either side
     momenta = [*_implied_momenta(sides[0]), *_implied_momenta(sides[1]), *_MOMENTA]
-    first, second = (list(_formulas(side, momenta)) for side in sides)
-    return explain(first, second, (sides[0].after, sides[1].after))
+    formulas = _formulas(sides[0], momenta)
+    other_formulas = list(_formulas(sides[1], momenta))
+    return explain(formulas, other_formulas, (sides[0].after, sides[1].after))
 
 
 def _formulas(side: RecordedStatistic, momenta: list[float]) -> Iterator[Formula]:
@@ -47,7 +48,8 @@ def _formulas(side: RecordedStatistic, momenta: list[float]) -> Iterator[Formula
             traits: dict[str, object] = {"momentum": momentum}
             if side.name == "running_var":
                 traits["variance"] = variance
-            yield Formula("running statistics", traits, partial(_moved, side.before, statistic, momentum))
+            compute = partial(_moved, side.before, statistic, momentum)
+            yield Formula("running statistics", traits, compute)
 
 
 def _moved(old: Array, statistic: Array, momentum: float) -> Array:
@@ -55,7 +57,7 @@ def _moved(old: Array, statistic: Array, momentum: float) -> Array:
 
 
 def _statistics(side: RecordedStatistic) -> list[tuple[str, Array]]:
-    """The statistic of the micro-batch, for each axis that may hold the channels and each kind of variance."""
+    """The statistic of the micro-batch, by the axis of the channels and the kind of variance."""
     x = np.asarray(side.inputs, np.float64)
     channels = np.size(side.after)
     statistics = []
@@ -79,8 +81,7 @@ def _implied_momenta(side: RecordedStatistic) -> list[float]:
     for _, statistic in _statistics(side):
         way = statistic - side.before
         step = np.asarray(side.after, np.float64) - side.before
-        power = float((way**2).sum())
-        momentum = float((way * step).sum()) / power if power else 0.0
+        momentum = fitted_factor(way, step)
         rest = np.abs(momentum * way - step).max()
         if rest <= 1e-6 * max(float(np.abs(step).max()), 1e-300):
             momenta.append(float(f"{momentum:.6g}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _TINY = 1e-300
 
 
 def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Array]:
-    """Arrays that could be terms of a sum of a shape: sources of that size, and parameters that broadcast to it."""
+    """Arrays that could be terms of a sum of a shape: sources, and parameters that broadcast."""
     terms: dict[str, Array] = {}
     for source in sources:
         if source.array.dtype.kind != "f":
@@ -40,23 +41,25 @@ def columns(sources: Sequence[Source], shape: tuple[int, ...]) -> dict[str, Arra
 
 
 def _broadcast(name: str, array: Array, shape: tuple[int, ...]) -> Iterator[tuple[str, Array]]:
-    """A parameter added to every example: a bias, or the rows of a table of positions, from the first or the second."""
+    """A parameter added to every example: a bias, or the rows of a table of positions."""
     if array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
     if array.shape == shape[-1:]:
         yield name, np.broadcast_to(array, shape)
     if array.ndim == 2 and len(shape) == 3 and array.shape[1] == shape[2]:
         # some models keep the first rows of the table for padding or for a token that is not there
-        for start in (0, 1, 2):
+        names = (name, f"{name} from row 1", f"{name} from row 2")
+        for start, table in enumerate(names):
             if len(array) >= shape[1] + start:
                 rows = array[start : start + shape[1]]
-                yield name if start == 0 else f"{name} from row {start}", np.broadcast_to(rows, shape)
+                yield table, np.broadcast_to(rows, shape)
 
 
 def sums(terms: Arrays, target: Array) -> Iterator[tuple[Terms, str]]:
-    """Yield the terms and an activation of their sum that give the target: as few as do, factors by least squares.
+    """Yield the terms and an activation of their sum that give the target: as few as do.
 
-    A relu, leaky or not, keeps the positive elements of a sum, which tell its terms; the others tell the slope.
+    Factors are fitted by least squares. A relu, leaky or not, keeps the positive elements of a sum, which
+    tell its terms; the others tell the slope.
     """
     flat = np.asarray(target, np.float64).ravel()
     positive = flat > 0
@@ -72,9 +75,11 @@ def sums(terms: Arrays, target: Array) -> Iterator[tuple[Terms, str]]:
             if count == 1 or not count + 2 < positive.sum() < flat.size:
                 continue
             fitted = _fitted(matrix[positive], flat[positive], chosen, target.shape)
-            slope = None if fitted is None else _slope(summed(fitted, terms, target.shape), flat, positive)
-            if fitted is not None and slope is not None:
-                yield fitted, "relu" if slope == 0 else f"leaky relu {slope:g}"
+            if fitted is None:
+                continue
+            activation = _relu(summed(fitted, terms, target.shape), flat, positive)
+            if activation is not None:
+                yield fitted, activation
                 return
 
 
@@ -83,21 +88,24 @@ def summed(terms: Terms, arrays: Mapping[str, Array], sizes: tuple[int, ...]) ->
     if any(name not in arrays for name, _ in terms):
         return None
     named = scales(*sizes)
-    factors = [named[text] if text in named else float(text) for _, text in terms]
     total = np.zeros(())
-    for (name, _), factor in zip(terms, factors, strict=True):
+    for name, text in terms:
+        factor = named[text] if text in named else float(text)
         total = total + factor * arrays[name]
     return total
 
 
-def _slope(total: Array | None, flat: Array, positive: Array) -> float | None:
-    """What multiplies the elements of a sum that are not positive, where one number does."""
+def _relu(total: Array | None, flat: Array, positive: Array) -> str | None:
+    """The relu of a sum, leaky or not, where one number multiplies what is not positive."""
     if total is None:
         return None
     total = total.ravel()
     x = total[~positive]
     slope = float((x * flat[~positive]).sum() / max(float((x * x).sum()), _TINY))
-    return float(f"{slope:.6g}") if _near(np.where(positive, flat, slope * total), flat) else None
+    if not _near(np.where(positive, flat, slope * total), flat):
+        return None
+    slope = float(f"{slope:.6g}")
+    return "relu" if slope == 0 else f"leaky relu {slope:g}"
 
 
 def _fitted(matrix: Array, flat: Array, chosen: Sequence[str], shape: tuple[int, ...]) -> Terms | None:
@@ -132,30 +140,35 @@ def _near(first: Array, second: Array) -> bool:
 
 
 def unified(first: Sequence[Source], second: Sequence[Source]) -> list[Source]:
-    """The second side's sources under the reference's names and in its layouts, where a source holds equal numbers."""
+    """The second side's sources by the reference's names and in its layouts, where they are one."""
     renamed = []
-    taken: set[str] = set()
+    names = {source.name for source in first}
+    unpaired = list(first)
     for source in second:
-        partner = next((s for s in first if s.name not in taken and _hold_the_same(s, source)), None)
+        partner = _in_reference_terms(source, unpaired)
         if partner is not None:
-            taken.add(partner.name)
-            array = aligned(partner.array, source.array)
-            renamed.append(Source(partner.name, source.array if array is None else array, partner.kind))
-        elif any(source.name == s.name for s in first):
-            renamed.append(Source(f"{source.name} (of the other model)", source.array, source.kind))
+            unpaired = [candidate for candidate in unpaired if candidate.name != partner.name]
+            renamed.append(partner)
+        elif source.name in names:
+            renamed.append(replace(source, name=f"{source.name} (of the other model)"))
         else:
             renamed.append(source)
     return renamed
 
 
-def _hold_the_same(first: Source, second: Source) -> bool:
-    """Whether two sources are one array: a looser bound than rounding, as both models computed it themselves."""
-    if first.array.dtype.kind != second.array.dtype.kind:
-        return False
-    if (first.kind == "parameter") != (second.kind == "parameter"):
-        return False
-    moved = aligned(first.array, second.array)
-    if moved is None:
-        return False
-    scale = max(float(np.abs(first.array).max(initial=0)), _TINY)
-    return bool(np.abs(np.asarray(first.array, np.float64) - moved).max(initial=0.0) <= 1e-5 * scale)
+def _in_reference_terms(source: Source, candidates: Sequence[Source]) -> Source | None:
+    """A source as the candidate that is the same array, loosely: both models computed it."""
+    array = source.array
+    for candidate in candidates:
+        if candidate.array.dtype.kind != array.dtype.kind:
+            continue
+        if (candidate.kind == "parameter") != (source.kind == "parameter"):
+            continue
+        moved = aligned(candidate.array, array)
+        if moved is None:
+            continue
+        scale = max(float(np.abs(candidate.array).max(initial=0)), _TINY)
+        difference = np.abs(np.asarray(candidate.array, np.float64) - moved)
+        if difference.max(initial=0.0) <= 1e-5 * scale:
+            return replace(candidate, array=moved)
+    return None

@@ -1,7 +1,7 @@
 """One update from its gradient: which optimizer's rule each side follows, with which numbers.
 
-The learning rate a and the decay b enter a step p' - p = -a u - b p linearly, so they are fitted by least squares, over
-all parameters at once; what is left over decides whether the rule holds.
+The learning rate a and the decay b enter a step p' - p = -a u - b p linearly, so they are fitted by least
+squares, over all parameters at once; what is left over decides whether the rule holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Array, Arrays
-from multibackend.parity.causes.formulas import Difference, Formula, difference_in, distance, least_squares
+from multibackend.parity.causes.formulas import Difference, Formula, difference_in, differing, distance, least_squares
 from multibackend.parity.causes.update_rules import UpdateRule, candidate_rules, clipped, direction
 
 __all__ = ["RecordedUpdates", "clip_difference", "slot_difference", "update_difference"]
@@ -43,8 +43,9 @@ class RecordedUpdates:
     def clipped(self, gradient: Array) -> Array:
         """One of the last gradients after the experiment's own clipping."""
         norm = _norm(self.gradients[-1])
-        limit = self.max_grad_norm
-        return gradient * min(1.0, limit / norm) if limit and norm else gradient
+        if not self.max_grad_norm or not norm:
+            return gradient
+        return gradient * min(1.0, self.max_grad_norm / norm)
 
     def first(self, count: int) -> RecordedUpdates:
         """The first updates alone."""
@@ -70,7 +71,7 @@ class _Fit:
 
 
 def update_difference(sides: Sides, what: str = "") -> Difference | None:
-    """The rules of the first update in which the sides part: over all parameters, else over the one called `what`.
+    """The rules of the first update in which the sides part, over all parameters, else over one.
 
     Args:
         sides: from a state that both began in.
@@ -79,12 +80,13 @@ def update_difference(sides: Sides, what: str = "") -> Difference | None:
     count = _until_they_part(sides)
     sides = sides[0].first(count), sides[1].first(count)
     names = sorted(set(sides[0].gradients[0]) & set(sides[1].gradients[0]))
+    if not names:
+        return None
+    difference = _difference(sides, names)
     # one parameter may follow another rule than the rest, for example one without decay
-    for chosen in (names, [what] if what in names else []):
-        difference = _difference(sides, chosen) if chosen else None
-        if difference is not None:
-            return difference
-    return None
+    if difference is None and what in names:
+        difference = _difference(sides, [what])
+    return difference
 
 
 def _until_they_part(sides: Sides) -> int:
@@ -93,12 +95,16 @@ def _until_they_part(sides: Sides) -> int:
     for number in range(1, count):
         reference = sides[0].parameters[number]
         other = sides[1].parameters[number]
-        if any(distance(reference[name], other[name]) > _ALIKE for name in reference if name in other):
-            return number
+        for name in reference.keys() & other.keys():
+            if distance(reference[name], other[name]) > _ALIKE:
+                return number
     return count
 
 
-def clip_difference(values: tuple[float, float], limits: tuple[float | None, float | None]) -> Difference | None:
+Limits = tuple[float | None, float | None]
+
+
+def clip_difference(values: tuple[float, float], limits: Limits) -> Difference | None:
     """Other limits of the norm, from the factors by which gradients were scaled."""
     largest = max(abs(values[0]), abs(values[1]))
     if limits[0] == limits[1] or largest == 0:
@@ -107,11 +113,13 @@ def clip_difference(values: tuple[float, float], limits: tuple[float | None, flo
 
 
 def _difference(sides: Sides, names: Sequence[str]) -> Difference | None:
-    """Fit both sides' updates of some parameters; None unless the reference's rule undoes the difference."""
-    reference, other = (_Update(side, names) for side in sides)
+    """Fit both sides' updates of some parameters; None unless the reference's rule undoes it all."""
+    reference = _Update(sides[0], names)
+    other = _Update(sides[1], names)
     before = distance(reference.step, other.step)
     # the reference's rule first, then the other side's among the rules nearest to it
-    rules = list(candidate_rules([side.max_grad_norm for side in sides], [side.settings for side in sides]))
+    limits = (sides[0].max_grad_norm, sides[1].max_grad_norm)
+    rules = list(candidate_rules(limits, (sides[0].settings, sides[1].settings)))
     fit = _first_fit(reference, rules)
     if fit is None:
         return None
@@ -121,12 +129,9 @@ def _difference(sides: Sides, names: Sequence[str]) -> Difference | None:
     after = distance(reference.step, other.stepped(fit) - other.before)
     if after > max(0.1 * before, 1e-13):
         return None
-    traits = [fit.traits, other_fit.traits]
-    differing = tuple(
-        name for name in dict.fromkeys([*traits[0], *traits[1]]) if traits[0].get(name) != traits[1].get(name)
-    )
-    first, second = (Formula("update", named, lambda: None) for named in traits)
-    return Difference((first, second), differing, before, after)
+    first = Formula("update", fit.traits, lambda: None)
+    second = Formula("update", other_fit.traits, lambda: None)
+    return Difference((first, second), differing(first, second), before, after)
 
 
 def _first_fit(update: _Update, rules: Iterable[UpdateRule]) -> _Fit | None:
@@ -141,8 +146,11 @@ def _first_fit(update: _Update, rules: Iterable[UpdateRule]) -> _Fit | None:
 
 def _count_differing(rule: UpdateRule, other: UpdateRule) -> float:
     """How many options differ; momentum and Nesterov's are nearer than other optimizers."""
-    count = float(sum(getattr(rule, name) != getattr(other, name) for name in rule.__dataclass_fields__))
-    return count - 0.5 if {rule.optimizer, other.optimizer} == {"momentum", "Nesterov"} else count
+    options = vars(rule)
+    count = float(sum(options[name] != value for name, value in vars(other).items()))
+    if {rule.optimizer, other.optimizer} == {"momentum", "Nesterov"}:
+        return count - 0.5
+    return count
 
 
 class _Update:
@@ -169,7 +177,7 @@ class _Update:
         u = self.direction(rule)
         if not np.isfinite(u).all() or not u.any():
             return None
-        # columns of one size, because a decay is small beside a rate and would be lost in the fit's rounding
+        # columns of one size: a decay is small beside a rate and would be lost in rounding
         matrix = np.stack([-u, -self.before], axis=1)
         scale = np.sqrt((matrix**2).sum(0))
         # parameters that are all 0 have no decay
@@ -185,7 +193,8 @@ class _Update:
         room = 64 * _MACHINE_EPSILON * np.abs(self.after).max() + 1e-11 * np.abs(self.step).max()
         if rest > room:
             return None
-        return float(factors[0]), float(factors[1]) if len(factors) > 1 else 0.0
+        rate, decay = (*factors, 0.0)[:2]
+        return float(rate), float(decay)
 
     def stepped(self, fit: _Fit) -> Array:
         """The parameters after the step that another side's fit makes here."""
@@ -214,8 +223,8 @@ def _fits(update: _Update, rules: Iterable[UpdateRule]) -> Iterator[_Fit]:
         if (rule.coupled and decay) or rate == 0:
             continue
         weight_decay = _six_digits(rule.coupled or decay / rate)
-        traits = rule.traits() | {"weight decay": weight_decay, "kind of decay": _kind_of_decay(rule, decay)}
-        traits["learning rate"] = _six_digits(rate)
+        traits = {**rule.traits(), "weight decay": weight_decay}
+        traits |= {"kind of decay": _kind_of_decay(rule, decay), "learning rate": _six_digits(rate)}
         yield _Fit(rule, traits, rate, decay)
 
 
@@ -224,7 +233,9 @@ def _kind_of_decay(rule: UpdateRule, decay: float) -> str:
         return "coupled: into the gradient"
     if not decay:
         return "none"
-    return "in the gradient or outside: the same for SGD" if rule.optimizer == "SGD" else "decoupled"
+    if rule.optimizer == "SGD":
+        return "in the gradient or outside: the same for SGD"
+    return "decoupled"
 
 
 def _six_digits(value: float) -> float:
@@ -232,20 +243,21 @@ def _six_digits(value: float) -> float:
 
 
 def slot_difference(sides: Sequence[tuple[Array, Array, Array]]) -> Difference | None:
-    """Other moving averages in an optimizer's state: new = b old + (1 - b) x, with x the gradient or its square.
+    """Other moving averages: new = b old + (1 - b) x, with x the gradient or its square.
 
     Args:
         sides: of each side a slot before and after the update, and the gradient as it entered.
     """
-    fits = [_moving_average(*side) for side in sides]
-    if fits[0] is None or fits[1] is None or fits[0][0] != fits[1][0] or fits[0][1] == fits[1][1]:
+    _, recorded, _ = sides[0]
+    old, new, gradient = sides[1]
+    fit = _moving_average(*sides[0])
+    other_fit = _moving_average(*sides[1])
+    if fit is None or other_fit is None or fit[0] != other_fit[0] or fit[1] == other_fit[1]:
         return None
-    (name, decay), (_, other_decay) = fits[0], fits[1]
-    old, _, gradient = sides[1]
+    name, decay = fit
     x = gradient if name == "beta1" else gradient**2
-    before = distance(sides[0][1], sides[1][1])
-    after = distance(sides[0][1], decay * old + (1 - decay) * x)
-    return difference_in("update", name, (decay, other_decay), before, after)
+    after = distance(recorded, decay * old + (1 - decay) * x)
+    return difference_in("update", name, (decay, other_fit[1]), distance(recorded, new), after)
 
 
 def _moving_average(old: Array, new: Array, gradient: Array) -> tuple[str, float] | None:

@@ -1,6 +1,6 @@
 """The update rules of optimizers in numpy, and those that are tried on recorded updates.
 
-Every rule gives a direction u, and the step is p' - p = -a u - b p with the learning rate a and the decay b.
+Every rule gives a direction u; the step is p' - p = -a u - b p, with learning rate a and decay b.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def candidate_rules(limits: Sequence[float | None], settings: Sequence[Mapping[s
     known = dict.fromkeys(limit for limit in limits if limit)
     clips = ["none", *(f"norm {limit:g}" for limit in known)]
     starts = [replace(rule, clip=clip) for rule, clip in itertools.product(_plain_rules(), clips)]
-    changes: dict[str, Sequence[object]] = {
+    changes: dict[str, Sequence[Any]] = {
         "eps": (*_numbers(settings, "eps"), *_EPSILONS),
         "place": ("in the root",),
         "beta1": (*_numbers(settings, "beta1", "momentum"), *_BETA1),
@@ -75,10 +75,11 @@ def candidate_rules(limits: Sequence[float | None], settings: Sequence[Mapping[s
     # thousands of rules: whoever asks stops at the first that fits
     yield from starts
     for rule, (name, values) in itertools.product(starts, changes.items()):
-        yield from (_changed(rule, name, value) for value in values)
+        for value in values:
+            yield replace(rule, **{name: value})
     for rule, (first, second) in itertools.product(starts, itertools.combinations(changes, 2)):
         for value, other in itertools.product(changes[first], changes[second]):
-            yield _changed(_changed(rule, first, value), second, other)
+            yield replace(rule, **{first: value, second: other})
 
 
 def _plain_rules() -> list[UpdateRule]:
@@ -99,7 +100,8 @@ def _plain_rules() -> list[UpdateRule]:
 
 def _numbers(settings: Sequence[Mapping[str, Any]], *names: str) -> list[float]:
     """The numbers that the experiments' optimizers have under some names; schedules are none."""
-    return [options[name] for options in settings for name in names if isinstance(options.get(name), float)]
+    values = [options.get(name) for options, name in itertools.product(settings, names)]
+    return [value for value in values if isinstance(value, float)]
 
 
 def _other_clips(limits: Mapping[float, None], clips: Sequence[str]) -> list[str]:
@@ -107,10 +109,6 @@ def _other_clips(limits: Mapping[float, None], clips: Sequence[str]) -> list[str
     numbers = dict.fromkeys([*limits, *_LIMITS])
     names = [f"{kind} {number:g}" for kind, number in itertools.product(("norm", "value"), numbers)]
     return [name for name in names if name not in clips]
-
-
-def _changed(rule: UpdateRule, name: str, value: Any) -> UpdateRule:
-    return replace(rule, **{name: value})
 
 
 def clipped(gradient: Array, norm: float, clip: str) -> Array:
@@ -147,10 +145,14 @@ def _adaptive(gradients: Sequence[Array], rule: UpdateRule) -> Array:
     """m / (sqrt(v) + epsilon), with m and v of each optimizer."""
     m = np.zeros_like(gradients[-1])
     v = np.zeros_like(gradients[-1])
+    decay = rule.beta2
+    weight = 1 - rule.beta2
+    # the sum of all squares, not their average
+    if rule.optimizer == "Adagrad":
+        decay = weight = 1.0
     for gradient in gradients:
         m = rule.beta1 * m + (1 - rule.beta1) * gradient
-        square = gradient**2
-        v = v + square if rule.optimizer == "Adagrad" else rule.beta2 * v + (1 - rule.beta2) * square
+        v = decay * v + weight * gradient**2
     count = len(gradients)
     # RMSprop and Adagrad have no first moment and never correct the second
     if rule.optimizer in ("RMSprop", "Adagrad"):
@@ -160,5 +162,6 @@ def _adaptive(gradients: Sequence[Array], rule: UpdateRule) -> Array:
         v = v / (1 - rule.beta2**count)
     if rule.optimizer == "NAdam":
         m = rule.beta1 * m + (1 - rule.beta1) * gradients[-1] / (1 - rule.beta1**count)
-    root = np.sqrt(v + rule.eps) if rule.place == "in the root" else np.sqrt(v) + rule.eps
-    return m / root
+    if rule.place == "in the root":
+        return m / np.sqrt(v + rule.eps)
+    return m / (np.sqrt(v) + rule.eps)

@@ -75,7 +75,9 @@ def verdict_figures(result: ComparisonResult) -> str:
 
 def _bound(tolerance: float) -> str:
     # half precision bounds no single parameter: "tolerance infinite" would read like a fault
-    return f"tolerance {relative(tolerance)}" if math.isfinite(tolerance) else "no tolerance"
+    if not math.isfinite(tolerance):
+        return "no tolerance"
+    return f"tolerance {relative(tolerance)}"
 
 
 def divergence_words(divergence: Divergence) -> DivergenceWords:
@@ -103,7 +105,9 @@ def _rounding(divergence: Divergence) -> str:
         return "none, so this is a real difference"
     factor = divergence.difference / divergence.rounding
     # from a million on the digits say nothing, and a dozen of them are hard to read
-    times = f"{factor:,.0f}" if factor < 1e6 else relative(factor)
+    times = relative(factor)
+    if factor < 1e6:
+        times = f"{factor:,.0f}"
     return f"{relative(divergence.rounding)}; what was found is {times} times that"
 
 

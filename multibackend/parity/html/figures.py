@@ -26,7 +26,7 @@ _FAR = 100.0  # a loss that falls by more than this factor is drawn on a log sca
 
 
 def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], divergence: int | None) -> Figure:
-    """Draw both loss curves: the reference wide, the other narrow, dashed and on top, so that both show."""
+    """Draw both loss curves: the reference wide, the other narrow and dashed on top, so that both show."""
     wide = {
         "line": {"color": FIRST, "width": 6},
         "marker": {"color": FIRST, "size": 9, "symbol": "circle"},
@@ -231,7 +231,7 @@ def heat_figure(heat: Heat, precision: str, divergence: tuple[str, int] | None) 
         divergence: the row and the update where the runs first part.
     """
     # one scale for all reports, so that two pages can be held side by side
-    low = -16.0 if precision == "float64" else -8.0
+    low = {"float64": -16.0}.get(precision, -8.0)
     traces = [_heat_trace(heat, low)]
     if divergence is not None and divergence[0] in heat.rows:
         traces.append(_ring(heat, *divergence))
@@ -308,7 +308,9 @@ def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
 
 
 def _mode(updates: np.ndarray) -> str:
-    return "lines+markers" if len(updates) <= MOST_MARKED else "lines"
+    if len(updates) > MOST_MARKED:
+        return "lines"
+    return "lines+markers"
 
 
 def _layout(values: str, updates: np.ndarray, divergence: int | None) -> dict[str, Any]:

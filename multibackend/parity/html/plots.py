@@ -12,7 +12,7 @@ from multibackend.parity.html.layers import WHOLE, Heat, layer_of, thinned
 from multibackend.parity.html.words import relative
 from multibackend.parity.result import ComparisonResult
 
-__all__ = ["Plot", "difference_plot", "heat_plot", "loss_plot"]
+__all__ = ["Plot", "difference_plot", "heat_plot", "loss_plot", "shown_updates"]
 
 MOST_POINTS = 2000  # of a curve, about twice the pixels that it is wide
 
@@ -29,7 +29,7 @@ class Plot:
 
 def loss_plot(result: ComparisonResult) -> Plot:
     """Plot both loss curves, one on top of the other."""
-    shown = _shown_updates(result)
+    shown = shown_updates(result, MOST_POINTS)
     histories = dict(zip(result.backends, result.histories, strict=True))
     losses = {backend: history["loss"][shown] for backend, history in histories.items()}
     updates = result.histories[0]["update"][shown]
@@ -45,7 +45,7 @@ def loss_plot(result: ComparisonResult) -> Plot:
 
 def difference_plot(result: ComparisonResult) -> Plot:
     """Plot the relative difference of the losses, its tolerance, and rounding where it is known."""
-    shown = _shown_updates(result)
+    shown = shown_updates(result, MOST_POINTS)
     rounding = None
     caption = f"{_differences_in_words(result)} The shaded band is the tolerance."
     if result.rounding is not None:
@@ -100,11 +100,11 @@ def heat_plot(result: ComparisonResult, heat: Heat) -> Plot:
     )
 
 
-def _shown_updates(result: ComparisonResult) -> np.ndarray:
-    """Indices of the updates that a curve shows, the first divergence always among them."""
-    update = _diverging_update(result)
-    keep = () if update is None else (update - 1,)
-    return thinned(result.loss_differences, MOST_POINTS, keep=keep)
+def shown_updates(result: ComparisonResult, most: int) -> np.ndarray:
+    """Indices of about `most` updates, the worst and the first divergence always among them."""
+    # at an index that no update has, if the runs never part
+    parts_at = (_diverging_update(result) or 0) - 1
+    return thinned(result.loss_differences, most, keep=(parts_at,))
 
 
 def _diverging_update(result: ComparisonResult) -> int | None:

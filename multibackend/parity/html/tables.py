@@ -11,7 +11,8 @@ import numpy as np
 from multibackend.core.differences import relative_difference
 from multibackend.core.history import UpdateRecord
 from multibackend.matching.links import Link
-from multibackend.parity.html.layers import Heat, thinned
+from multibackend.parity.html.layers import Heat
+from multibackend.parity.html.plots import shown_updates
 from multibackend.parity.html.words import number, shape
 from multibackend.parity.result import ComparisonResult
 
@@ -51,10 +52,8 @@ class ParameterRow:
 
 def loss_rows(result: ComparisonResult) -> list[tuple[UpdateRecord, UpdateRecord, float]]:
     """Give both records of an update and the difference of the losses; of many, the worst of each stretch."""
-    divergence = result.first_divergence
-    keep = () if divergence is None else (divergence.update - 1,)
     first, second = result.histories
-    shown = thinned(result.loss_differences, MOST_UPDATES, keep=keep).tolist()
+    shown = shown_updates(result, MOST_UPDATES).tolist()
     return [(first[index], second[index], float(result.loss_differences[index])) for index in shown]
 
 

@@ -38,7 +38,7 @@ def shape(sizes: Sequence[int]) -> str:
     >>> shape((3, 4)), shape(())
     ('[3, 4]', 'one number')
     """
-    return str(list(sizes)) if len(sizes) else "one number"
+    return str(list(sizes) or "one number")
 
 
 def name_pieces(dotted: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The arrays of two traces side by side, in the reference's layouts and in the order in which it made them."""
+"""The arrays of two traces side by side, in the reference's layouts and order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_HINTS = 8  # find_fit tries every one of them for every array
 
 
 class ArrayKey(NamedTuple):
-    """Which array of a trace: the index of its call, INPUT, CONTAINER_INPUT or OUTPUT, and its position among these."""
+    """Which array of a trace: the index of its call, its role, its position in that role."""
 
     call: int
     role: str
@@ -104,7 +104,7 @@ def roundings(reference: Trace, perturbed: Trace) -> Callable[[ArrayKey], float]
 
 
 def hints_of(trace: Trace, matching: Matching) -> list[Shape]:
-    """Axes that may hide in one axis: of images that are flattened somewhere, of fused or split projections."""
+    """Axes that may hide in one axis: of flattened images, of fused or split projections."""
     hints: dict[Shape, None] = {}  # a set that keeps its order
     for link in matching.links:
         merged = tuple(link.rearrangement.merged)

@@ -42,14 +42,15 @@ class Bridge:
         return [(link.reference, link.other) for link in self.parameters.links]
 
     def partner(self, name: str) -> str:
-        """Return the other's name of a parameter or statistic of the reference; "" where it has none."""
+        """Return the other's name of a parameter or statistic of the reference, "" without any."""
         links = (*self.parameters.links, *self.state.links)
         return ", ".join(dict.fromkeys(link.other for link in links if link.reference == name))
 
     def to_other(self, snapshot: Snapshot, like: Snapshot) -> Snapshot:
         """Return the reference's state as the other's; what has no partner is taken from `like`."""
-        linked_state = {link.reference: snapshot.model_state[link.reference] for link in self.state.links}
-        moved = self.parameters.to_other(snapshot.parameters) | self.state.to_other(linked_state)
+        linked = [link.reference for link in self.state.links]
+        statistics = {name: snapshot.model_state[name] for name in linked}
+        moved = self.parameters.to_other(snapshot.parameters) | self.state.to_other(statistics)
         averages = self.parameters.to_other(snapshot.ema) if snapshot.ema and like.ema else {}
         return replace(
             like,
@@ -80,16 +81,16 @@ class Bridge:
         return _linked(self.parameters, arrays, gradients=True)
 
     def norms(self, other: Sequence[str], norms: np.ndarray, reference: Sequence[str]) -> np.ndarray:
-        """[parameters] of the other's gradient norms, in the reference's order; 0 where there is no partner.
+        """[parameters] of the other's gradient norms, in the reference's order; 0 without partner.
 
         Where several arrays make one their squares add up; of an array that is cut each part counts
         as the whole.
         """
-        place = {name: index for index, name in enumerate(other)}
+        norm_of = dict(zip(other, norms, strict=False))
         result = np.zeros(len(reference))
         for index, name in enumerate(reference):
-            partners = {link.other for link in self.parameters.links if link.reference == name} & place.keys()
-            result[index] = np.sqrt(sum(norms[place[partner]] ** 2 for partner in partners))
+            partners = {partner for parameter, partner in self.links if parameter == name}
+            result[index] = np.sqrt(sum(norm_of[partner] ** 2 for partner in partners & norm_of.keys()))
         return result
 
     def _slots_to_other(self, snapshot: Snapshot, like: Snapshot) -> dict[str, Arrays]:
@@ -104,13 +105,17 @@ class Bridge:
 
 def _filled(arrays: Arrays, moved: Arrays) -> dict[str, np.ndarray]:
     """Return `arrays` with those that were moved in their places."""
-    return {name: moved[name].astype(array.dtype) if name in moved else array for name, array in arrays.items()}
+    filled = dict(arrays)
+    for name in arrays.keys() & moved.keys():
+        filled[name] = moved[name].astype(arrays[name].dtype)
+    return filled
 
 
 def _like_parameters(slot: Arrays, snapshot: Snapshot) -> bool:
     """Whether a slot has one array like each parameter: only then do the links hold for it."""
-    shapes = {name: array.shape for name, array in slot.items()}
-    return shapes == {name: array.shape for name, array in snapshot.parameters.items()}
+    if slot.keys() != snapshot.parameters.keys():
+        return False
+    return all(array.shape == snapshot.parameters[name].shape for name, array in slot.items())
 
 
 def _linked(matching: Matching, arrays: Arrays, *, gradients: bool = False) -> dict[str, np.ndarray]:

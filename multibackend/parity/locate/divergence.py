@@ -1,4 +1,4 @@
-"""The first place at which two runs of an experiment part beyond rounding, and every layer that is wrong by itself.
+"""The first place at which two runs part beyond rounding, and every layer wrong by itself.
 
 Both runs are made again, update by update, beside a third one: the reference from parameters that
 are one rounding error away. What that one does is what rounding alone would do. The first update at
@@ -65,7 +65,7 @@ class Location:
 def locate_between(
     trainers: Sequence[Trainer], start: Snapshot, matching: Matching, *, updates: int, broken: bool, build: Build
 ) -> Location:
-    """Find the first divergence of two runs, in float64 first, where a difference of rounding cannot hide anything.
+    """Find the first divergence of two runs, in float64 first, where rounding hides nothing.
 
     Args:
         trainers: of the reference and of the other; their programs are used, their states stay.
@@ -197,7 +197,7 @@ class _Rerun:
         return None
 
     def _states(self, first: Snapshot, second: Snapshot, nearby: Snapshot) -> Iterator[tuple[Arrays, Arrays, Arrays]]:
-        """Yield parameters, model state and slots of the reference, the other, the perturbed one."""
+        """Yield parameters, model state and slots of reference, other and perturbed one."""
         other = self.bridge.to_reference(second)
         yield _common(first.parameters, other.parameters), other.parameters, nearby.parameters
         yield _common(first.model_state, other.model_state), other.model_state, nearby.model_state
@@ -223,7 +223,7 @@ def _common(first: Arrays, second: Arrays) -> dict[str, np.ndarray]:
 
 
 def rounding_curve(trainer: Trainer, start: Snapshot, losses: Sequence[float]) -> np.ndarray:
-    """float64 [updates]: the relative difference of each loss from a run that starts one rounding error away."""
+    """float64 [updates]: each loss's relative difference from a run one rounding error away."""
     runner = Runner(trainer, perturbed(start))
     curve = np.full(len(losses), np.nan)
     # twice as many windows as updates: skipped ones make none, and it has to end

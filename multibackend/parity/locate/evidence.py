@@ -16,7 +16,7 @@ __all__ = ["Evidence", "Examination"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was recorded where two runs part, for whoever wants to explain it. Pairs: the reference's, the other's.
+    """What was recorded where two runs part. Pairs: the reference's, the other's.
 
     Attributes:
         update: its number.

@@ -1,4 +1,4 @@
-"""One update as it is examined: both sides from one state, and the bound that tells a difference from rounding."""
+"""One update as it is examined: both sides from one state, and what is told from rounding."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TIMES = 100.0
 
 
 def bound_for(precision: str) -> Callable[[float], float]:
-    """Return the relative difference up to which nothing is said, given the one that rounding was measured to make.
+    """Return the relative difference up to which nothing is said, given that of rounding.
 
     Frameworks add up in other orders and fuse, which is more than one rounding error at the start:
     100 times what that makes, and a base for what happens to be exact in the measurement.

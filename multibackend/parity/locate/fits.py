@@ -1,4 +1,4 @@
-"""Arrays that may be the same in another layout: [n, c, h, w] and [n, h, w, c], heads apart or merged, images flat."""
+"""Arrays that may be the same in another layout: channels last, heads merged, images flat."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _without_ones(shape: Shape) -> Shape:
 
 
 def _orders(reference: Shape, other: Shape, hints: Iterable[Shape]) -> Iterator[tuple[Shape, Shape]]:
-    """Yield (shape in which to view the other, permutation of its axes) that may give the reference."""
+    """Yield (shape in which to view the other, permutation) that may give the reference."""
     if reference == other:
         yield other, tuple(range(len(other)))
     for axes in _permutations(len(other)):
@@ -165,7 +165,7 @@ def _inverse_orders(atoms: Shape, other: Shape) -> Iterator[tuple[Shape, Shape]]
 
 
 def _permutations(rank: int) -> list[Shape]:
-    """Permutations of axes: those that keep the first one, then those that only turn the others around, come first."""
+    """Permutations of axes; those that keep the first one and turn the others around come first."""
     if math.factorial(rank) > _MOST_PERMUTATIONS:
         # only the identity, channels last to channels first, and back
         return [tuple(range(rank)), (0, rank - 1, *range(1, rank - 1)), (0, *range(2, rank), 1)]

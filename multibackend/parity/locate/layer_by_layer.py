@@ -1,4 +1,4 @@
-"""Every layer by itself: each is fed what the reference's layer got, and hands on what that one made.
+"""Every layer by itself: each is fed what the reference's got, and hands on what that made.
 
 So a mistake does not spread, and every place that is wrong shows: see `wrong_places`.
 """
@@ -69,8 +69,11 @@ def _in_other_layout(
     fits: Fits, place: tuple[int, str], arrays: Sequence[np.ndarray]
 ) -> tuple[np.ndarray | None, ...] | None:
     """Return arrays in the other's layouts, None for one of unknown layout or for all."""
-    result: list[np.ndarray | None] = []
+    result: list[np.ndarray | None] = [None] * len(arrays)
     for position, array in enumerate(arrays):
         fit = fits.get(ArrayKey(*place, position))
-        result.append(None if fit is None else fit.to_other(array))
-    return tuple(result) if any(array is not None for array in result) else None
+        if fit is not None:
+            result[position] = fit.to_other(array)
+    if all(array is None for array in result):
+        return None
+    return tuple(result)

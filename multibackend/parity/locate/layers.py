@@ -1,4 +1,4 @@
-"""Which call of one model is which of another: by the parameters, by name, by place between those that are paired."""
+"""Which call of one model is which of another: by parameters, by name, by place between pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["LayerPair", "begin_and_return", "enclosing_calls", "finished_order",
 # Parts of class names of layers without parameters; the first that occurs counts.
 _KINDS = ("drop", "pool", "gelu", "silu", "relu", "tanh", "sigmoid", "softmax", "act", "flatten", "identity")
 
-Below = Mapping[str, frozenset[str]]  # {layer: the parameters at or below it, by the reference's names}
+Below = Mapping[str, frozenset[str]]  # {layer: parameters at or below it, by the reference's names}
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Calls that mean the same: their indices in the traces of the reference and of the other model.
+    """Calls that mean the same: their indices in the traces of the reference and of the other.
 
     `leaf`: one of them called no other module, so nothing inside can be compared.
     """
@@ -30,7 +30,7 @@ class LayerPair:
 
 
 def pair_layers(reference: Trace, other: Trace, pairs: Iterable[tuple[str, str]]) -> tuple[LayerPair, ...]:
-    """Pair the calls of two traces, in the order of the reference's. What has no partner is left out.
+    """Pair the calls of two traces, in the reference's order. What has no partner is left out.
 
     Layers are partners where the parameters below them are; several with the same parameters by
     their names and their nesting. What has no parameters goes by name, style aside, else by its
@@ -132,8 +132,10 @@ class _Partners:
             # one model has a wrapper more: by full name, by last part, then the ends of the nest
             for style in (normalised, _last_part):
                 for name in self._free(first):
-                    namesakes = [partner for partner in self._free_others(second) if style(partner) == style(name)]
-                    self._pair_if_comparable([name], namesakes[:1])
+                    for partner in self._free_others(second):
+                        if style(partner) == style(name):
+                            self._pair_if_comparable([name], [partner])
+                            break
             for end in (slice(-1, None), slice(0, 1)):
                 self._pair_if_comparable(self._free(first)[end], self._free_others(second)[end])
 
@@ -150,8 +152,10 @@ class _Partners:
         """Pair what has no parameters by its order among its kind between paired neighbours."""
         first = [name for name, call in self.reference.items() if call.leaf]
         second = [name for name, call in self.other.items() if call.leaf]
-        anchors = [name for name in first if self.names.get(name) in second]
-        places = [(first.index(name), second.index(self.names[name])) for name in anchors]
+        places = []
+        for place, name in enumerate(first):
+            if self.names.get(name) in second:
+                places.append((place, second.index(self.names[name])))
         begin = (-1, -1)
         for end in [*places, (len(first), len(second))]:
             # an anchor that stands before the last one in the other model bounds no stretch of it
@@ -193,7 +197,10 @@ def _last_part(name: str) -> str:
 
 
 def _kind(call: LayerCall) -> str:
-    return next((kind for kind in _KINDS if kind in call.kind.lower()), "")
+    for kind in _KINDS:
+        if kind in call.kind.lower():
+            return kind
+    return ""
 
 
 def _comparable(first: LayerCall, second: LayerCall) -> bool:

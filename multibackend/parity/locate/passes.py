@@ -1,4 +1,4 @@
-"""The stages within a micro-batch: activations, loss and gradients, of the micro-batches in turn."""
+"""The stages within a micro-batch: activations, loss and gradients."""
 
 from __future__ import annotations
 

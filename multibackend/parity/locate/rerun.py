@@ -1,4 +1,4 @@
-"""Two runs of one experiment, window by window, with the states between; and a third one rounding error away."""
+"""Two runs of one experiment, window by window with the states between, and a third."""
 
 from __future__ import annotations
 

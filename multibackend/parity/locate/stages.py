@@ -1,4 +1,4 @@
-"""One update of two runs from the same state, stage by stage: the first at which they part beyond rounding."""
+"""One update of two runs from the same state, stage by stage, up to the first that differs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _initial_parameters(update: ExaminedUpdate) -> Divergence | None:
 
 
 def _window_loss(update: ExaminedUpdate) -> Divergence | None:
-    """Look at the loss of the whole window: its weights may differ where no micro-batch's sum does."""
+    """Look at the loss of the window: its weights may differ where no micro-batch's sum does."""
     first, second, nearby = (step.results.terms[0] for step in (*update.steps, update.perturbed))
     return update.first_of_the_terms(first, second, nearby)
 
@@ -142,7 +142,7 @@ def _slots(
 
 
 def _model_state(update: ExaminedUpdate) -> Divergence | None:
-    """Look at statistics by name; that one side keeps the biased variance is a note, not a divergence.
+    """Look at statistics by name; a biased variance on one side is a note, not a divergence.
 
     Each framework has its own definition of it, and training does not see which.
     """

@@ -17,7 +17,7 @@ _MOST_NOTES = 12
 
 
 def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -> int | None:
-    """The number n of values where two running variances differ by the factor n / (n - 1) alone; None where not.
+    """The number n of values if two running variances differ by the factor n / (n - 1) alone.
 
     After one or several steps r = (1 - m) r + m v from the same r: with v n / (n - 1) on one side
     and v on the other, first - second = a * second - b * before with a = 1 / (n - 1). A larger
@@ -48,7 +48,7 @@ def differs_by_bias(first: np.ndarray, second: np.ndarray, before: np.ndarray) -
 
 
 def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arrays, relative: float) -> bool:
-    """Whether a running variance differs as the biased one and the unbiased one do, and in nothing else.
+    """Whether a running variance differs as the biased and the unbiased one do, and not otherwise.
 
     Where micro-batches differ in size there is no one factor. Then all its elements differ in one
     direction, and what else its layer keeps of that shape, the running mean, agrees.
@@ -63,14 +63,17 @@ def differs_by_definition(name: str, first: Arrays, second: Arrays, before: Arra
     gap = np.asarray(first[name], np.float64) - np.asarray(second[name], np.float64)
     if gap.size <= 1 or not ((gap >= 0).all() or (gap <= 0).all()):
         return False
-    siblings = [n for n in first if n != name and n.rpartition(".")[0] == name.rpartition(".")[0]]
-    beside = {n: first[n] for n in siblings if np.shape(first[n]) == gap.shape}
-    differences = relative_differences(beside, {n: second[n] for n in beside if n in second})
+    layer = name.rpartition(".")[0]
+    beside = {}
+    for sibling in first.keys() & second.keys() - {name}:
+        if sibling.rpartition(".")[0] == layer and np.shape(first[sibling]) == gap.shape:
+            beside[sibling] = first[sibling]
+    differences = relative_differences(beside, second)
     return bool(differences) and max(differences.values()) <= relative
 
 
 def notes_on_initial_values(first: Arrays, second: Arrays) -> list[str]:
-    """Say which parameters two models draw in another way: zero or not, another spread, uniform or normal.
+    """Say which parameters two models draw otherwise: zero or not, spread, uniform or normal.
 
     Args:
         first, second: the models' own initial values, by the same names.
@@ -90,8 +93,10 @@ def _difference(first: np.ndarray, second: np.ndarray) -> str | None:
     """Say how two draws differ in their distribution; None where chance can make the difference."""
     words = f"{_described(first)} against {_described(second)}"
     if _is_constant(first) or _is_constant(second):
-        same = _is_constant(first) and _is_constant(second) and _described(first) == _described(second)
-        return None if same else words
+        both = _is_constant(first) and _is_constant(second)
+        if both and _described(first) == _described(second):
+            return None
+        return words
     count = min(first.size, second.size)
     if count < _ENOUGH:
         return None
@@ -100,7 +105,9 @@ def _difference(first: np.ndarray, second: np.ndarray) -> str | None:
     shapes = {_distribution(first), _distribution(second)}
     # the kurtosis of few values scatters more than their deviation does
     other_shape = None not in shapes and len(shapes) == 2 and count >= 4 * _ENOUGH
-    return words if other_spread or other_shape else None
+    if not other_spread and not other_shape:
+        return None
+    return words
 
 
 def _is_constant(array: np.ndarray) -> bool:
@@ -112,13 +119,12 @@ def _described(array: np.ndarray) -> str:
         return "empty"
     if _is_constant(array):
         return f"all {array.flat[0]:.3g}"
-    distribution = _distribution(array)
-    spread = f"standard deviation {array.std():.2g}"
-    return spread if distribution is None else f"{distribution}, {spread}"
+    words = (_distribution(array), f"standard deviation {array.std():.2g}")
+    return ", ".join(word for word in words if word is not None)
 
 
 def _distribution(array: np.ndarray) -> str | None:
-    """Tell by the kurtosis: 1.8 of a uniform, 3 of a normal distribution, 2.4 of one cut at two deviations."""
+    """Tell by the kurtosis: 1.8 if uniform, 3 if normal, 2.4 if cut at two deviations."""
     if array.size < _ENOUGH:
         return None
     centred = array - array.mean()
@@ -128,4 +134,6 @@ def _distribution(array: np.ndarray) -> str | None:
 
 def _listed(names: Sequence[str], most: int = 3) -> str:
     listed = ", ".join(names[:most])
-    return listed if len(names) <= most else f"{listed} and {len(names) - most} more"
+    if len(names) > most:
+        return f"{listed} and {len(names) - most} more"
+    return listed

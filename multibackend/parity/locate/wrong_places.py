@@ -25,7 +25,7 @@ AT_THE_END = "at the end of"  # read in LayerFinding.place also by who explains 
 
 
 class WrongPlaces:
-    """Reads a pass of the second model in which every paired layer was fed and followed by the reference's arrays.
+    """Reads a pass of the second model whose layers were fed and followed by the reference's arrays.
 
     Args:
         reference, forced: the reference's pass, and that one.
@@ -95,8 +95,9 @@ class WrongPlaces:
         )
 
     def _innermost_container(self, index: int) -> str:
-        names = [self.layers[outer].name for outer in self._paired_around(index)]
-        return names[0] if names else ""
+        for outer in self._paired_around(index):
+            return self.layers[outer].name
+        return ""
 
     def _paired_around(self, index: int) -> list[int]:
         return [outer for outer in enclosing_calls(self.layers, index) if outer in self.pairs]
@@ -108,7 +109,7 @@ class WrongPlaces:
         return f"{after}{AT_THE_END} {self._name(index)}"
 
     def _before_layer(self, index: int) -> tuple[str, str]:
-        """Return the container in which something else arrives at a layer, and the place in words."""
+        """Return the container in which something else arrives, and the place in words."""
         earlier = [done for done in self.finished if self._returned(done, index)]
         container = self._container_of_arrival(index, earlier)
         inside = f", inside {container}" if container else ""
@@ -120,13 +121,14 @@ class WrongPlaces:
 
         What entered it was right, or it holds the layer before, whose output was the reference's.
         """
-        right_inputs = set()
+        sound = set()
         for observation in self.observations:
             if observation.key.role == CONTAINER_INPUT and not self._is_wrong(observation):
-                right_inputs.add(observation.key.call)
-        around_last = enclosing_calls(self.layers, earlier[-1]) if earlier else []
+                sound.add(observation.key.call)
+        if earlier:
+            sound.update(enclosing_calls(self.layers, earlier[-1]))
         for outer in self._paired_around(index):
-            if outer in right_inputs or outer in around_last:
+            if outer in sound:
                 return self.layers[outer].name
         return ""
 
@@ -157,7 +159,7 @@ class WrongPlaces:
         return tuple(result)
 
     def _other_sizes(self) -> list[LayerFinding]:
-        """Find layers with parameters that make arrays of another size of right inputs: another stride or padding.
+        """Find layers that make arrays of another size of right inputs: another stride or padding.
 
         No observation is made of such outputs, for they can not be laid side by side.
         """
@@ -189,7 +191,7 @@ class WrongPlaces:
         return findings
 
     def _wrong_terms(self, names: Sequence[str]) -> list[LayerFinding]:
-        """Find terms of the loss that differ although the model's outputs were given; none where they could not be."""
+        """Find terms of the loss that differ although the model's outputs were given."""
         if self.reference.outputs and self.forced.outputs:
             fit = find_fit(self.reference.outputs[0], self.forced.outputs[0])
             if fit is None or fit.difference > self.bound(self.rounding(ArrayKey(0, OUTPUT, 0))):
@@ -212,7 +214,7 @@ class WrongPlaces:
 
 
 def _position(findings: Sequence[LayerFinding], finding: LayerFinding, order: dict[tuple[str, int], int]) -> int:
-    """Find where a finding belongs: before the first whose layer begins later, or whose container ends later."""
+    """Find where a finding belongs: before the first whose layer begins, or container ends, later."""
 
     def index(finding: LayerFinding) -> int:
         assert finding.calls is not None
@@ -239,7 +241,7 @@ def _without_echoes(findings: Sequence[LayerFinding]) -> list[LayerFinding]:
         if any(_same_gap(candidate, finding) for candidate in earlier):
             continue
         sources = [candidate.name for candidate in earlier if candidate.container in ("", finding.container)]
-        result.append(replace(finding, follows=sources[0]) if sources else finding)
+        result.append(replace(finding, follows=next(iter(sources), finding.follows)))
     return result
 
 

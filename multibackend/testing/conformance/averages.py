@@ -10,7 +10,7 @@ import numpy as np
 from multibackend.errors import ConfigurationError
 from multibackend.optimizers import SGD
 from multibackend.testing.assertions import assert_arrays_match, assert_raises, assert_snapshots_identical
-from multibackend.testing.conformance.problems import START, columns, regression, without
+from multibackend.testing.conformance.problems import START, columns, linear_trainer, regression, without
 from multibackend.testing.conformance.skipping import assert_skipped, poisoned
 from multibackend.testing.reference import Window, cut, train
 from multibackend.testing.tolerances import ONE_WINDOW, SAME_ARITHMETIC
@@ -25,12 +25,15 @@ DECAY = 0.8  # small, so that the initial parameters soon fade
 def averaged(
     data: Mapping[str, np.ndarray], windows: Sequence[Window], *, warmup: bool = False
 ) -> dict[str, np.ndarray]:
-    """Compute e = d * e + (1 - d) * p after each window, from the initial parameters, in plain numpy."""
+    """Compute e = d * e + (1 - d) * p after each window, from START, in plain numpy."""
     e = dict(START)
+    d = DECAY
     for update in range(len(windows)):
         p = train(START, data, windows[: update + 1], momentum=0.9).parameters
-        d = min(DECAY, (1 + update) / (10 + update)) if warmup else DECAY
-        e = {name: d * array + (1 - d) * p[name] for name, array in e.items()}
+        if warmup:
+            d = min(DECAY, (1 + update) / (10 + update))
+        for name, array in e.items():
+            e[name] = d * array + (1 - d) * p[name]
     return e
 
 
@@ -38,56 +41,57 @@ class AverageConformance:
     """`ema_decay` of the experiment. Needs "linear"."""
 
     def test_average_of_each_update(self, variant: Variant) -> None:
-        """The formula over updates: across a schedule of k, a partial window, a ragged micro-batch and a skip."""
+        """The formula, across a schedule of k, a partial window, a ragged batch and a skip."""
         data = regression(59)
-        options: dict[str, Any] = {"gradient_accumulation_steps": {0: 4, 3: 2}, "on_nonfinite": "skip"}
-        experiment = variant.experiment(poisoned(data, 13), optimizer=MOMENTUM, ema_decay=DECAY, **options)
-        trainer = variant.trainer(experiment, START)
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "ema_decay": DECAY, "on_nonfinite": "skip"}
+        options["gradient_accumulation_steps"] = {0: 4, 3: 2}
+        trainer = linear_trainer(variant, poisoned(data, 13), **options)
         result = trainer.fit(epochs=1)
         assert_skipped(result, [(2, 0, 12, "nonfinite")])
         # the window of example 13 is dropped, so the fourth update, at which k becomes 2, begins at
         # example 48
         examples = [*range(12), *range(24, 59)]
         expected = averaged(data, cut(examples, 3, [4, 4, 4, 2, 2]))
-        assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="the average")
+        assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="average")
         residual = data["x"] @ expected["weight"].T + expected["bias"] - data["y"]
         loss = trainer.evaluate(data, ema=True)["loss"]
         assert_arrays_match(loss, float((residual**2).mean()), relative=ONE_WINDOW, what="its loss")
 
     def test_warmup_of_the_average(self, variant: Variant) -> None:
-        """With ema_warmup the decay of update index t is min(d, (1 + t) / (10 + t)), also where d is the smaller."""
+        """With ema_warmup the decay of update index t is min(d, (1 + t) / (10 + t))."""
         data = regression(36)
-        experiment = variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY, ema_warmup=True)
-        trainer = variant.trainer(experiment, START)
+        options = {"optimizer": MOMENTUM, "ema_decay": DECAY, "ema_warmup": True}
+        trainer = linear_trainer(variant, data, **options)
         trainer.fit(epochs=4)  # 48 updates; (1 + t) / (10 + t) passes 0.8 at t = 35
         expected = averaged(data, cut(range(36), 3, [1] * 12) * 4, warmup=True)
-        assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="the average")
+        assert_arrays_match(trainer.ema_parameters(), expected, relative=ONE_WINDOW, what="average")
 
     def test_skipped_window_leaves_the_average(self, variant: Variant) -> None:
-        """The whole state, the average included, is bit for bit that of a run where the window never existed."""
+        """The whole state has the bits of a run where the window never existed."""
         data = regression(36)
-        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
-        options |= {"ema_decay": DECAY, "ema_warmup": True}  # its warmup would show a skipped window that was counted
-        trainer = variant.trainer(variant.experiment(poisoned(data, 13), **options), START)
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
+        # the warmup would show a skipped window that was counted
+        options |= {"ema_decay": DECAY, "ema_warmup": True, "on_nonfinite": "skip"}
+        trainer = linear_trainer(variant, poisoned(data, 13), **options)
         trainer.fit(updates=5)
-        clean = variant.trainer(variant.experiment(without(data, 12, 24), **options), START)
+        clean = linear_trainer(variant, without(data, 12, 24), **options)
         clean.fit(updates=5)
         assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
 
     def test_average_does_not_show_in_training(self, variant: Variant) -> None:
         """Parameters and history are those of a run without it, and without it there is none."""
         data = regression(29)
-        plain = variant.trainer(variant.experiment(data, optimizer=MOMENTUM), START)
-        averaging = variant.trainer(variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY), START)
+        plain = linear_trainer(variant, data, optimizer=MOMENTUM)
+        averaging = linear_trainer(variant, data, optimizer=MOMENTUM, ema_decay=DECAY)
         expected = columns(plain.fit(epochs=2))
         result = columns(averaging.fit(epochs=2))
         assert_arrays_match(result, expected, relative=SAME_ARITHMETIC, what="history")
-        assert_arrays_match(averaging.parameters(), plain.parameters(), relative=SAME_ARITHMETIC, what="parameters")
+        assert_arrays_match(averaging.parameters(), plain.parameters(), relative=SAME_ARITHMETIC)
         assert_raises(ConfigurationError, plain.ema_parameters, "ema_decay=")
         assert_raises(ConfigurationError, lambda: plain.evaluate(data, ema=True), "ema_decay=")
 
     def test_evaluating_the_average_changes_nothing(self, variant: Variant) -> None:
-        """A run whose average is evaluated again and again ends in the same bits as one that never is."""
+        """A run whose average is evaluated again and again has the bits of one that never is."""
         data = regression(29)
         experiment = variant.experiment(data, optimizer=MOMENTUM, ema_decay=DECAY)
         watched = variant.trainer(experiment, START)
@@ -102,7 +106,7 @@ class AverageConformance:
         assert_snapshots_identical(watched.snapshot(), alone.snapshot())
 
     def test_snapshot_holds_the_average(self, variant: Variant) -> None:
-        """Another trainer goes on from it bit-identically; without it, the average begins at the parameters."""
+        """Another trainer goes on from it; without it, the average begins at the parameters."""
         experiment = variant.experiment(regression(36), optimizer=MOMENTUM, ema_decay=DECAY)
         first = variant.trainer(experiment, START)
         second = variant.trainer(experiment)
@@ -113,4 +117,4 @@ class AverageConformance:
         second.fit(updates=18)
         assert_snapshots_identical(second.snapshot(), first.snapshot())
         second.load_parameters(START)
-        assert_arrays_match(second.ema_parameters(), dict(START), relative=0.0, what="the average of what was loaded")
+        assert_arrays_match(second.ema_parameters(), dict(START), relative=0.0, what="average")

@@ -1,4 +1,4 @@
-"""What needs more than a linear regression: labels, unused parameters, batch statistics, randomness."""
+"""Beyond linear regression: labels, unused parameters, batch statistics, randomness."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays
 from multibackend.errors import MatchError, ParameterMatchError
 from multibackend.losses import CrossEntropy
 from multibackend.metrics import Accuracy
@@ -21,8 +22,11 @@ from multibackend.testing.assertions import (
 )
 from multibackend.testing.conformance.problems import (
     START,
+    arrays_equal,
     assert_matches_reference,
     columns,
+    linear_trainer,
+    load_constant,
     regression,
     tokens,
     without,
@@ -41,45 +45,47 @@ class ClassifierConformance:
     """Cross entropy over tokens. Needs "linear", `CrossEntropy`, `Accuracy`."""
 
     def test_ignored_labels_spread_unevenly(self, variant: Variant) -> None:
-        """The divisor is the number of labels that count in the whole window, however they are spread."""
+        """The divisor is how many labels of the whole window count, however they are spread."""
         data = tokens(29)
-        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        trainer = linear_trainer(variant, data, loss=TOKENS, gradient_accumulation_steps=4)
         result = trainer.fit(epochs=2)
         windows = cut(range(29), 3, [4, 4, 4]) * 2
         assert_matches_reference(trainer, result, train(START, data, windows, softmax_gradient))
 
     def test_micro_batches_without_labels(self, variant: Variant) -> None:
-        """A micro-batch whose labels are all ignored adds nothing; a window of such is skipped and counted."""
+        """A micro-batch of ignored labels adds nothing; a window of such is skipped and counted."""
         data = tokens(36)
         data["label"][3:9] = -100  # two micro-batches of the first window
         data["label"][12:24] = -100  # the whole second window
-        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        trainer = linear_trainer(variant, data, loss=TOKENS, gradient_accumulation_steps=4)
         result = trainer.fit(epochs=1)
-        assert_matches_reference(trainer, result, train(START, data, cut(range(36), 3, [4] * 3), softmax_gradient))
+        expected = train(START, data, cut(range(36), 3, [4] * 3), softmax_gradient)
+        assert_matches_reference(trainer, result, expected)
         assert_skipped(result, [(2, 0, 12, "weightless")])
 
     def test_metrics_over_the_whole_set(self, variant: Variant) -> None:
         """Loss and accuracy are weighted over every label that counts, whatever the batch size."""
         data = tokens(29)
         metrics = (Accuracy(target="label"),)
-        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, eval_data=data, metrics=metrics), START)
+        trainer = linear_trainer(variant, data, loss=TOKENS, eval_data=data, metrics=metrics)
         logits = data["x"] @ START["weight"].T + START["bias"]
         used = data["label"] != -100
         accuracy = float((logits.argmax(axis=-1) == data["label"])[used].mean())
         total, weight, _ = softmax_gradient(START, data)
+        expected = {"loss": total / weight, "accuracy": accuracy}
         for batch_size in (1, 4, 29):  # 29 examples: single, ragged at the end, all at once
             result = trainer.evaluate(batch_size=batch_size)
-            assert_arrays_match(result, {"loss": total / weight, "accuracy": accuracy}, relative=FORMULA)
+            assert_arrays_match(result, expected, relative=FORMULA)
 
     def test_label_out_of_range(self, variant: Variant) -> None:
-        """A label that is no class is an error that names it, before the window that holds it has run."""
+        """A label that is no class is an error that names it, before its window has run."""
         data = tokens(29)
         data["label"][20, 0] = 2  # of two classes, 0 and 1
-        trainer = variant.trainer(variant.experiment(data, loss=TOKENS, gradient_accumulation_steps=4), START)
+        trainer = linear_trainer(variant, data, loss=TOKENS, gradient_accumulation_steps=4)
         assert_raises(ValueError, lambda: trainer.fit(epochs=1), "label 2", "[0, 2)")
 
 
-def gated_gradient(p: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> tuple[float, float, dict[str, Any]]:
+def gated_gradient(p: Arrays, batch: Arrays) -> tuple[float, float, dict[str, Any]]:
     """The squared error of main(x) + gate * extra(x); `spare` has no part in it."""
     x = batch["x"]
     gate = batch["gate"][:, None]
@@ -106,60 +112,61 @@ class PartialUseConformance:
     """
 
     parts = ("main", "extra", "spare")
+    options: Mapping[str, Any] = {
+        "model": "gated",
+        "inputs": ("x", "gate"),
+        "gradient_accumulation_steps": 4,
+    }
 
     def start(self) -> dict[str, np.ndarray]:
         """Give the parts other values each, so that one taken for another shows."""
         start = {}
         for factor, part in enumerate(self.parts, start=1):
-            start |= {f"{part}.{name}": factor * array for name, array in START.items()}
+            for name, array in START.items():
+                start[f"{part}.{name}"] = factor * array
         return start
 
     def data(self) -> dict[str, np.ndarray]:
-        """Only the second micro-batch of the first window, and none of the third window, uses `extra`."""
+        """Let the first window's second micro-batch use `extra`, and none of the third window."""
         gate = np.zeros(29)
         gate[3:6] = (1.0, -0.5, 2.0)
         gate[12:24] = 1.0
         return {**regression(29), "gate": gate}
 
     def test_gradient_of_some_micro_batches_is_kept(self, variant: Variant) -> None:
-        """A parameter used in one of four micro-batches has the gradient that it got there, as in one large batch."""
+        """A parameter used in one of four micro-batches has the gradient that it got there."""
         data = self.data()
         start = self.start()
-        experiment = variant.experiment(data, model="gated", inputs=("x", "gate"), gradient_accumulation_steps=4)
+        experiment = variant.experiment(data, **self.options)
         trainer = variant.trainer(experiment, start)
         result = trainer.fit(epochs=2)
         windows = cut(range(29), 3, [4, 4, 4]) * 2
         assert_matches_reference(trainer, result, train(start, data, windows, gated_gradient))
 
     def test_unused_parameter_has_gradient_zero(self, variant: Variant) -> None:
-        """No micro-batch of a window uses it: its gradient is 0, so momentum goes on and weight decay applies."""
+        """Unused in a window, its gradient is 0: momentum goes on and weight decay applies."""
         data = self.data()
         start = self.start()
         options: dict[str, Any] = {"momentum": 0.9, "weight_decay": 0.1}
-        experiment = variant.experiment(
-            data,
-            model="gated",
-            inputs=("x", "gate"),
-            optimizer=SGD(learning_rate=0.1, **options),
-            gradient_accumulation_steps=4,
-        )
+        optimizer = SGD(learning_rate=0.1, **options)
+        experiment = variant.experiment(data, optimizer=optimizer, **self.options)
         trainer = variant.trainer(experiment, start)
         result = trainer.fit(epochs=2)
         windows = cut(range(29), 3, [4, 4, 4]) * 2
-        assert_matches_reference(trainer, result, train(start, data, windows, gated_gradient, **options))
+        expected = train(start, data, windows, gated_gradient, **options)
+        assert_matches_reference(trainer, result, expected)
 
     def test_decoupled_decay_of_an_unused_parameter(self, variant: Variant) -> None:
-        """AdamW multiplies a parameter that is never used by 1 - lr * weight_decay at each update."""
+        """AdamW multiplies an unused parameter by 1 - lr * weight_decay at each update."""
         optimizer = AdamW(learning_rate=0.1, weight_decay=0.2)
-        experiment = variant.experiment(
-            self.data(), model="gated", inputs=("x", "gate"), optimizer=optimizer, gradient_accumulation_steps=4
-        )
-        trainer = variant.trainer(experiment, self.start())
-        trainer.fit(updates=5)
-        spare = {name: array for name, array in trainer.parameters().items() if name.startswith("spare")}
+        experiment = variant.experiment(self.data(), optimizer=optimizer, **self.options)
         start = self.start()
-        expected = {name: start[name] * (1 - 0.1 * 0.2) ** 5 for name in spare}
-        assert_arrays_match(spare, expected, relative=ONE_WINDOW)
+        trainer = variant.trainer(experiment, start)
+        trainer.fit(updates=5)
+        parameters = trainer.parameters()
+        for name in ("spare.weight", "spare.bias"):
+            expected = start[name] * (1 - 0.1 * 0.2) ** 5
+            assert_arrays_match(parameters[name], expected, relative=ONE_WINDOW, what=name)
 
 
 class StatisticsConformance:
@@ -180,11 +187,11 @@ class StatisticsConformance:
         mean = np.zeros(3)
         for start in range(0, 29, 3):
             mean = 0.9 * mean + 0.1 * data["x"][start : start + 3].mean(axis=0)
-        state = trainer.snapshot().model_state
-        assert_arrays_match(state["norm.running_mean"], mean, relative=ONE_WINDOW, what="norm.running_mean")
+        running_mean = trainer.snapshot().model_state["norm.running_mean"]
+        assert_arrays_match(running_mean, mean, relative=ONE_WINDOW, what="norm.running_mean")
 
     def test_dropped_window_leaves_no_statistics(self, variant: Variant) -> None:
-        """Statistics after a skipped window are bit for bit those of a run where it never existed."""
+        """Statistics after a skipped window have the bits of a run where it never existed."""
         data = regression(36)
         options = {**self.options, "on_nonfinite": "skip"}
         trainer = variant.trainer(variant.experiment(poisoned(data, 19), **options))
@@ -198,33 +205,36 @@ class StatisticsConformance:
             raise MatchError("the running mean never moved, so nothing was shown")
 
     def test_frozen_statistics_stay(self, variant: Variant) -> None:
-        """With batch_statistics="frozen" training leaves them as they are, bit for bit, and moves the parameters."""
-        trainer = variant.trainer(variant.experiment(regression(24), batch_statistics="frozen", **self.options))
+        """With batch_statistics="frozen" training leaves their bits and moves the parameters."""
+        experiment = variant.experiment(regression(24), batch_statistics="frozen", **self.options)
+        trainer = variant.trainer(experiment)
         before = trainer.snapshot()
         trainer.fit(updates=2)
         after = trainer.snapshot()
         assert_bit_identical(after.model_state, before.model_state, what="model state")
-        if all(np.array_equal(after.parameters[name], array) for name, array in before.parameters.items()):
+        if arrays_equal(after.parameters, before.parameters):
             raise MatchError("no parameter moved")
 
     def test_a_window_moves_the_mean_like_a_large_batch(self, variant: Variant) -> None:
-        """With batch_statistics="window" each of k micro-batches gives the new value the weight 1 - 0.9^(1/k)."""
+        """With batch_statistics="window" each of k micro-batches weighs 1 - 0.9^(1/k)."""
         data = regression(12)
-        trainer = variant.trainer(variant.experiment(data, batch_statistics="window", **self.options))
+        experiment = variant.experiment(data, batch_statistics="window", **self.options)
+        trainer = variant.trainer(experiment)
         trainer.fit(updates=1)
         mean = np.zeros(3)
         keep = 0.9**0.25  # four times over it is the 0.9 of one large batch
         for start in range(0, 12, 3):
             mean = keep * mean + (1 - keep) * data["x"][start : start + 3].mean(axis=0)
-        state = trainer.snapshot().model_state
-        assert_arrays_match(state["norm.running_mean"], mean, relative=ONE_WINDOW, what="norm.running_mean")
+        running_mean = trainer.snapshot().model_state["norm.running_mean"]
+        assert_arrays_match(running_mean, mean, relative=ONE_WINDOW, what="norm.running_mean")
 
     def test_statistics_must_fit(self, variant: Variant) -> None:
-        """A snapshot whose statistics lack a name or have another shape is an error, never broadcast."""
+        """Statistics of a snapshot that lack a name or have another shape are an error."""
         trainer = variant.trainer(variant.experiment(regression(12), **self.options))
         snapshot = trainer.snapshot()
         name = "norm.running_mean"
-        lacking = {other: array for other, array in snapshot.model_state.items() if other != name}
+        lacking = dict(snapshot.model_state)
+        del lacking[name]
         misshapen = {**snapshot.model_state, name: np.zeros(1)}  # would broadcast to the 3 features
         for state in (lacking, misshapen):
             spoilt = replace(snapshot, model_state=state)
@@ -259,7 +269,7 @@ class RandomConformance:
             trainer = variant.trainer(variant.experiment(data, seed=seed, **self.options))
             # the seed decides about initial values too, which would hide that the masks do
             # not differ
-            trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})
+            load_constant(trainer)
             histories.append(columns(trainer.fit(epochs=2)))
         assert_bit_identical(histories[1], histories[0], what="history")
         if np.array_equal(histories[2]["loss"], histories[0]["loss"]):
@@ -268,32 +278,35 @@ class RandomConformance:
     def test_micro_batches_draw_different_masks(self, variant: Variant) -> None:
         """Equal micro-batches have unequal losses, within a window and from window to window."""
         data = {name: np.repeat(array[:1], 12, axis=0) for name, array in regression(3).items()}
+        options: dict[str, Any] = {"model": "dropout", "optimizer": SGD(learning_rate=0.0)}
         losses = []
         for steps in (1, 2, 4):
-            experiment = variant.experiment(
-                data, model="dropout", gradient_accumulation_steps=steps, optimizer=SGD(learning_rate=0.0)
-            )
+            experiment = variant.experiment(data, gradient_accumulation_steps=steps, **options)
             losses.append(variant.trainer(experiment).fit(epochs=1).history["loss"])
         if len(set(losses[0].tolist())) < 2 or losses[1][0] == losses[0][0]:
             raise MatchError(f"the masks repeat: the losses are {losses}")
 
     def test_portable_masks_are_those_of_the_definition(self, variant: Variant) -> None:
-        """With dropout="portable" a window's gradient is a formula's with the masks of `protocol.dropout_masks`."""
+        """With dropout="portable" the masks are those of `protocol.dropout_masks`."""
         data = regression(12)
-        trainer = variant.trainer(variant.experiment(data, dropout="portable", seed=9, **self.options))
-        trainer.load_parameters({f"head.{name}": array for name, array in START.items()})
+        experiment = variant.experiment(data, dropout="portable", seed=9, **self.options)
+        start = {"head.weight": START["weight"], "head.bias": START["bias"]}
+        trainer = variant.trainer(experiment, start)
         trainer.fit(updates=1)
         masks = [keep_mask(9, 0, step, "drop", (3, 3), 0.5) for step in range(4)]
         dropped = data["x"] * np.concatenate(masks) / 0.5
         _, total, gradient = linear_gradient(START, {"x": dropped, "y": data["y"]})
-        expected = {f"head.{name}": array - 0.1 * gradient[name] / total for name, array in START.items()}
+        expected = {}
+        for name, array in START.items():
+            expected[f"head.{name}"] = array - 0.1 * gradient[name] / total
         assert_arrays_match(trainer.parameters(), expected, relative=ONE_WINDOW)
 
     def test_dropped_window_leaves_the_stream_where_it_was(self, variant: Variant) -> None:
         """Masks after a skipped window are those of a run where it never existed."""
         data = regression(36)
         options = {**self.options, "on_nonfinite": "skip"}
-        trainer = variant.trainer(variant.experiment({**data, "y": poisoned_target(data, 19)}, **options))
+        spoilt = {**data, "y": poisoned_target(data, 19)}
+        trainer = variant.trainer(variant.experiment(spoilt, **options))
         clean = variant.trainer(variant.experiment(without(data, 12, 24), **options))
         trainer.fit(updates=4)
         clean.fit(updates=4)
@@ -304,8 +317,9 @@ class RandomConformance:
         experiment = variant.experiment(regression(60), **self.options)
         first = variant.trainer(experiment, windows_per_dispatch=1)
         second = variant.trainer(experiment, windows_per_dispatch=3)
-        histories = [columns(trainer.fit(epochs=1)) for trainer in (first, second)]
-        assert_arrays_match(histories[1], histories[0], relative=SAME_ARITHMETIC)
+        expected = columns(first.fit(epochs=1))
+        result = columns(second.fit(epochs=1))
+        assert_arrays_match(result, expected, relative=SAME_ARITHMETIC)
 
     def test_evaluation_draws_nothing(self, variant: Variant) -> None:
         """Evaluation is deterministic and leaves training as it was."""

@@ -1,4 +1,4 @@
-"""Options of an experiment: terms of a loss, mixed precision, memory. Each class says which capability it is about."""
+"""Options of an experiment: terms of a loss, mixed precision, memory; a class for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from multibackend.experiment.accumulation import EffectiveBatch
 from multibackend.losses import Custom, MeanSquaredError
 from multibackend.optimizers import Adam
 from multibackend.testing.assertions import assert_arrays_match, assert_bit_identical, assert_raises
-from multibackend.testing.conformance.problems import START, columns, regression
+from multibackend.testing.conformance.problems import (
+    START,
+    columns,
+    linear_trainer,
+    load_constant,
+    moved_by_gradient,
+    regression,
+)
+from multibackend.testing.conformance.skipping import assert_skipped
 from multibackend.testing.reference import linear_gradient
 from multibackend.testing.tolerances import ONE_WINDOW, SAME_ARITHMETIC
 from multibackend.testing.variant import Variant
@@ -41,43 +49,46 @@ class TermConformance:
     }
 
     def test_each_term_has_its_own_weights(self, variant: Variant) -> None:
-        """A window's gradient is the sum of the terms' weighted means, however the weights are spread."""
+        """A window's gradient is the sum of the terms' weighted means, wherever the weights are."""
         data = _weighted()
-        experiment = variant.experiment(data, loss=self.terms, gradient_accumulation_steps=4)
-        trainer = variant.trainer(experiment, START)
+        trainer = linear_trainer(variant, data, loss=self.terms, gradient_accumulation_steps=4)
         history = trainer.fit(updates=1).history
-        # plain SGD with the rate 0.1: how far a parameter moved is its gradient
-        moved = {name: (START[name] - array) / 0.1 for name, array in trainer.parameters().items()}
+        moved = moved_by_gradient(START, trainer.parameters())
         expected: dict[str, Any] = dict.fromkeys(START, 0.0)
         for name, field, scale in (("main", "w", 1.0), ("rare", "rare", 0.5)):
-            total, weight, gradient = linear_gradient(START, {"x": data["x"], "y": data["y"], "w": data[field]})
-            assert_arrays_match(history[f"loss/{name}"], np.array([scale * total / weight]), relative=ONE_WINDOW)
-            expected = {key: value + scale * gradient[key] / weight for key, value in expected.items()}
+            total, weight, gradient = linear_gradient(START, {**data, "w": data[field]})
+            loss = np.array([scale * total / weight])
+            assert_arrays_match(history[f"loss/{name}"], loss, relative=ONE_WINDOW)
+            for key, value in expected.items():
+                expected[key] = value + scale * gradient[key] / weight
         assert_arrays_match(moved, expected, relative=ONE_WINDOW, what="gradient")
 
     def test_an_auxiliary_term_keeps_its_size(self, variant: Variant) -> None:
         """A term that counts once for each micro-batch has one gradient, whatever k is."""
-        terms = {"main": MeanSquaredError(target="y"), "auxiliary": Custom(_mean_output, per="micro_batch", scale=5.0)}
+        auxiliary = Custom(_mean_output, per="micro_batch", scale=5.0)
+        terms = {"main": MeanSquaredError(target="y"), "auxiliary": auxiliary}
         runs = []
         for steps in (1, 2, 4):
-            options: dict[str, Any] = {"micro_batch_size": 12 // steps, "gradient_accumulation_steps": steps}
-            trainer = variant.trainer(variant.experiment(regression(12), loss=terms, **options), START)
+            options: dict[str, Any] = {"loss": terms, "micro_batch_size": 12 // steps}
+            options["gradient_accumulation_steps"] = steps
+            trainer = linear_trainer(variant, regression(12), **options)
             trainer.fit(updates=1)
             runs.append(trainer.parameters())
         for parameters in runs[1:]:
             assert_arrays_match(parameters, runs[0], relative=ONE_WINDOW)
 
     def test_only_a_window_without_any_weight_is_skipped(self, variant: Variant) -> None:
-        """A term without weight adds nothing; where none has any, the window changes nothing and is counted."""
+        """A term without weight adds nothing; a window without any is skipped and counted."""
         data = _weighted()
         data["w"][:6] = 0.0
-        data["rare"][:3] = 0.0  # the first window weighs nothing at all, the second has its rare term
+        data["rare"][:3] = 0.0  # the first window weighs nothing, the second has its rare term
         data["rare"][3:6] = 1.0
         experiment = variant.experiment(data, loss=self.terms, gradient_accumulation_steps=1)
         result = variant.trainer(experiment, START).fit(epochs=1)
-        windows = [(skipped.offset, skipped.reason) for skipped in result.skipped]
-        if windows != [(0, "weightless")] or len(result.history) != 3 or result.history["loss/main"][0] != 0:
-            raise MatchError(f"skipped {windows}, {len(result.history)} updates, {result.history['loss/main']}")
+        assert_skipped(result, [(1, 0, 0, "weightless")])
+        losses = result.history["loss/main"]
+        if len(losses) != 3 or losses[0] != 0:
+            raise MatchError(f"the losses of the three other windows are {losses}")
 
 
 class PrecisionConformance:
@@ -86,13 +97,14 @@ class PrecisionConformance:
     def test_what_is_kept_is_float32(self, variant: Variant) -> None:
         """Parameters and optimizer slots, in bf16 and in fp16."""
         for precision in ("bf16", "fp16"):
-            experiment = variant.experiment(regression(12), optimizer=Adam(learning_rate=0.01), precision=precision)
-            trainer = variant.trainer(experiment, START)
+            options = {"optimizer": Adam(learning_rate=0.01), "precision": precision}
+            trainer = linear_trainer(variant, regression(12), **options)
             trainer.fit(updates=3)
             state = trainer.snapshot()
             dtypes = set()
             for arrays in (state.parameters, *state.optimizer.values()):
-                dtypes |= {str(array.dtype) for array in arrays.values()}
+                for array in arrays.values():
+                    dtypes.add(str(array.dtype))
             if dtypes != {"float32"}:
                 raise MatchError(f"a {precision} run keeps {dtypes}")
 
@@ -105,8 +117,7 @@ class PrecisionConformance:
         """
         data = regression(6)
         data["y"][0] = 3e3  # the one large target
-        experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16")
-        trainer = variant.trainer(experiment, START)
+        trainer = linear_trainer(variant, data, gradient_accumulation_steps=2, precision="fp16")
         windows = [(skipped.update, skipped.reason) for skipped in trainer.fit(updates=4).skipped]
         scale = trainer.snapshot().loss_scale
         # eleven halvings from the initial 2^16 to 2^5, then four updates at it
@@ -117,8 +128,7 @@ class PrecisionConformance:
         """After 16 halvings the scale is 1, and on_nonfinite decides."""
         data = regression(6)
         data["x"][0] = np.nan
-        experiment = variant.experiment(data, gradient_accumulation_steps=2, precision="fp16")
-        trainer = variant.trainer(experiment, START)
+        trainer = linear_trainer(variant, data, gradient_accumulation_steps=2, precision="fp16")
         assert_raises(NonFiniteError, lambda: trainer.fit(updates=1), "weight")
         if trainer.snapshot().loss_scale != LossScale(1.0, 0):
             raise MatchError(f"the scale is {trainer.snapshot().loss_scale}")
@@ -133,11 +143,12 @@ class MemoryConformance:
     options: Mapping[str, Any] = {"model": "batch_norm", "gradient_accumulation_steps": 4}
 
     def test_rematerialisation_changes_no_value(self, variant: Variant) -> None:
-        """Parameters and statistics are those of the plain run, but for what a compiler fuses in another way."""
+        """Parameters and statistics match the plain run, but for what a compiler fuses."""
         runs = []
         for rule in (False, True):
-            trainer = variant.trainer(variant.experiment(regression(29), rematerialize=rule, **self.options))
-            trainer.load_parameters({name: 0 * array + 0.5 for name, array in trainer.parameters().items()})
+            experiment = variant.experiment(regression(29), rematerialize=rule, **self.options)
+            trainer = variant.trainer(experiment)
+            load_constant(trainer)
             trainer.fit(epochs=2)
             state = trainer.snapshot()
             runs.append({**state.parameters, **state.model_state})
@@ -154,8 +165,10 @@ class MemoryConformance:
             memory_budget="1GiB",
         )
         auto = variant.trainer(described)
-        if auto.experiment.micro_batch_size != 24:  # the whole effective batch at once
-            raise MatchError(f"24 examples fit 1 GiB, but micro_batch_size became {auto.experiment.micro_batch_size}")
+        size = auto.experiment.micro_batch_size
+        if size != 24:  # the whole effective batch at once
+            raise MatchError(f"24 examples fit 1 GiB, but micro_batch_size became {size}")
         fixed = variant.trainer(described.replace(micro_batch_size=24, memory_budget=None))
-        histories = [columns(trainer.fit(epochs=1)) for trainer in (auto, fixed)]
-        assert_bit_identical(histories[0], histories[1], what="history")
+        result = columns(auto.fit(epochs=1))
+        expected = columns(fixed.fit(epochs=1))
+        assert_bit_identical(result, expected, what="history")

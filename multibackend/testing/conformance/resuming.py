@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from multibackend.errors import CapabilityError
 from multibackend.optimizers import SGD
@@ -16,18 +17,17 @@ from multibackend.training.trainer import Trainer
 __all__ = ["ResumeConformance"]
 
 MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
-EXAMPLES = 29
-STEPS = 3  # micro-batches of 3: windows of 3, 3, 3 and a ragged 1
+DATA = regression(29)
+# three micro-batches of 3 examples: windows of 3, 3, 3 and a ragged 1
+OPTIONS: dict[str, Any] = {"gradient_accumulation_steps": 3, "optimizer": MOMENTUM}
 
 
 class ResumeConformance:
     """A run that stops and goes on has the bits of one that did not. Needs "linear"."""
 
     def test_saved_run_goes_on(self, variant: Variant) -> None:
-        """Saved in the middle of an epoch, and gone on with by another trainer: state and history, bit for bit."""
-        experiment = variant.experiment(
-            regression(EXAMPLES), gradient_accumulation_steps=STEPS, shuffle=True, optimizer=MOMENTUM, ema_decay=0.9
-        )
+        """Saved inside an epoch and taken up by another trainer: state and history, bit for bit."""
+        experiment = variant.experiment(DATA, shuffle=True, ema_decay=0.9, **OPTIONS)
         straight = variant.trainer(experiment, START)
         expected = straight.fit(updates=9)
         first = variant.trainer(experiment, START)
@@ -41,12 +41,11 @@ class ResumeConformance:
         assert_bit_identical(columns(result), columns(expected), what="history")
 
     def test_stopping_inside_windows(self, variant: Variant) -> None:
-        """Stopped after every micro-batch, also before a ragged one, the run is the same, bit for bit. A backend that
-        is not `Interruptible` says so instead.
+        """Stopped after every micro-batch, also before a ragged one, a run has the same bits.
+
+        A backend that is not `Interruptible` says so instead.
         """
-        experiment = variant.experiment(
-            regression(EXAMPLES), gradient_accumulation_steps=STEPS, optimizer=MOMENTUM, max_grad_norm=1.0
-        )
+        experiment = variant.experiment(DATA, max_grad_norm=1.0, **OPTIONS)
         straight = variant.trainer(experiment, START)
         cut = variant.trainer(experiment, START)
         if not isinstance(cut.program, Interruptible):

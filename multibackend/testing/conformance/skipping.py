@@ -16,7 +16,14 @@ from multibackend.testing.assertions import (
     assert_raises,
     assert_snapshots_identical,
 )
-from multibackend.testing.conformance.problems import START, assert_matches_reference, columns, regression, without
+from multibackend.testing.conformance.problems import (
+    START,
+    assert_matches_reference,
+    columns,
+    linear_trainer,
+    regression,
+    without,
+)
 from multibackend.testing.reference import cut, train
 from multibackend.testing.tolerances import ONE_WINDOW
 from multibackend.testing.variant import Variant
@@ -29,8 +36,8 @@ MOMENTUM = SGD(learning_rate=lambda update: 0.1 / (1 + update), momentum=0.9)
 
 
 def assert_skipped(result: FitResult, expected: list[tuple[int, int, int, str]]) -> None:
-    """Raise `MatchError` unless exactly these windows were skipped: (update, epoch, offset, reason)."""
-    windows = [(skipped.update, skipped.epoch, skipped.offset, skipped.reason) for skipped in result.skipped]
+    """Raise `MatchError` unless exactly these were skipped: (update, epoch, offset, reason)."""
+    windows = [(w.update, w.epoch, w.offset, w.reason) for w in result.skipped]
     if windows != expected:
         raise MatchError(f"skipped windows: {windows} against {expected} expected")
 
@@ -46,13 +53,14 @@ class SkipConformance:
     """A window that makes no update leaves no trace but in the books. Needs "linear"."""
 
     def test_window_without_weight_changes_nothing_and_is_counted(self, variant: Variant) -> None:
-        """Parameters, momentum and schedule are bit for bit those of a run where the window never existed."""
+        """The state has the bits of a run where the window never existed."""
         data = {**regression(36), "w": np.ones(36)}
         data["w"][12:24] = 0.0
-        options: dict[str, Any] = {"loss": WEIGHTED, "optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
-        trainer = variant.trainer(variant.experiment(data, **options), START)
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
+        options["loss"] = WEIGHTED
+        trainer = linear_trainer(variant, data, **options)
         result = trainer.fit(updates=4)
-        clean = variant.trainer(variant.experiment(without(data, 12, 24), **options), START)
+        clean = linear_trainer(variant, without(data, 12, 24), **options)
         expected = clean.fit(updates=4)
         assert_skipped(result, [(2, 0, 12, "weightless"), (4, 1, 12, "weightless")])
         assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
@@ -65,14 +73,15 @@ class SkipConformance:
         window never existed.
         """
         data = regression(36)
-        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
+        options["on_nonfinite"] = "skip"
         # {the poisoned example: (update, epoch, offset) of each skip among four updates}
         cases = {0: [(1, 0, 0), (3, 1, 0)], 13: [(2, 0, 12), (4, 1, 12)], 35: [(3, 0, 24)]}
         for example, skipped in cases.items():
             begin = example // 12 * 12  # of its window
-            trainer = variant.trainer(variant.experiment(poisoned(data, example), **options), START)
+            trainer = linear_trainer(variant, poisoned(data, example), **options)
             result = trainer.fit(updates=4)
-            clean = variant.trainer(variant.experiment(without(data, begin, begin + 12), **options), START)
+            clean = linear_trainer(variant, without(data, begin, begin + 12), **options)
             expected = clean.fit(updates=4)
             assert_snapshots_identical(trainer.snapshot(), clean.snapshot())
             assert_bit_identical(columns(result), columns(expected), what="history")
@@ -81,19 +90,19 @@ class SkipConformance:
     def test_nonfinite_ragged_window_is_dropped_whole(self, variant: Variant) -> None:
         """The same where the NaN is in the ragged last micro-batch."""
         data = regression(29)
-        experiment = variant.experiment(poisoned(data, 28), gradient_accumulation_steps=4, on_nonfinite="skip")
-        trainer = variant.trainer(experiment, START)
+        options: dict[str, Any] = {"gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
+        trainer = linear_trainer(variant, poisoned(data, 28), **options)
         result = trainer.fit(epochs=2)
         windows = cut(range(24), 3, [4, 4])
         assert_matches_reference(trainer, result, train(START, data, [*windows, *windows]))
         assert_skipped(result, [(3, 0, 24, "nonfinite"), (5, 1, 24, "nonfinite")])
 
     def test_nonfinite_raises_with_update_and_parameters(self, variant: Variant) -> None:
-        """The default ends the run; the error says which update and which parameters, the state is that before it."""
+        """By default the run ends before that window; the error names update and parameters."""
         data = regression(36)
-        experiment = variant.experiment(poisoned(data, 13), gradient_accumulation_steps=4)
-        trainer = variant.trainer(experiment, START)
-        error = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2", "weight", "bias", "skip")
+        trainer = linear_trainer(variant, poisoned(data, 13), gradient_accumulation_steps=4)
+        mentions = ("update 2", "weight", "bias", "skip")
+        error = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), *mentions)
         place = {"update": error.update, "epoch": error.epoch, "offset": error.offset}
         assert_arrays_match(place, {"update": 2, "epoch": 0, "offset": 12}, relative=0.0)
         if set(error.parameters) != {"weight", "bias"}:
@@ -102,9 +111,9 @@ class SkipConformance:
         assert_matches_reference(trainer, result, train(START, data, cut(range(12), 3, [4])))
 
     def test_the_trainer_stays_usable_after_the_error(self, variant: Variant) -> None:
-        """Parameters can be read and replaced, evaluation works, and going on meets the same window again."""
+        """Parameters can be read, evaluation works, going on meets the same window again."""
         data = regression(36)
-        trainer = variant.trainer(variant.experiment(poisoned(data, 13), gradient_accumulation_steps=4), START)
+        trainer = linear_trainer(variant, poisoned(data, 13), gradient_accumulation_steps=4)
         assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
         before = trainer.snapshot()
         again = assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
@@ -116,21 +125,21 @@ class SkipConformance:
         assert_arrays_match(loss, float((residual**2).mean()), relative=ONE_WINDOW, what="loss")
 
     def test_window_without_weight_before_the_error_is_counted(self, variant: Variant) -> None:
-        """What was skipped before the failing window is in the books, also where both were one dispatch."""
+        """What was skipped before the failing window is counted, also within one dispatch."""
         data = {**poisoned(regression(36), 25), "w": np.ones(36)}
         data["w"][12:24] = 0.0
-        trainer = variant.trainer(variant.experiment(data, loss=WEIGHTED, gradient_accumulation_steps=4), START)
+        trainer = linear_trainer(variant, data, loss=WEIGHTED, gradient_accumulation_steps=4)
         assert_raises(NonFiniteError, lambda: trainer.fit(updates=3), "update 2")
         assert_skipped(trainer.fit(updates=1), [(2, 0, 12, "weightless")])
 
     def test_several_windows_per_dispatch_across_a_skip(self, variant: Variant) -> None:
-        """A skip in the middle of a dispatch leaves the windows after it right, whatever the dispatch holds."""
+        """A skip in the middle of a dispatch leaves the windows after it right."""
         data = regression(72)
-        experiment = variant.experiment(
-            poisoned(data, 14, 40), optimizer=MOMENTUM, gradient_accumulation_steps=4, on_nonfinite="skip"
-        )
+        options: dict[str, Any] = {"gradient_accumulation_steps": 4, "on_nonfinite": "skip"}
+        experiment = variant.experiment(poisoned(data, 14, 40), optimizer=MOMENTUM, **options)
         examples = [*range(12), *range(24, 36), *range(48, 72)]
-        expected = train(START, data, cut(examples, 3, [4] * 4) * 2, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
+        windows = cut(examples, 3, [4] * 4) * 2
+        expected = train(START, data, windows, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
         for windows_per_dispatch in (1, 2, 5):
             trainer = variant.trainer(experiment, START, windows_per_dispatch=windows_per_dispatch)
             assert_matches_reference(trainer, trainer.fit(epochs=2), expected)

@@ -66,6 +66,7 @@ def _term_divisors(
 ) -> Divisors:
     """Divisors of one term: [windows, steps], a number and [windows]."""
     scale = float(loss.scale)
+    # of each window, the ragged one included
     micro_batches = counts.astype(np.int64)
     if ragged is not None:
         micro_batches[-1] += 1
@@ -74,6 +75,7 @@ def _term_divisors(
         unknown = np.full(len(counts), np.nan)
         divisors = _over(np.ones(len(counts)) if by_window else micro_batches, scale)
         return Divisors(_at_each_step(divisors, fields), divisors[-1], unknown)
+    # beyond a window's count the arrays hold room only, whose weights mean nothing
     steps = np.arange(weights.shape[1])
     weights = np.where(steps < counts[:, None], weights, 0.0)  # what lies past the count is unspecified
     ragged_weight = 0.0 if ragged is None else np.asarray(loss.weight_sums(ragged, 0)).item()

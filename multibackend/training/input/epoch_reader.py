@@ -65,6 +65,7 @@ class EpochReader:
         bounds = self._bounds(position, steps)
         start = int(bounds[0])
         stop = int(bounds[-1])
+        # one read for all windows: a source may be slow to ask
         rows = self.order.take(position.epoch, start, stop - start)
         sizes = np.diff(bounds)
         counts = (sizes // self.micro_batch_size).astype(np.int32)

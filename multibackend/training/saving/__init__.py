@@ -1,1 +1,1 @@
-"""Saving a run and going on with it: in another process, on another backend, from inside a window."""
+"""Saving a run and going on with it: elsewhere, on another backend, from inside a window."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import without
 from multibackend.core.validation import Problems, closest
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
@@ -34,7 +35,8 @@ _PLAIN = (
     "lr_scaling",
     "base_batch_size",
 )
-_PROBES = (0, *(2**power for power in range(21)))  # update indices at which functions are held against each other
+# update indices at which functions are held against each other
+_PROBES = (0, *(2**power for power in range(21)))
 _SAME_MEAN = 1e-6  # of data that were made anew on another machine
 
 Json = Any
@@ -59,23 +61,28 @@ def describe(experiment: Experiment, example: Mapping[str, np.ndarray]) -> dict[
     description["optimizer.groups"] = [_plain(group) for group in optimizer.groups]
     description["learning_rate"] = {
         "law": _plain(optimizer.learning_rate),
-        "probes": [_probe(lambda u: learning_rate_at(optimizer.learning_rate, u), update) for update in _PROBES],
+        "probes": _probes(lambda update: learning_rate_at(optimizer.learning_rate, update)),
     }
     description["gradient_accumulation_steps"] = {
-        "law": [list(point) for point in accumulation.breakpoints] or _plain(accumulation.function),
-        "probes": [_probe(accumulation.steps, update) for update in _PROBES],
+        "law": accumulation.breakpoints or _plain(accumulation.function),
+        "probes": _probes(accumulation.steps),
     }
     if experiment.examples is not None:
         description["data length"] = experiment.examples
-    fields = sorted(example.items())
-    description["data fields"] = {name: f"{array.dtype.kind} {list(array.shape[1:])}" for name, array in fields}
+    shapes = {}
+    means = {}
+    for name, array in sorted(example.items()):
+        shapes[name] = f"{array.dtype.kind} {list(array.shape[1:])}"
+        means[name] = _mean(array)
+    description["data fields"] = shapes
     if getattr(experiment.train_data, "in_memory", False):
-        description["data"] = {name: _mean(array) for name, array in fields}
-    return json.loads(json.dumps(description, default=repr))  # as it will be read back from a checkpoint
+        description["data"] = means
+    # as it will be read back from a checkpoint
+    return json.loads(json.dumps(description, default=repr))
 
 
 def differences(saved: Mapping[str, Json], here: Mapping[str, Json], allowed: Sequence[str] = ()) -> dict[str, str]:
-    """A sentence with both values for each name whose values differ, those that are `allowed` to aside.
+    """Say both values of each name whose values differ, those that are `allowed` to aside.
 
     >>> differences({"seed": 0, "name": "a"}, {"seed": 1, "name": "a"})
     {'seed': 'seed: 0 in the checkpoint, 1 here'}
@@ -86,20 +93,22 @@ def differences(saved: Mapping[str, Json], here: Mapping[str, Json], allowed: Se
         now = here.get(name)
         if _same(name, before, now) or _is_allowed(name, allowed):
             continue
-        first_probe = _first_probe(before, now)
-        sentences[name] = f"{name}: {_text(before)} in the checkpoint, {_text(now)} here{first_probe}"
+        values = f"{_text(before)} in the checkpoint, {_text(now)} here"
+        sentences[name] = f"{name}: {values}{_first_probe(before, now)}"
     return sentences
 
 
 def check_allowed(allowed: Any, here: Mapping[str, Json]) -> tuple[str, ...]:
     """The names that a user lets differ; raises `ConfigurationError` for one that means nothing."""
-    names = (allowed,) if isinstance(allowed, str) else tuple(allowed)
+    names = tuple(allowed)
+    if isinstance(allowed, str):
+        names = (allowed,)
     problems = Problems("resume")
     known = (*here, *("data length", "data"))
     for name in names:
         if not any(_is_allowed(key, (name,)) for key in known):
-            listed = ", ".join(dict.fromkeys(known))
-            problems.add(f"may_differ has {name!r}, which is none of: {listed}{closest(str(name), known)}")
+            listed = ", ".join(dict.fromkeys(known)) + closest(str(name), known)
+            problems.add(f"may_differ has {name!r}, which is none of: {listed}")
     problems.raise_if_any()
     return names
 
@@ -113,7 +122,9 @@ def _same(name: str, before: Json, now: Json) -> bool:
     if name == "data":
         if not isinstance(before, Mapping) or not isinstance(now, Mapping):
             return True  # of data that are not in memory nothing is known
-        return before.keys() == now.keys() and all(_close(before[field], now[field]) for field in before)
+        if before.keys() != now.keys():
+            return False
+        return all(_close(mean, now[field]) for field, mean in before.items())
     if _is_probed(before) and _is_probed(now):
         return before["probes"] == now["probes"]  # however the law is written
     return before == now
@@ -126,7 +137,7 @@ def _close(before: Json, now: Json) -> bool:
 
 
 def _first_probe(before: Json, now: Json) -> str:
-    """Tell the first index probed at which two functions of the update index differ; "" of anything else."""
+    """Tell the first probed index at which two functions differ; "" of anything else."""
     if not (_is_probed(before) and _is_probed(now)):
         return ""
     for update, value, other in zip(_PROBES, before["probes"], now["probes"], strict=False):
@@ -142,18 +153,27 @@ def _is_probed(value: Json) -> bool:
 def _text(value: Json) -> str:
     if isinstance(value, Mapping) and "law" in value:
         value = value["law"]
-    if isinstance(value, Mapping) and "class" in value:
-        inside = ", ".join(f"{key}={_text(item)}" for key, item in value.items() if key != "class")
-        return f"{value['class']}({inside})"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_text(item)}" for key, item in value.items()) + "}"
+        if "class" in value:
+            return f"{value['class']}({_pairs(without(value, ('class',)), '=')})"
+        return "{" + _pairs(value, ": ") + "}"
     if isinstance(value, float):
         return f"{value:.9g}"
-    return repr(value) if value is None or isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return repr(value)
+    return str(value)
+
+
+def _pairs(values: Mapping[str, Json], sign: str) -> str:
+    return ", ".join(f"{key}{sign}{_text(value)}" for key, value in values.items())
 
 
 def _fields(spec: Any) -> dict[str, Json]:
-    return {field.name: _plain(getattr(spec, field.name)) for field in dataclasses.fields(spec) if field.init}
+    fields = {}
+    for field in dataclasses.fields(spec):
+        if field.init:
+            fields[field.name] = _plain(getattr(spec, field.name))
+    return fields
 
 
 def _plain(value: Any) -> Json:
@@ -161,8 +181,7 @@ def _plain(value: Any) -> Json:
     if isinstance(value, bool | str) or value is None:
         return value
     if isinstance(value, int | float | np.integer | np.floating):
-        number = float(value)
-        return number if math.isfinite(number) else repr(number)
+        return _number(float(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"class": type(value).__name__, **_fields(value)}
     if isinstance(value, Mapping):
@@ -172,15 +191,25 @@ def _plain(value: Any) -> Json:
     return getattr(value, "__qualname__", type(value).__name__)
 
 
-def _probe(function: Callable[[int], Any], update: int) -> float | None:
-    try:
-        return float(function(update))
-    except (ConfigurationError, ArithmeticError, LookupError, ValueError):
-        return None  # a table may end before
+def _probes(function: Callable[[int], Any]) -> list[float | None]:
+    """Values of a function at the probed indices; None where it has none, for a table may end."""
+    values: list[float | None] = []
+    for update in _PROBES:
+        try:
+            values.append(float(function(update)))
+        except (ConfigurationError, ArithmeticError, LookupError, ValueError):
+            values.append(None)
+    return values
 
 
 def _mean(array: np.ndarray) -> Json:
     if array.dtype.kind not in "fiub" or not array.size:
         return None
-    mean = float(array.mean(dtype=np.float64))
-    return mean if math.isfinite(mean) else repr(mean)
+    return _number(float(array.mean(dtype=np.float64)))
+
+
+def _number(value: float) -> Json:
+    """Spell out NaN and infinities, which JSON has no numbers for."""
+    if math.isfinite(value):
+        return value
+    return repr(value)

@@ -39,7 +39,9 @@ class SignalHandler:
         self.caught: signal.Signals | None = None
 
     def __enter__(self) -> SignalHandler:
-        for number in (signal.SIGINT, signal.SIGTERM) if self._active else ():
+        if not self._active:
+            return self
+        for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if handler in (signal.SIG_DFL, signal.default_int_handler):
                 self._before[number] = handler
@@ -57,8 +59,11 @@ class SignalHandler:
         if (run_dir / RUN_FILE).exists():  # a run of the command line
             way = f"multibackend resume {shlex.quote(os.fspath(run_dir))}"
         else:
-            way = f'Trainer(experiment, "{backend}", run_dir={os.fspath(run_dir)!r}, resume="auto"), and fit as before'
-        name = "Ctrl-C" if self.caught is signal.SIGINT else self.caught.name
+            options = f'run_dir={os.fspath(run_dir)!r}, resume="auto"'
+            way = f'Trainer(experiment, "{backend}", {options}), and fit as before'
+        name = self.caught.name
+        if self.caught is signal.SIGINT:
+            name = "Ctrl-C"
         message = f"{name}: the run is saved after update {update} in {run_dir}. To go on:\n  {way}"
         print(message, file=sys.stderr)
         raise Interrupted(message, 128 + int(self.caught))

@@ -65,7 +65,12 @@ def capture(plan: Plan, program: Program, loop: Loop, state: RunState) -> SavedR
 
 
 def restore(
-    plan: Plan, program: Program, loop: Loop, state: RunState, saved: SavedRun, may_differ: Sequence[str] = ()
+    plan: Plan,
+    program: Program,
+    loop: Loop,
+    state: RunState,
+    saved: SavedRun,
+    may_differ: Sequence[str] = (),
 ) -> None:
     """Let a run go on from what was saved.
 
@@ -76,9 +81,11 @@ def restore(
     description = describe(plan.experiment, plan.feed.example())
     allowed = check_allowed(may_differ, description)
     problems = list(differences(saved.experiment, description, allowed).values())
-    initial = program.snapshot(state.program_state)
+    # of a state of its own, because what one framework alone counts is not saved and begins anew
+    initial = program.snapshot(program.init())
     try:
-        matching = matching_from(saved.snapshot, saved.kinds, initial, plan.experiment.model, program)
+        model = plan.experiment.model
+        matching = matching_from(saved.snapshot, saved.kinds, initial, model, program)
         saved = in_names_of(saved, initial, matching)
     except ParameterMatchError as error:
         problems.append(f"model: {error}")
@@ -87,8 +94,8 @@ def restore(
     if problems:
         lines = "".join(f"\n  - {line}" for line in problems)
         raise ResumeError(
-            f"the experiment does not fit the checkpoint:{lines}\nGive it the values of the checkpoint, or name what "
-            'may differ, for example may_differ=("learning_rate",)',
+            f"the experiment does not fit the checkpoint:{lines}\nGive it the values of the "
+            'checkpoint, or name what may differ, for example may_differ=("learning_rate",)',
             problems,
         )
     saved = _with_fitting_window(saved, description)
@@ -97,7 +104,8 @@ def restore(
     state.idle_examples = saved.idle_examples
     state.skipped = list(saved.skipped)
     state.evaluations = saved.evaluations
-    if saved.history.terms == state.history.terms:  # another loss, where that may differ, begins another history
+    # another loss, where that may differ, begins another history
+    if saved.history.terms == state.history.terms:
         state.history = saved.history
     for index, name in enumerate(program.info.parameter_names):
         state.gradient_shares[index] = saved.gradient_shares.get(name, 0.0)
@@ -112,22 +120,25 @@ def _with_fitting_slots(
     if set(slots) == set(initial) or (saved.snapshot.update == 0 and not initial):
         return saved
     if "optimizer" in allowed:
-        warnings.warn("the other optimizer begins with a state of its own", CheckpointWarning, stacklevel=5)
+        message = "the other optimizer begins with a state of its own"
+        warnings.warn(message, CheckpointWarning, stacklevel=5)
         return replace(saved, snapshot=replace(saved.snapshot, optimizer={}))
     if not any(line.startswith("optimizer:") for line in problems):
-        problems.append(f"optimizer: its state has {sorted(slots)} in the checkpoint, {sorted(initial)} here")
+        problem = f"its state has {sorted(slots)} in the checkpoint, {sorted(initial)} here"
+        problems.append(f"optimizer: {problem}")
     return saved
 
 
 def _with_fitting_window(saved: SavedRun, description: Mapping[str, Any]) -> SavedRun:
-    """Leave a window that has begun out, with a warning, where something differs that it depends on."""
+    """Leave a begun window out, with a warning, where something differs that it depends on."""
     if saved.partial is None:
         return saved
-    changed = [name for name in _OF_A_WINDOW if name in differences(saved.experiment, description)]
+    changes = differences(saved.experiment, description)
+    changed = [name for name in _OF_A_WINDOW if name in changes]
     if not changed:
         return saved
-    listed = ", ".join(changed)
-    warnings.warn(f"the window that was open begins anew, because of another {listed}", CheckpointWarning, stacklevel=5)
+    message = f"the window that was open begins anew, because of another {', '.join(changed)}"
+    warnings.warn(message, CheckpointWarning, stacklevel=5)
     return replace(saved, partial=None)
 
 
@@ -150,7 +161,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def open_run(path: str | Path) -> SavedRun:
-    """Read the run in a checkpoint, or in the newest valid one of a run's directory; every byte of it verified.
+    """Read and verify the run in a checkpoint, or in the newest valid one of a run's directory.
 
     Raises:
         CheckpointError: there is none, it is damaged, or holds no run.
@@ -159,15 +170,23 @@ def open_run(path: str | Path) -> SavedRun:
     return replace(from_contents(read_checkpoint(checkpoint)), path=checkpoint)
 
 
-def starting_run(run_dir: Path | None, resume: str | SavedRun) -> SavedRun | None:
+def starting_run(run_dir: Path | None, resume: str | SavedRun, *, is_saved: bool) -> SavedRun | None:
     """Read what a trainer goes on from; None to begin anew.
+
+    A run that is not to be saved has no use for the checkpoints of its directory.
 
     Raises:
         CheckpointError: `resume` does not agree with what is in the directory.
     """
-    if not isinstance(resume, SavedRun):
-        start = None if run_dir is None else choose_start(run_dir, resume)
-        return None if start is None else open_run(start)
-    if run_dir is not None and resume.path is not None and resume.path.resolve().parent.parent != run_dir.resolve():
-        choose_start(run_dir, "never")  # the checkpoints of two runs must not meet in one directory
-    return resume
+    if isinstance(resume, SavedRun):
+        if run_dir is None or not is_saved or resume.path is None:
+            return resume
+        if resume.path.resolve().parent.parent != run_dir.resolve():
+            choose_start(run_dir, "never")  # two runs must not meet in one directory
+        return resume
+    if run_dir is None or not is_saved:
+        return None
+    start = choose_start(run_dir, resume)
+    if start is None:
+        return None
+    return open_run(start)

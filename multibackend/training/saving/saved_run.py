@@ -1,4 +1,4 @@
-"""A run's state on the host, and its form as the contents of a checkpoint: `docs/run_state.md` has the groups.
+"""A run's state on the host and in a checkpoint, whose groups `docs/run_state.md` describes.
 
 Random numbers need no state: masks, shuffling and framework randomness alike are pure functions of
 the seed, the update, the micro-batch and the epoch (`multibackend.core.rng`).
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from multibackend.checkpoint import Contents
-from multibackend.core.arrays import Arrays
+from multibackend.core.arrays import Arrays, among
 from multibackend.core.history import History, SkippedWindow
 from multibackend.core.precision import LossScale
 from multibackend.errors import CheckpointError
@@ -72,11 +72,19 @@ class SavedRun:
     def best_parameters(self) -> Arrays:
         """Parameters of the best evaluation; empty where they are not kept."""
         best = self.evaluations.best
-        return {} if best is None else best.parameters or {}
+        if best is None:
+            return {}
+        return best.parameters or {}
 
 
 def to_contents(run: SavedRun) -> Contents:
     """A run's state as what a checkpoint holds; arrays are not copied."""
+    window = {}
+    micro_batches = 0
+    if run.partial is not None:
+        window = _window_group(run.partial)
+        micro_batches = run.partial.done
+    # groups without arrays are left out, so that a checkpoint lists what it has
     groups = {
         "parameters": run.snapshot.parameters,
         "model_state": run.snapshot.model_state,
@@ -85,23 +93,28 @@ def to_contents(run: SavedRun) -> Contents:
         "evaluations": run.evaluations.arrays(),
         "best": run.best_parameters,
         "history": _history_group(run),
-        "window": {} if run.partial is None else _window_group(run.partial),
+        "window": window,
     }
     return Contents(
         tensors={name: arrays for name, arrays in groups.items() if arrays},
         state=_metadata(run),
         update=run.snapshot.update,
-        micro_batches=0 if run.partial is None else run.partial.done,
+        micro_batches=micro_batches,
     )
 
 
 def _metadata(run: SavedRun) -> dict[str, Any]:
     """What is no array."""
     scale = run.snapshot.loss_scale
+    position = run.position
     return {
         "backend": run.backend,
         "experiment": dict(run.experiment),
-        "data": {"epoch": run.position.epoch, "offset": run.position.offset, "micro_batches": run.micro_batches},
+        "data": {
+            "epoch": position.epoch,
+            "offset": position.offset,
+            "micro_batches": run.micro_batches,
+        },
         "schedule": {"update": run.snapshot.update},
         "kinds": dict(run.kinds),
         "randomness": {
@@ -126,19 +139,23 @@ def _optimizer_group(snapshot: Snapshot) -> dict[str, np.ndarray]:
 
 
 def _history_group(run: SavedRun) -> dict[str, np.ndarray]:
-    group = dict(run.history.arrays()) if len(run.history) else {}
-    rows = [(window.update, window.epoch, window.offset, _REASONS.index(window.reason)) for window in run.skipped]
-    if rows:
+    group = {}
+    if len(run.history):
+        group.update(run.history.arrays())
+    if run.skipped:
+        rows = [(w.update, w.epoch, w.offset, _REASONS.index(w.reason)) for w in run.skipped]
         columns = np.array(rows, np.int64).T.copy()
-        group |= {_SKIPPED + name: column for name, column in zip(_SKIPPED_COLUMNS, columns, strict=True)}
+        for name, column in zip(_SKIPPED_COLUMNS, columns, strict=True):
+            group[_SKIPPED + name] = column
     shares = [run.gradient_shares[name] for name in sorted(run.snapshot.parameters)]
-    return {**group, _SHARES: np.array(shares)}
+    group[_SHARES] = np.array(shares)
+    return group
 
 
 def _window_group(partial: PartialWindow) -> dict[str, np.ndarray]:
     return {
-        **{_ACCUMULATOR + name: array for name, array in partial.accumulator.items()},
-        **{_MODEL_STATE + name: array for name, array in partial.model_state.items()},
+        **_above(partial.accumulator, _ACCUMULATOR),
+        **_above(partial.model_state, _MODEL_STATE),
         "totals": partial.totals,
         "factors": partial.inverse_divisors,  # their name in the format since its first version
         "weights": partial.weights,
@@ -162,10 +179,15 @@ def _read(contents: Contents) -> SavedRun:
     data = state["data"]
     columns = tensors.get("history", {})
     shares = zip(sorted(tensors["parameters"]), columns[_SHARES].tolist(), strict=True)
+    partial = None
+    if contents.micro_batches:
+        partial = _read_window(tensors["window"], contents.micro_batches)
+    evaluations = tensors.get("evaluations", {})
+    best = tensors.get("best", {})
     return SavedRun(
         snapshot=_read_snapshot(contents),
         position=Position(_natural(data["epoch"]), _natural(data["offset"])),
-        partial=_read_window(tensors["window"], contents.micro_batches) if contents.micro_batches else None,
+        partial=partial,
         micro_batches=_natural(data["micro_batches"]),
         history=_read_history(state, columns),
         skipped=_read_skipped(columns),
@@ -175,7 +197,7 @@ def _read(contents: Contents) -> SavedRun:
         dropout_layers=tuple(_typed(state["randomness"]["dropout_layers"], list)),
         experiment=_typed(state["experiment"], dict),
         kinds=_typed(state.get("kinds", {}), dict),
-        evaluations=EvaluationState.read(tensors.get("evaluations", {}), state["evaluations"], tensors.get("best", {})),
+        evaluations=EvaluationState.read(evaluations, state["evaluations"], best),
     )
 
 
@@ -186,27 +208,29 @@ def _read_snapshot(contents: Contents) -> Snapshot:
         slot, _, name = key.partition("/")
         slots.setdefault(slot, {})[name] = array
     scale = contents.state["loss_scale"]
+    if scale is not None:
+        scale = LossScale(float(scale["scale"]), _typed(scale["updates"], int))
     return Snapshot(
         parameters=dict(tensors["parameters"]),
         model_state=dict(tensors.get("model_state", {})),
         optimizer=slots,
         update=contents.update,
-        loss_scale=None if scale is None else LossScale(float(scale["scale"]), _typed(scale["updates"], int)),
+        loss_scale=scale,
         ema=dict(tensors.get("ema", {})),
     )
 
 
 def _read_history(state: Mapping[str, Any], columns: Arrays) -> History:
     history = History(_typed(state["history"]["terms"], list))
-    known = {name: columns[name] for name in history.columns if name in columns}
+    known = among(columns, history.columns)
     if known:
         history.extend(**known)
     return history
 
 
 def _read_skipped(columns: Arrays) -> list[SkippedWindow]:
-    names = [_SKIPPED + name for name in _SKIPPED_COLUMNS]
-    numbers = [columns[name].tolist() for name in names if name in columns]
+    skipped = _below(columns, _SKIPPED)
+    numbers = [skipped[name].tolist() for name in _SKIPPED_COLUMNS if name in skipped]
     windows = []
     for update, epoch, offset, reason in zip(*numbers, strict=True):
         windows.append(SkippedWindow(update, epoch, offset, _REASONS[reason]))
@@ -221,11 +245,20 @@ def _read_window(arrays: Arrays, done: int) -> PartialWindow:
     if any(len(shape) != 2 for shape in shapes) or shapes[0] != shapes[1]:
         raise ValueError(f"the window's sums have the shapes {shapes}")
     accumulator = _below(arrays, _ACCUMULATOR)
-    return PartialWindow(done, accumulator, _below(arrays, _MODEL_STATE), totals, inverse_divisors, weights)
+    model_state = _below(arrays, _MODEL_STATE)
+    return PartialWindow(done, accumulator, model_state, totals, inverse_divisors, weights)
+
+
+def _above(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
+    return {prefix + name: array for name, array in arrays.items()}
 
 
 def _below(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    below = {}
+    for name, array in arrays.items():
+        if name.startswith(prefix):
+            below[name.removeprefix(prefix)] = array
+    return below
 
 
 def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRun:
@@ -239,6 +272,7 @@ def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRu
     snapshot = run.snapshot
     translate = matching.to_other
     arrays = translate({**snapshot.model_state, **snapshot.parameters})
+    # parameters of the program that the run lacks are found out as missing by `restore`
     moved = replace(
         snapshot,
         parameters={name: arrays[name] for name in initial.parameters if name in arrays},
@@ -260,7 +294,7 @@ def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRu
 
 
 def _moved_shares(shares: Mapping[str, float], initial: Snapshot, matching: Matching) -> dict[str, float]:
-    """Gradient shares by the program's parameters; of an array that was cut each part gets the share of the whole."""
+    """Gradient shares by the program's parameters; of a cut array each part gets the whole's."""
     moved = dict.fromkeys(initial.parameters, 0.0)
     for link in matching.links:
         if link.other in moved:

@@ -24,7 +24,7 @@ RESUME = ("never", "auto", "must")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """When a run with a run directory is saved, and which checkpoints stay. It is always saved as `fit` ends.
+    """When a run with a directory is saved, besides the end of `fit`, and which checkpoints stay.
 
     Args:
         every: save after every so many updates of the run.
@@ -75,7 +75,9 @@ class Checkpointing:
 
     def retention(self) -> Retention:
         """Which checkpoints stay."""
-        metric = self.best_metric or ("loss" if self.keep_best else None)
+        metric = self.best_metric or None
+        if self.keep_best and metric is None:
+            metric = "loss"
         return Retention(
             keep_last=self.keep_last,
             keep_best=self.keep_best,
@@ -92,10 +94,13 @@ def check_resuming(run_dir: Path | None, checkpointing: object, resume: object) 
     """What `Trainer` was given; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
     if checkpointing is not None and not isinstance(checkpointing, Checkpointing):
-        problems.add(f"checkpointing must be a multibackend.Checkpointing(...), got {checkpointing!r}", wrong_type=True)
-    if not isinstance(resume, SavedRun) and problems.choice("resume", resume, RESUME) and resume != "never":
+        problem = f"checkpointing must be a multibackend.Checkpointing(...), got {checkpointing!r}"
+        problems.add(problem, wrong_type=True)
+    is_word = not isinstance(resume, SavedRun) and problems.choice("resume", resume, RESUME)
+    if is_word and resume != "never":
         if run_dir is None:
-            problems.add(f"resume={resume!r} needs run_dir=, the directory that holds the checkpoints")
+            needs = "run_dir=, the directory that holds the checkpoints"
+            problems.add(f"resume={resume!r} needs {needs}")
         elif checkpointing is None:
             problems.add(f"resume={resume!r} needs checkpointing, got checkpointing=None")
     problems.raise_if_any()
@@ -116,23 +121,25 @@ def choose_start(run_dir: Path, resume: str) -> Path | None:
         CheckpointError: "must", and there is no valid one; or "never", and there are some.
     """
     checkpoints = list_checkpoints(run_dir)
-    if resume == "never":
-        if checkpoints:
+    newest = None
+    if checkpoints:
+        if resume == "never":
             raise CheckpointError(
-                f"{run_dir} holds checkpoints of an earlier run, the newest {checkpoints[-1].name}; go on from it with "
-                'resume="auto" (on the command line --resume auto), or choose another directory',
+                f"{run_dir} holds checkpoints of an earlier run, the newest {checkpoints[-1].name}; "
+                'go on from it with resume="auto" (on the command line --resume auto), '
+                "or choose another directory",
                 path=run_dir,
             )
-        return None
-    newest = newest_checkpoint(run_dir) if checkpoints else None
+        newest = newest_checkpoint(run_dir)
     if newest is None and resume == "must":
         raise CheckpointError(
-            f'resume="must", and there is no valid checkpoint in {run_dir}; resume="auto" begins anew where there is '
-            "none",
+            f'resume="must", and there is no valid checkpoint in {run_dir}; '
+            'resume="auto" begins anew where there is none',
             path=run_dir,
         )
     if newest is None and checkpoints:
-        warnings.warn(f"no checkpoint in {run_dir} is valid: the run begins anew", CheckpointWarning, stacklevel=5)
+        message = f"no checkpoint in {run_dir} is valid: the run begins anew"
+        warnings.warn(message, CheckpointWarning, stacklevel=5)
     return newest
 
 
@@ -149,9 +156,11 @@ class Saver:
     def __init__(self, run_dir: Path, rules: Checkpointing, start: Path | None, *, chosen: bool = False) -> None:
         self.run_dir = run_dir
         self._rules = rules
-        self._known = set() if start is None else {start.name}  # checkpoints that this run may stand beside
-        if chosen and start is not None and start.resolve().parent.parent == run_dir.resolve():
-            self._known |= {path.name for path in list_checkpoints(run_dir)}
+        self._known: set[str] = set()  # checkpoints that this run may stand beside
+        if start is not None:
+            self._known.add(start.name)
+            if chosen and start.resolve().parent.parent == run_dir.resolve():
+                self._known.update(path.name for path in list_checkpoints(run_dir))
         self._store: CheckpointStore | None = None
         self._saved_place: Place | None = None
         self._saved_at = 0.0
@@ -165,7 +174,10 @@ class Saver:
         """The saver of a run; None where it has no directory, or is not to be saved."""
         if run_dir is None or rules is None:
             return None
-        return cls(run_dir, rules, None if saved is None else saved.path, chosen=chosen)
+        start = None
+        if saved is not None:
+            start = saved.path
+        return cls(run_dir, rules, start, chosen=chosen)
 
     def open(self, update: int, micro_batches: int) -> None:
         """Take the directory, and plan the first save after this point.
@@ -185,14 +197,14 @@ class Saver:
         self._saved_at = time.monotonic()
         self._plan(update, micro_batches)
         checkpoints = self._store.list()
-        newest = checkpoints[-1] if checkpoints else None
-        if newest is not None and newest.name not in self._known:
-            newest = self._store.newest()  # what is damaged may lie above ours
+        if not checkpoints or checkpoints[-1].name in self._known:
+            return
+        newest = self._store.newest()  # what is damaged may lie above ours
         if newest is not None and newest.name not in self._known:
             self.close()
             raise CheckpointError(
-                f"{newest} was written by another run since this one began; go on from it with a new trainer, "
-                'resume="auto"',
+                f"{newest} was written by another run since this one began; "
+                'go on from it with a new trainer, resume="auto"',
                 path=self.run_dir,
             )
 
@@ -214,7 +226,7 @@ class Saver:
     def save(
         self, place: Place, capture: Callable[[], SavedRun], metric: float | None = None, *, last: bool = False
     ) -> None:
-        """Save the run as it stands at a place, unless that was done; the last time wait until it is on the disk."""
+        """Save the run at a place, unless that was done; the last time wait for the disk."""
         assert self._store is not None
         self._saved_at = time.monotonic()
         self._plan(place.update, place.micro_batches)
@@ -223,14 +235,17 @@ class Saver:
             return
         contents = to_contents(capture())
         self._saved_place = None  # until the store has taken it
-        handle = self._store.save(contents, metric=metric, background=self._rules.background and not last)
+        background = self._rules.background and not last
+        handle = self._store.save(contents, metric=metric, background=background)
         self._saved_place = place
         self._known.add(handle.path.name)
 
     def metric_of(self, metrics: Mapping[str, Any]) -> float | None:
         """What `keep_best` goes by, of an evaluation."""
         name = self._rules.retention().best_metric
-        return None if name is None or name not in metrics else float(metrics[name])
+        if name is None or name not in metrics:
+            return None
+        return float(metrics[name])
 
     def close(self) -> None:
         """Wait for the save that is under way, and let go of the directory.
@@ -258,4 +273,6 @@ class Saver:
 
 def _next_multiple(number: int, step: int | None) -> float:
     """The smallest multiple of `step` above a number; infinite without a step."""
-    return math.inf if step is None else number - number % step + step
+    if step is None:
+        return math.inf
+    return number - number % step + step

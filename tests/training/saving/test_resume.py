@@ -14,7 +14,7 @@ from multibackend.protocol import Snapshot
 from multibackend.testing import assert_arrays_match, assert_bit_identical
 from multibackend.testing.assertions import assert_snapshots_identical
 from multibackend.testing.tolerances import FEW_UPDATES_RESUMED, HOPS, HOPS_FLOAT32
-from multibackend.training.saving.restore import open_run, put_back
+from multibackend.training.saving.restore import open_run, restore
 
 BACKENDS = ("torch", "jax")
 MICRO_BATCHES = 14  # two epochs of 7: windows of 3, 3 and a ragged 1
@@ -66,6 +66,11 @@ def assert_snapshots_match(actual: Snapshot, expected: Snapshot, relative: float
     )
 
 
+def take_up(trainer: mb.Trainer, path: Path) -> None:
+    """Let a trainer that is there already go on from a checkpoint, which costs no new compilation."""
+    restore(trainer._plan, trainer.program, trainer._loop, trainer.state, open_run(path))
+
+
 @pytest.mark.parametrize(("options", "execution"), CASES)
 def test_cut_at_every_micro_batch(options: str, execution: str, tmp_path: Path) -> None:
     """Saved after each micro-batch and gone on with on both backends, from both: on the same one state, history and
@@ -90,7 +95,7 @@ def test_cut_at_every_micro_batch(options: str, execution: str, tmp_path: Path) 
             cut.fit(micro_batches=done)
             path = cut.save(tmp_path / f"{writer}-{done}")
             for reader in BACKENDS:
-                put_back(goers[reader]._parts, open_run(path))
+                take_up(goers[reader], path)
                 result = goers[reader].fit(micro_batches=MICRO_BATCHES)
                 if reader == writer:
                     assert result.skipped == results[reader].skipped
@@ -122,7 +127,7 @@ def test_hop_between_frameworks(precision: str, tmp_path: Path) -> None:
         path = trainer.save(tmp_path / f"hop-{hops}")
         at = "jax" if at == "torch" else "torch"
         if at in trainers:
-            put_back(trainers[at]._parts, open_run(path))
+            take_up(trainers[at], path)
         else:
             trainers[at] = mb.Trainer.resume(path, given, at)
     assert hops >= 15
