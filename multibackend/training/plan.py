@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multibackend.core.validation import Problems
@@ -11,10 +11,12 @@ from multibackend.protocol import Backend, Execution, Program
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
 from multibackend.protocol.registry import load_backend
 from multibackend.training.auto_batch_size import MicroBatchChoice, memory_errors, resolve
+from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.input.feed import Feed
 from multibackend.training.saving.saved_run import SavedRun
+from multibackend.training.stop_condition import StopCondition
 
-__all__ = ["Plan", "check_arguments", "mask_names"]
+__all__ = ["Plan", "check_arguments", "check_fit", "mask_names"]
 
 
 def check_arguments(
@@ -36,6 +38,21 @@ def check_arguments(
     if read_ahead is not None:
         problems.boolean("read_ahead", read_ahead)
     problems.raise_if_any()
+
+
+def check_fit(
+    limits: Mapping[str, object], evaluate_ema: object, keep_best: object, early_stopping: object
+) -> StopCondition:
+    """Check what `Trainer.fit` is given; raises `ConfigurationError` with every problem."""
+    problems = Problems("fit")
+    stop = StopCondition.checked(problems, **limits)
+    problems.boolean("evaluate_ema", evaluate_ema)
+    problems.boolean("keep_best", keep_best)
+    if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
+        problem = f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}"
+        problems.add(problem, wrong_type=True)
+    problems.raise_if_any()
+    return stop
 
 
 @dataclass(frozen=True)

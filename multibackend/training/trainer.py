@@ -14,7 +14,6 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
-from multibackend.core.validation import Problems
 from multibackend.errors import BatchStatisticsWarning, CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.experiment.batch_norm import SMALL_MICRO_BATCH, small_micro_batch_message
@@ -33,7 +32,7 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.evaluation_state import EvaluationState
 from multibackend.training.loop import Loop
-from multibackend.training.plan import Plan, check_arguments
+from multibackend.training.plan import Plan, check_arguments, check_fit
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.results import ResultsLog
@@ -205,15 +204,8 @@ class Trainer:
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
         (350, 0.0712)
         """
-        problems = Problems("fit")
         limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
-        stop = StopCondition.checked(problems, **limits)
-        problems.boolean("evaluate_ema", evaluate_ema)
-        problems.boolean("keep_best", keep_best)
-        if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
-            problem = f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}"
-            problems.add(problem, wrong_type=True)
-        problems.raise_if_any()
+        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping)
         stoppers = [*self._stoppers]
         if early_stopping is not None:
             stoppers.insert(0, early_stopping)
@@ -221,12 +213,7 @@ class Trainer:
         if keep_best:
             kept_parameters = self.ema_parameters if evaluate_ema else self.parameters
         evaluations = plan_evaluations(
-            self.experiment,
-            evaluate_every,
-            best,
-            stoppers,
-            ema=evaluate_ema,
-            parameters=kept_parameters,
+            self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
         # a listener that stopped the call of `fit` before does not stop this one
         self._emit.stop = None
@@ -492,10 +479,7 @@ class Trainer:
         return self.program.snapshot(self.state.program_state)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot, whose number of updates decides the learning rate.
-
-        The place in the data stays.
-        """
+        """Go on from a snapshot and its number of updates; the place in the data stays."""
         self._loop.restore(snapshot)
 
     def _ask_to_stop(self, signal: str) -> None:
