@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from multibackend_stub.backend import Linear, State, StubBackend, StubProgram
 
-import multibackend.training.trainer
+import multibackend.training.plan
 from multibackend.errors import DataError, MatchError, NonFiniteError
 from multibackend.optimizers import GroupedParameters, resolve_groups
 from multibackend.protocol import Rates
@@ -520,7 +520,7 @@ def test_planted_fault_is_found(fault: type[StubProgram], test: str, monkeypatch
     """With the fault planted in a backend that passes, the test fails."""
     backend = StubBackend()
     backend.program = fault
-    monkeypatch.setattr(multibackend.training.trainer, "load_backend", lambda name: backend)
+    monkeypatch.setattr(multibackend.training.plan, "load_backend", lambda name: backend)
     part, _, method = test.partition(".")
     suite = {p.__name__: p for p in PARTS}[part]()
     with pytest.raises((MatchError, NonFiniteError, DataError)), np.errstate(all="ignore"):
