@@ -150,6 +150,7 @@ class TorchProgram:
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, list[WindowRow]]:
         started = time.perf_counter()
         rows: list[WindowRow] = []
+        accumulate = self._functions.accumulate
         if not state.module.training:  # walking through all submodules takes as long as a small layer
             state.module.train()
         with self._precision.scope(self._device), self._randomness.scope():
@@ -160,7 +161,7 @@ class TorchProgram:
                 self._expect(placed, index)
                 window = self._functions.start(state)
                 for batch, inverse_divisors in placed.micro_batches(index):
-                    self._functions.accumulate(state, window, batch, inverse_divisors)
+                    accumulate(state, window, batch, inverse_divisors)
                 rows.append(self._finish(state, window, placed, index, rates))
         if self._adapts:
             windows = _SECONDS_PER_RUN * len(rows) / max(time.perf_counter() - started, 1e-9)

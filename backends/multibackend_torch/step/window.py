@@ -65,7 +65,7 @@ class TrainState:
             self.parameters[name].requires_grad_(False)
 
 
-@dataclass
+@dataclass(slots=True)  # read and written at every micro-batch
 class Window:
     """What a window carries from micro-batch to micro-batch, besides the gradients in `.grad`.
 
