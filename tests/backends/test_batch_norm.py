@@ -11,6 +11,7 @@ from flax import linen, nnx
 from multibackend_jax.model import norm as jax_norm
 from multibackend_torch.model import norm as torch_norm
 from support import flax_models, torch_models
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.errors import BatchStatisticsWarning, ConfigurationError, DataError
@@ -162,7 +163,7 @@ def test_frozen_runs_match(flax: str) -> None:
     """With frozen statistics the frameworks' own layers have one definition too."""
     slow = mb.optimizers.SGD(learning_rate=0.005)  # inputs are not normalised
     given = experiment(torch_models.Normed, FLAX[flax][1], batch_statistics="frozen", optimizer=slow)
-    report = mb.compare(given, updates=30)
+    report = mb.compare(given, updates=30, executions=QUICK)
     assert report.matches, report.first_divergence
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from support.variants import QUICK
 from torch import nn
 
 import multibackend as mb
@@ -94,7 +95,8 @@ def test_buckets_do_not_show(backend: str, stream: bool) -> None:
     for lengths in (LENGTHS, LENGTHS[-1:]):
         data = (lambda: iter(items)) if stream else items
         made = experiment(data, lengths, shuffle=not stream)
-        trainer = mb.Trainer(made, backend, windows_per_dispatch=1)
+        execution = "dispatch" if backend == "jax" else "auto"  # scan is asked below
+        trainer = mb.Trainer(made, backend, execution=execution, windows_per_dispatch=1)
         start = start or trainer.parameters()
         trainer.load_parameters(start)
         lengths_seen = watch(trainer)
@@ -121,7 +123,7 @@ def test_one_compilation_for_each_length(windows: int) -> None:
 
 def test_backends_match() -> None:
     """compare over buckets."""
-    report = mb.compare(experiment(sequences(26, 3, 16, 7), LENGTHS), updates=30)
+    report = mb.compare(experiment(sequences(26, 3, 16, 7), LENGTHS), updates=30, executions=QUICK)
     assert report.matches
     assert report.max_relative_difference < SAME_ARITHMETIC
     assert report.evaluations[0] == pytest.approx(dict(report.evaluations[1]), rel=SAME_ARITHMETIC)
@@ -227,7 +229,7 @@ def test_nested_inputs() -> None:
         micro_batch_size=3,
         gradient_accumulation_steps=2,
     )
-    report = mb.compare(made, updates=30, precision="float64")
+    report = mb.compare(made, updates=30, precision="float64", executions=QUICK)
     assert report.matches
     assert report.max_relative_difference < SAME_ARITHMETIC
     assert report.histories[0][-1].loss < report.histories[0][0].loss

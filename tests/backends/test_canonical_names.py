@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import linen, nnx
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.errors import ParameterMatchError
@@ -65,7 +66,7 @@ def experiment(build_flax: Any) -> mb.Experiment:
 @pytest.mark.parametrize("build_flax", [NnxScaled, LinenScaled])
 def test_the_users_own_leaves_keep_name_and_layout(build_flax: Any) -> None:
     """`kernel` and `scale` of a user's module are no weights of a layer: nothing is renamed or transposed."""
-    report = mb.compare(experiment(build_flax), updates=5)
+    report = mb.compare(experiment(build_flax), updates=5, executions=QUICK)
     assert sorted(report.parameter_differences) == ["fc.bias", "fc.weight", "kernel", "scale"]
     assert report.matches, report.first_divergence
 

@@ -9,6 +9,7 @@ from flax import linen, nnx
 from multibackend_jax.model import dropout as jax_dropout
 from multibackend_torch.model import dropout as torch_dropout
 from support import dropout_models as models
+from support.variants import QUICK
 from torch.utils.checkpoint import checkpoint
 
 import multibackend as mb
@@ -124,8 +125,8 @@ def test_compare_matches_over_100_updates(network: str, flax: str) -> None:
         ("transformer", "nnx"): (models.TorchBlock, models.NnxBlock, SEQUENCES),
         ("transformer", "linen"): (models.TorchBlock, models.LinenBlock, SEQUENCES),
     }
-    execution = "dispatch" if network == "transformer" else "scan"  # which compiles twice as long
-    report = mb.compare(experiment(*builders[network, flax]), updates=100, executions={"jax": execution})
+    executions = QUICK if network == "transformer" else None
+    report = mb.compare(experiment(*builders[network, flax]), updates=100, executions=executions)
     assert report.matches, report.first_divergence
     assert report.max_relative_difference < tolerance_for("float64").parameters
     assert "portable masks in 2 layers" in report.notes[0]
@@ -240,7 +241,7 @@ class NnxChannels(nnx.Module):
 def test_whole_channels() -> None:
     """Dropout2d on [N, C, H, W] and broadcast_dims=(1, 2) on [N, H, W, C] drop the same channels."""
     data = {"x": RANDOM.normal(size=(29, 6, 6, 2)), "y": ROWS["y"]}
-    report = mb.compare(experiment(TorchChannels, NnxChannels, data), updates=10)
+    report = mb.compare(experiment(TorchChannels, NnxChannels, data), updates=10, executions=QUICK)
     assert report.max_relative_difference < MANY_UPDATES, report.first_divergence
 
 
@@ -296,7 +297,7 @@ class Recomputed(models.TorchBlock):
 
 def test_activation_checkpointing_keeps_the_masks() -> None:
     """A torch model that recomputes in the backward pass, a layer called twice included, matches as if it did not."""
-    report = mb.compare(experiment(Recomputed, models.NnxBlock, SEQUENCES), updates=10)
+    report = mb.compare(experiment(Recomputed, models.NnxBlock, SEQUENCES), updates=10, executions=QUICK)
     assert report.max_relative_difference < tolerance_for("float64").parameters, report.first_divergence
 
 

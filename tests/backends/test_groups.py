@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from support import flax_models, torch_models
 from support.reference import large_batch_steps
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.errors import ConfigurationError, ParameterMatchError
@@ -103,7 +104,7 @@ def test_snapshots_with_groups_cross_over(decoupled: bool) -> None:
 def test_compare_with_groups() -> None:
     """`compare` finds nothing to complain of."""
     optimizer = AdamW(learning_rate=0.05, weight_decay=0.3, groups=GROUPS)
-    report = mb.compare(experiment(optimizer, max_grad_norm=0.2), updates=30)
+    report = mb.compare(experiment(optimizer, max_grad_norm=0.2), updates=30, executions=QUICK)
     assert report.matches, report.first_divergence
     assert report.notes == ()
 

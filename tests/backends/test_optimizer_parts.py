@@ -11,6 +11,7 @@ import pytest
 from multibackend_jax.step import update_rules as updates
 from support import flax_models, formulas, torch_models
 from support.optimizer_runs import CASES
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.errors import ConfigurationError
@@ -104,7 +105,7 @@ def network(optimizer: mb.optimizers.Optimizer) -> mb.Experiment:
 
 def test_muon_on_a_network() -> None:
     """Flax kernels, which lie transposed, torch's weights, biases, and a head left to AdamW: one law."""
-    report = mb.compare(network(MUON), updates=40)
+    report = mb.compare(network(MUON), updates=40, executions=QUICK)
     assert report.matches, report.first_divergence
     trainer = mb.Trainer(network(MUON), "jax")
     trainer.fit(updates=1)

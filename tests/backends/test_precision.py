@@ -9,7 +9,7 @@ import pytest
 import torch
 from flax import nnx
 from multibackend_jax.step.window import DeviceLossScale
-from support.variants import ALL, STUB, Variant
+from support.variants import ALL, QUICK, STUB, Variant
 from test_examples import load
 
 import multibackend as mb
@@ -72,7 +72,7 @@ def losses_in_float32() -> np.ndarray:
 @pytest.mark.parametrize("precision", LOW)
 def test_losses_of_a_small_gpt_stay_together(precision: str) -> None:
     """Within 2 % of each other and of float32, for 100 updates from the same parameters: torch's, of one seed."""
-    report = mb.compare(small_gpt(), updates=100, precision=precision, executions={"jax": "dispatch"})
+    report = mb.compare(small_gpt(), updates=100, precision=precision, executions=QUICK)
     assert report.matches, report.first_divergence
     assert report.tolerance.loss == 0.02
     expected = losses_in_float32()

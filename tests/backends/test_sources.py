@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.examples import examples, in_batches
-from support.variants import SCAN, SCAN_MANY, TORCH
+from support.variants import QUICK, SCAN, SCAN_MANY, TORCH
 
 import multibackend as mb
 from multibackend.core.rng import epoch_order
@@ -135,7 +135,7 @@ def test_compare(kind: str) -> None:
         micro_batch_size=3,
         gradient_accumulation_steps=4,
     )
-    report = mb.compare(experiment, updates=100, precision="float64")
+    report = mb.compare(experiment, updates=100, precision="float64", executions=QUICK)
     assert report.matches
     assert report.max_relative_difference < ONE_WINDOW
     assert report.evaluations[0].keys() == report.evaluations[1].keys() != set()

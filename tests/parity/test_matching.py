@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.twin_models import LAYERS, TWINS, WIDTH, NnxPort, TorchLayers
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.errors import DataError, ParameterMatchError
 from multibackend.weights import convert_weights
-
-QUICK = {"jax": "dispatch"}  # compiles a micro-batch once, scan each length of a window anew
 
 
 def experiment(torch: Any, jax: Any, **more: Any) -> mb.Experiment:

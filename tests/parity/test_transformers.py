@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.variants import QUICK
 
 import multibackend as mb
 
@@ -20,7 +21,6 @@ pytestmark = [
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "transformers_twins.py"
 WORDS = 61
-QUICK = {"jax": "dispatch"}  # compiles a micro-batch once, scan each length of a window anew
 TEXT = {
     "vocab_size": WORDS,
     "hidden_size": 32,

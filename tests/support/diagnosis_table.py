@@ -14,6 +14,7 @@ from pathlib import Path
 import multibackend as mb
 from support.planted.cases import CORRECT, MISTAKES, NOTED
 from support.planted.training import TRAINING
+from support.variants import QUICK
 
 __all__ = ["PATH", "Row", "compared", "measured", "rows"]
 
@@ -72,9 +73,9 @@ def compared(name: str) -> mb.CompareReport:
     experiment = build.experiment() if name not in CORRECT else build()  # type: ignore[operator,union-attr]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mb.errors.BatchStatisticsWarning)
-        # a mistake in a network shows in the first update; a shorter run and one that dispatches compile faster
+        # a mistake in a network shows in the first update, and a shorter run compiles faster
         updates = 2 if name in CORRECT or name in TRAINING else 1
-        return mb.compare(experiment, updates=updates, trace=True, executions={"jax": "dispatch"})
+        return mb.compare(experiment, updates=updates, trace=True, executions=QUICK)
 
 
 def measured(name: str) -> Row:

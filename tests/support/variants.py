@@ -12,4 +12,8 @@ SCAN_MANY = Variant("jax", flax_models.LINEN, "scan", windows_per_dispatch=4, la
 DISPATCH = Variant("jax", flax_models.NNX, "dispatch")
 STUB = Variant("stub", {"linear": lambda: Linear(3, 2)}, windows_per_dispatch=2)
 
+# for comparisons that do not ask how windows are executed: dispatch compiles one micro-batch, scan whole windows of
+# each length, which takes twice as long
+QUICK = {"jax": "dispatch"}
+
 ALL = (TORCH, SCAN, SCAN_MANY, DISPATCH)

@@ -10,6 +10,7 @@ from rich.console import Console
 from support.diagnosis_table import measured, rows
 from support.planted.cases import CORRECT, MISTAKES, NOTED
 from support.planted.pairs import gpt
+from support.variants import QUICK
 
 import multibackend as mb
 from multibackend.cli.tables import print_comparison
@@ -49,7 +50,7 @@ def test_each_of_two_mistakes_is_explained_and_printed() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pair = gpt(("gelu tanh", "layer norm epsilon"))  # type: ignore[arg-type]
-        report = mb.compare(pair, updates=1, executions={"jax": "dispatch"})
+        report = mb.compare(pair, updates=1, executions=QUICK)
     found = [(finding.name, finding.causes[0].name) for finding in report.layers]
     assert found == [("blocks.0.fc2", "GELU tanh or erf"), ("blocks.1.ln2", "LayerNorm epsilon")]
     assert report.first_divergence is not None
