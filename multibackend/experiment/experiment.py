@@ -59,7 +59,7 @@ class Experiment:
         rematerialize: recompute activations in the backward pass instead of keeping them, which
             changes memory and time, never values: False, True for every block, patterns on the
             paths of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
-        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a loss or a gradient is NaN or
             infinite; "skip" drops that whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
             batches equal one large batch exactly; "microbatch" is the mean of micro-batch means.

@@ -193,7 +193,7 @@ class Trainer:
                 patience=3)`.
 
         Raises:
-            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
+            NonFiniteError: a loss or a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
                 usable, in the state before that window.
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
