@@ -12,7 +12,8 @@ not define a usable `experiment` function ├── CheckpointError             
 checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
 (ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
 GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
-(ArithmeticError)  a loss or a gradient is NaN or infinite ├── OutOfMemoryError            (MemoryError)  the
+(ArithmeticError)  a loss or a gradient is NaN or infinite ├── TrainerInUseError           (RuntimeError) a call of
+the same trainer has not returned ├── OutOfMemoryError            (MemoryError)  the
 device has no memory left └── MatchError                  (AssertionError)   two things that should
 match do not
 
@@ -45,6 +46,7 @@ __all__ = [
     "PackageNotInstalledError",
     "ParameterMatchError",
     "ResumeError",
+    "TrainerInUseError",
 ]
 
 
@@ -159,6 +161,13 @@ class NonFiniteError(MultibackendError, ArithmeticError):
         self.epoch = epoch
         self.offset = offset
         super().__init__(message)
+
+
+class TrainerInUseError(MultibackendError, RuntimeError):
+    """A trainer was asked for something while another thread uses it, or to `fit` inside `fit`.
+
+    Nothing was changed by what was refused.
+    """
 
 
 class OutOfMemoryError(MultibackendError, MemoryError):

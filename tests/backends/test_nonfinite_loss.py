@@ -50,8 +50,8 @@ def test_in_a_begun_window(variant: Variant) -> None:
     trainer = variant.trainer(experiment, START)
     before = trainer.snapshot()
     trainer.fit(micro_batches=2)
-    partial = trainer._loop.partial_window()
-    trainer._loop.resume_at(trainer.state.position, partial)
+    partial = trainer._run.loop.partial_window()
+    trainer._run.loop.resume_at(trainer.state.position, partial)
     result = trainer.fit(micro_batches=3)
     assert [skipped.reason for skipped in result.skipped] == ["nonfinite"]
     assert_snapshots_identical(trainer.snapshot(), before)
