@@ -161,6 +161,14 @@ class Experiment:
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=size)
 
     @property
+    def held_steps(self) -> int:
+        """Micro-batches of the first update's window: as many as it is to have, but no more than an epoch has."""
+        steps = self.accumulation.steps(0)
+        if self.examples is None:
+            return steps
+        return max(1, min(steps, -(-self.examples // int(self.micro_batch_size))))
+
+    @property
     def effective_examples(self) -> int:
         """Examples of the first full window."""
         if isinstance(self.gradient_accumulation_steps, EffectiveBatch):
