@@ -155,7 +155,7 @@ class ResultsLog:
         shares = results.gradient_norms[applied] / global_norms
         state.gradient_shares = np.maximum(state.gradient_shares, shares.max(axis=0, initial=0.0))
         if state.gradient_norms is not None:
-            state.gradient_norms += list(results.gradient_norms[applied])
+            state.gradient_norms.extend(results.gradient_norms[applied])
         state.update = stop
         return columns
 

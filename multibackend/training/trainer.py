@@ -315,7 +315,7 @@ class Trainer:
         if norms is None:
             problem = "there are no gradient norms; pass record_gradient_norms=True"
             raise ConfigurationError("Trainer", [problem])
-        return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
+        return norms.rows.copy()
 
     @by_one_thread
     def snapshot(self) -> Snapshot:
