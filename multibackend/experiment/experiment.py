@@ -282,14 +282,16 @@ class Experiment:
                 f"the data {self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
-    def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
+    def check_fields(
+        self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool, computes_loss: bool = True
+    ) -> None:
         """Add a problem for each field that the model, the loss or a metric needs and lacks."""
         readers: dict[str, str] = {}
         # A model that is called by the user's function reads what that function reads, unseen here.
         if isinstance(self.model, Model) and self.model.call("") is None:
             readers.update(dict.fromkeys(self.model.inputs, _INPUTS))
         for term in self.loss_terms.values():
-            if isinstance(term, Loss):
+            if computes_loss and isinstance(term, Loss):
                 readers.update(dict.fromkeys(term.fields, "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
