@@ -106,4 +106,3 @@ def _with_ragged_in_row(stack: WindowStack) -> WindowStack:
     divisors = np.ones((1, index + 1, len(stack.ragged_divisors)))
     divisors[0, index] = stack.ragged_divisors
     return replace(stack, fields=fields, counts=stack.counts + np.int32(1), divisors=divisors, ragged=None)
-

@@ -31,7 +31,9 @@ def as_native_model(program: Program, backend: str) -> NativeModel:
     """Return the program as one that hands out its model; raise `CapabilityError`."""
     if not isinstance(program, NativeModel):
         problem = f"the backend {backend!r} does not hand out its model"
-        raise CapabilityError(f"{problem}; trainer.predict(data) gives its outputs, trainer.parameters() its parameters")
+        raise CapabilityError(
+            f"{problem}; trainer.predict(data) gives its outputs, trainer.parameters() its parameters"
+        )
     return program
 
 

@@ -81,8 +81,10 @@ def convert_weights(
     """
     if source == target:
         raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
-    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average
-    experiment = experiment.replace(dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False)
+    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average, no start but the file's
+    experiment = experiment.replace(
+        dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False, initial="native"
+    )
     # a trainer for the shape alone: the metric needs it, and it is known once the model is built
     shape = Trainer(experiment, source).program.info.output_shape
     if shape is not None:
