@@ -59,12 +59,14 @@ class FitStarted(Event):
     """`fit` begins at update number `update` and ends at `updates`, estimated where epochs decide.
 
     `updates` is None where epochs decide and the data do not tell how many examples they have.
+    `initial` tells where the run's first parameters came from, as `Experiment(initial=...)` does.
     """
 
     update: int
     updates: int | None
     device: str
     execution: str
+    initial: str = "native"
 
 
 @dataclass(frozen=True)
