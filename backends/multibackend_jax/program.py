@@ -27,6 +27,7 @@ from multibackend.protocol import (
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend_jax.model.names import native_arrays
 from multibackend_jax.model.norm import moved
+from multibackend_jax.model.outputs import Outputs
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
 from multibackend_jax.step.execution import Bounds, PlacedWindows, WindowRunner
@@ -48,7 +49,7 @@ they pick and the path below it.
 
 
 class JaxProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
 
     def __init__(
         self,
@@ -80,6 +81,7 @@ class JaxProgram:
         self._precision = precision
         self._device = device
         self._evaluate = jax.jit(self._sums)
+        self._predict = jax.jit(self._outputs)
         self._average = jax.jit(self._averaged)
         self._tracer = Tracer(functions)
 
@@ -142,6 +144,16 @@ class JaxProgram:
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Sums:
         with self._precision.scope():
             return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
+
+    def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
+        with self._precision.scope():
+            parameters = state.ema if ema else state.parameters
+            return self._predict(parameters, state.model_state, self._put(batch)).to_host()
+
+    def native_model(self, state: TrainState) -> Any:
+        with self._precision.scope():
+            # copied, because the next run donates the state's own buffers
+            return self._model.bind(*jax.tree.map(jnp.copy, (state.parameters, state.model_state)))
 
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
         examples = 0
@@ -260,6 +272,10 @@ class JaxProgram:
         result = moved(model_state, new, self._model.statistics, lambda decay: weight)
         changed = {name for names in self._model.statistics.values() for name in names}
         return {name: result[name] if name in changed else array for name, array in model_state.items()}
+
+    def _outputs(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Outputs:
+        outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
+        return Outputs(outputs, self._precision.dtype)
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Sums:
         """Evaluate each term of the loss, then each metric, and collect what metrics over the whole set need."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,10 +40,13 @@ from multibackend_torch.model.names import (
     native_arrays,
     to_host,
     unchanged,
+    with_tensors_of,
 )
 from multibackend_torch.model.norm import Momentum, averaging
+from multibackend_torch.model.outputs import host_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.randomness import Randomness
+from multibackend_torch.model.release import released
 from multibackend_torch.step.losses import loss_sum, metric_sum
 from multibackend_torch.step.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.step.partial_window import BegunWindow, from_host, in_module, set_aside, to_partial_window
@@ -106,7 +110,7 @@ class BatchSums:
 
 
 class TorchProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
 
     def __init__(
         self,
@@ -249,9 +253,7 @@ class TorchProgram:
 
     @torch.no_grad()
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> BatchSums:
-        state.module.eval()
-        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
-        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
+        with self._evaluating(state, ema=ema):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
             sums: list[torch.Tensor] = []
@@ -263,6 +265,24 @@ class TorchProgram:
             for metric in self._experiment.summed_metrics:
                 sums += metric_sum(metric, outputs, tensors)
         return BatchSums(sums, known_weights, collect(outputs, self._experiment.collected_outputs))
+
+    @torch.no_grad()
+    def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
+        with self._evaluating(state, ema=ema):
+            outputs = self._call(state.module, self._put(batch), False)
+            return host_outputs(outputs, self._precision.dtype)
+
+    def native_model(self, state: TrainState) -> torch.nn.Module:
+        # from the module as it was built: one that was trained may hold what cannot be copied
+        return released(with_tensors_of(copy.deepcopy(self._module), state.module)).eval()
+
+    @contextlib.contextmanager
+    def _evaluating(self, state: TrainState, *, ema: bool) -> Iterator[None]:
+        """Let the model run in evaluation mode, without a trace in the state."""
+        state.module.eval()
+        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
+        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
+            yield
 
     @torch.no_grad()
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:

@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend.core.arrays import Arrays
 from multibackend.core.paths import arrays_by_path
+from multibackend.core.text import Block, Line, Readable
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -27,8 +28,8 @@ _TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class AccumulationReport:
-    """What `check_accumulation` found.
+class AccumulationReport(Readable):
+    """What `check_accumulation` found; `print(report)` says it in words.
 
     Attributes:
         backend, micro_batch_size, steps: compared with one batch of micro_batch_size * steps.
@@ -46,11 +47,25 @@ class AccumulationReport:
 
     @property
     def matches(self) -> bool:
+        """Whether every difference is within the tolerance."""
         return self.max_relative_difference <= self.tolerance
 
     @property
     def max_relative_difference(self) -> float:
+        """The largest of the differences."""
         return max(self.differences.values())
+
+    def blocks(self) -> Sequence[Block]:
+        """Whether k micro-batches equal one batch, and why not."""
+        sizes = f"{self.steps} × {self.micro_batch_size}"
+        whole = f"one batch of {self.steps * self.micro_batch_size}"
+        verdict = "equal" if self.matches else "do NOT equal"
+        sentence = (
+            f"{self.backend}: {sizes} micro-batches {verdict} {whole}: largest gradient difference "
+            f"{self.max_relative_difference:.1e}, tolerance {self.tolerance:.0e} (float64)"
+        )
+        reasons = [Line(f"  - {reason}") for reason in self.reasons]
+        return [Line(sentence, "good" if self.matches else "bad"), *reasons]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ __all__ = [
     "Idiomatic",
     "Interruptible",
     "MemoryAware",
+    "NativeModel",
+    "Predicts",
     "Program",
     "ProgramInfo",
     "RecomputesStatistics",
@@ -247,6 +249,35 @@ class Interruptible(Protocol):
 
     def restore_window(self, state: Any, placed: Any, partial: PartialWindow) -> Any:
         """A begun window from its copy, also from that of another backend."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A program that hands out what its model returns. `Trainer.predict` needs it."""
+
+    def predict(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
+        """The outputs of the model in evaluation mode; the state does not change.
+
+        In the structure in which the model returns them (one array, a dict, a tuple, a dataclass),
+        every array a numpy copy, floats in the dtype of the experiment's parameters: float32 for
+        bf16. `batch` has the fields that the model reads, and need not have those of the loss.
+        With `ema` the moving average takes the place of the parameters.
+        """
+        ...
+
+
+@runtime_checkable
+class NativeModel(Protocol):
+    """A program that hands out the trained model as its framework's users know it. `Trainer.model` needs it."""
+
+    def native_model(self, state: Any) -> Any:
+        """The model with the parameters and the model state of `state`, in evaluation mode.
+
+        A copy: what is done to it does not reach the run, nor training on it. What the library put
+        into its layers for the run (masks by update, rematerialisation) is out of it again where it
+        would show.
+        """
         ...
 
 

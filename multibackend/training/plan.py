@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multibackend.core.validation import Problems
-from multibackend.experiment import AUTO, Experiment
+from multibackend.experiment import AUTO, NATIVE, Experiment
 from multibackend.protocol import Backend, Execution, Program
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
 from multibackend.protocol.registry import load_backend
@@ -74,6 +74,13 @@ class Plan:
     feed: Feed
     saved: SavedRun | None
     micro_batch: MicroBatchChoice | None
+
+    @property
+    def initial(self) -> str:
+        """Where the run's first parameters came from, as `Experiment(initial=...)` says it; of a saved run then."""
+        if self.saved is not None:
+            return str(self.saved.experiment.get("initial", NATIVE))
+        return str(self.experiment.initial)
 
     @classmethod
     def of(

@@ -82,8 +82,10 @@ def convert_weights(
     """
     if source == target:
         raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
-    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average
-    experiment = experiment.replace(dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False)
+    # the models are only evaluated: no dropout to pair, no metrics, no average, no start but the file's
+    experiment = experiment.replace(
+        dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False, initial="native"
+    )
     experiment = experiment.replace(metrics=_output_metrics(experiment, source, target))
     source_trainer = Trainer(experiment, source)
     target_trainer = Trainer(experiment, target)

@@ -181,9 +181,7 @@ def test_metrics_of_outputs_that_do_not_fit(backend: str) -> None:
     metrics = {
         "several: 'cls', 'reg'; say which": (Accuracy(target="k"),),
         r"outputs have shape \(4, 3\), the target 'y' has \(4, 1\)": (RMSE(target="y", output="cls"),),
-        r"logits must have the shape of.*\(4, 1\) and labels \(4, 1\)": (
-            Accuracy(target="j", output="reg"),
-        ),
+        r"logits must have the shape of.*\(4, 1\) and labels \(4, 1\)": (Accuracy(target="j", output="reg"),),
     }
     data = {**DATA, "j": DATA["k"][:, None]}
     for words, metric in metrics.items():

@@ -59,7 +59,7 @@ class Row:
 
 
 class StubProgram:
-    """See `multibackend.protocol.Program`."""
+    """See `multibackend.protocol.Program` and `Predicts`."""
 
     def __init__(self, experiment: Experiment, module: Linear, execution: Execution, batch: int) -> None:
         self.experiment = experiment
@@ -123,15 +123,16 @@ class StubProgram:
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
         """Return (sum of w * l, its derivative by the outputs, the inputs)."""
         dtype = self.experiment.precision
-        x = batch[self.experiment.model.inputs[0]].astype(dtype)
+        x = self.inputs(batch)
         y = batch[self.loss.target].astype(dtype)
         weights = 1.0 if self.loss.weights is None else batch[self.loss.weights].astype(dtype)[:, None]
-        residual = self.outputs(parameters, batch) - y
+        residual = self.outputs(parameters, x) - y
         return float((weights * residual**2).sum()), 2 * weights * residual, x
 
-    def outputs(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return what the model makes of a batch."""
-        x = batch[self.experiment.model.inputs[0]].astype(self.experiment.precision)
+    def inputs(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return batch[self.experiment.model.inputs[0]].astype(self.experiment.precision)
+
+    def outputs(self, parameters: Arrays, x: np.ndarray) -> np.ndarray:
         return x @ parameters["weight"].T + parameters["bias"]
 
     def norms(self, gradient: Arrays) -> tuple[float, ...]:
@@ -188,8 +189,13 @@ class StubProgram:
         if self.experiment.summed_metrics:
             raise CapabilityError("the stub backend knows metrics over the whole set only")
         parameters = state.ema if ema else state.parameters
-        collected = collect(self.outputs(parameters, batch), self.experiment.collected_outputs)
+        outputs = self.outputs(parameters, self.inputs(batch))
+        collected = collect(outputs, self.experiment.collected_outputs)
         return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0)), collected
+
+    def predict(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> np.ndarray:
+        parameters = state.ema if ema else state.parameters
+        return self.outputs(parameters, self.inputs(batch))
 
     def read_sums(self, sums: Sequence[tuple]) -> EvaluationSums:
         totals, weights, *collected = zip(*sums, strict=True)
