@@ -45,6 +45,7 @@ __all__ = [
     "PackageNotInstalledError",
     "ParameterMatchError",
     "ResumeError",
+    "UserCodeError",
 ]
 
 
@@ -161,6 +162,10 @@ class OutOfMemoryError(MultibackendError, MemoryError):
         self.micro_batch_size = micro_batch_size
         self.precision = precision
         super().__init__(message)
+
+
+class UserCodeError(MultibackendError, RuntimeError):
+    """A user's own code raised while the library ran it."""
 
 
 class MatchError(MultibackendError, AssertionError):
