@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import resource
 import signal
 import time
 import warnings
@@ -24,6 +25,7 @@ BOTH = ("torch", "jax")
 ALL = ("torch", "jax", "stub")
 
 SECONDS = 30.0  # more is a hang; the slowest case takes about 2
+BYTES = 6 * 2**30  # of the process; what asks for more asks for too much
 
 
 @dataclass(frozen=True)
@@ -98,15 +100,19 @@ class _TookTooLong(BaseException):
 
 
 @contextlib.contextmanager
-def _time_limit() -> Iterator[None]:
+def _limits() -> Iterator[None]:
+    """Let a hang be an exception, and so much memory a MemoryError, instead of the end of the process."""
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise _TookTooLong
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (BYTES, limits[1]))
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, before)
 
@@ -117,7 +123,7 @@ def outcome_of(case: Case, backend: str, directory: Path) -> Outcome:
     setting = Setting(backend, directory)
     try:
         # a warning is no refusal, and must not become one here
-        with _time_limit(), warnings.catch_warnings():
+        with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             value = case.run(setting)
     except _TookTooLong:

@@ -21,7 +21,9 @@ def main(word: str = "") -> None:
     with tempfile.TemporaryDirectory() as directory:
         for number, (case, backend) in enumerate(RUNS):
             if word in case.name:
-                outcomes[case.name][backend] = outcome_of(case, backend, Path(directory) / str(number))
+                outcome = outcome_of(case, backend, Path(directory) / str(number))
+                outcomes[case.name][backend] = outcome
+                print(f"{outcome.seconds:6.2f} s {outcome.verdict} {case.name} on {backend}", file=sys.stderr)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for name, by_backend in outcomes.items():
         for backend, outcome in by_backend.items():
@@ -40,9 +42,6 @@ def main(word: str = "") -> None:
     several = [by for by in outcomes.values() if len(by) > 1]
     same = sum(len({outcome.kind for outcome in by.values()}) == 1 for by in several)
     print(f"same type on all backends: {same} of {len(several)}")
-    slowest = sorted(((o.seconds, name, b) for name, by in outcomes.items() for b, o in by.items()), reverse=True)
-    for seconds, name, backend in slowest[:15]:
-        print(f"{seconds:.2f} s  {name} on {backend}", file=sys.stderr)
 
 
 if __name__ == "__main__":
