@@ -165,7 +165,23 @@ class OutOfMemoryError(MultibackendError, MemoryError):
 
 
 class UserCodeError(MultibackendError, RuntimeError):
-    """A user's own code raised while the library ran it."""
+    """A user's own function raised while the library ran it: a builder, a model, a loss, a metric, a schedule.
+
+    It is raised from the function's own error, which is its `__cause__`. `role` says which function
+    it was, `layer` the path of the model's layer in which it happened ("" for the model itself),
+    None where it was in none. What listeners and data raise is not wrapped: it passes on as it is,
+    with a note that says whose it is, so that `except` finds a class of the user's own.
+
+    >>> try:                                               # doctest: +SKIP
+    ...     trainer.fit(updates=10)
+    ... except UserCodeError as error:
+    ...     print(error.role, error.layer, repr(error.__cause__))
+    """
+
+    def __init__(self, message: str, *, role: str, layer: str | None = None) -> None:
+        self.role = role
+        self.layer = layer
+        super().__init__(message)
 
 
 class MatchError(MultibackendError, AssertionError):
