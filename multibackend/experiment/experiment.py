@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from multibackend.core.bytesize import check_bytes
@@ -24,8 +25,9 @@ from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
 from multibackend.schedules import LR_SCALINGS
 
-__all__ = ["AUTO", "Experiment", "Model"]
+__all__ = ["AUTO", "NATIVE", "Experiment", "Model", "is_weights_path"]
 
+NATIVE = "native"  # as initial: each backend's own builder
 AUTO = "auto"  # as micro_batch_size: the largest that fits
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
@@ -92,6 +94,11 @@ class Experiment:
             the momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves
             them as far as one large batch would; "frozen": layers normalise by their running
             statistics, which stay. See `multibackend.experiment.batch_norm`.
+        initial: the parameters and the model state that a run begins with. "native": those of its
+            own backend's builder and `seed`, so that two backends start apart; a backend's name,
+            such as "torch": those of that builder, on every backend (it must be installed); the
+            path of a file of weights: those in it, by canonical names or by the backend's own. It
+            says nothing about a run that goes on from a checkpoint.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -124,6 +131,7 @@ class Experiment:
     memory_budget: int | str | None = None
     dropout: str = "native"
     batch_statistics: str = "microbatch"
+    initial: str | Path = "native"
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -145,6 +153,22 @@ class Experiment:
         """The terms of the loss by name; a single one is called "loss"."""
         terms = self.loss if isinstance(self.loss, Mapping) else {"loss": self.loss}
         return cast(Mapping[str, Loss], terms)  # functions were wrapped in `losses.Custom`
+
+    @property
+    def summed_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that are sums over batches, taken where the model runs."""
+        return tuple(metric for metric in self.metrics if not metric.over_set)
+
+    @property
+    def collected_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that metrics over the whole set need on the host; "" for all outputs."""
+        return tuple(dict.fromkeys(metric.output or "" for metric in self.metrics if metric.over_set))
+
+    @property
+    def picked_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that a loss or metric picks."""
+        paths = [spec.output for spec in (*self.loss_terms.values(), *self.metrics)]
+        return tuple(dict.fromkeys(path for path in paths if path))
 
     @property
     def number_format(self) -> NumberFormat:
@@ -220,6 +244,7 @@ class Experiment:
         check_rule(self.rematerialize, problems)
         problems.choice("dropout", self.dropout, DROPOUTS)
         problems.choice("batch_statistics", self.batch_statistics, batch_statistics.MODES)
+        self._check_initial(problems)
         problems.boolean("shuffle", self.shuffle)
         problems.boolean("drop_last", self.drop_last)
         problems.integer("seed", self.seed, minimum=0)
@@ -232,6 +257,22 @@ class Experiment:
         problems.boolean("ema_warmup", self.ema_warmup)
         if self.ema_warmup is True and self.ema_decay is None:
             problems.add("ema_warmup=True needs ema_decay, for example ema_decay=0.999; got ema_decay=None")
+
+    def _check_initial(self, problems: Problems) -> None:
+        """Check where the start comes from; a file is read when a run begins, and only then."""
+        if isinstance(self.initial, Path):
+            self._set("initial", str(self.initial))
+        initial = self.initial
+        what = "initial must be 'native', the name of a backend that the model has, or the path of a weights file"
+        if not isinstance(initial, str) or not initial:
+            problems.add(f"{what}, got {initial!r}", wrong_type=not isinstance(initial, str))
+        elif isinstance(self.model, Model) and not is_weights_path(initial):
+            names = (NATIVE, *self.model.builders)
+            if initial not in names:
+                listed = ", ".join(map(repr, names))
+                problems.add(
+                    f"{what}: one of {listed}, or such as 'start.safetensors'; got {initial!r}{closest(initial, names)}"
+                )
 
     def _check_sizes(self, problems: Problems) -> None:
         _check_scaling(self.lr_scaling, self.base_batch_size, problems)
@@ -282,14 +323,16 @@ class Experiment:
                 f"the data {self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
-    def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
+    def check_fields(
+        self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool, computes_loss: bool = True
+    ) -> None:
         """Add a problem for each field that the model, the loss or a metric needs and lacks."""
         readers: dict[str, str] = {}
         # A model that is called by the user's function reads what that function reads, unseen here.
         if isinstance(self.model, Model) and self.model.call("") is None:
             readers.update(dict.fromkeys(self.model.inputs, _INPUTS))
         for term in self.loss_terms.values():
-            if isinstance(term, Loss):
+            if computes_loss and isinstance(term, Loss):
                 readers.update(dict.fromkeys(term.fields, "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
@@ -304,6 +347,11 @@ class Experiment:
                 needed = f"{field_name!r}, which {reader} needs"
                 slip = closest(field_name, source.fields)
                 problems.add(f"{name} has no field {needed}; it has {listed}{slip}")
+
+
+def is_weights_path(initial: str) -> bool:
+    """Tell whether `Experiment(initial=...)` names a file: a word without suffix and directory names a backend."""
+    return bool(Path(initial).suffix) or Path(initial).name != initial
 
 
 def _as_loss(loss: Any) -> Any:
