@@ -12,7 +12,8 @@ not define a usable `experiment` function ├── CheckpointError             
 checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
 (ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
 GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
-(ArithmeticError)  a gradient is NaN or infinite ├── OutOfMemoryError            (MemoryError)  the
+(ArithmeticError)  a loss or a gradient is NaN or infinite ├── TrainerInUseError           (RuntimeError) a call of
+the same trainer has not returned ├── OutOfMemoryError            (MemoryError)  the
 device has no memory left └── MatchError                  (AssertionError)   two things that should
 match do not
 
@@ -45,6 +46,7 @@ __all__ = [
     "PackageNotInstalledError",
     "ParameterMatchError",
     "ResumeError",
+    "TrainerInUseError",
     "UserCodeError",
 ]
 
@@ -135,21 +137,38 @@ class GoldenFileError(MultibackendError, ValueError):
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):
-    """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
+    """A window's loss or gradient is NaN or infinite, and `on_nonfinite="raise"`.
 
     The training state is what it was before that window. `update` is the number (from 1) of the
-    update that the window would have made, `parameters` the canonical names whose gradient is not
-    finite, `epoch` and `offset` the place of its first example in the data.
+    update that the window would have made, `terms` the names of the loss terms that are not finite
+    ("loss" where there is one), `parameters` the canonical names whose gradient is not finite,
+    `epoch` and `offset` the place of its first example in the data. Either of the two may be empty:
+    a loss may be infinite though its gradient is finite, and the other way round.
     """
 
     def __init__(
-        self, message: str, *, update: int, parameters: Sequence[str] = (), epoch: int = 0, offset: int = 0
+        self,
+        message: str,
+        *,
+        update: int,
+        terms: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+        epoch: int = 0,
+        offset: int = 0,
     ) -> None:
         self.update = update
+        self.terms = tuple(terms)
         self.parameters = tuple(parameters)
         self.epoch = epoch
         self.offset = offset
         super().__init__(message)
+
+
+class TrainerInUseError(MultibackendError, RuntimeError):
+    """A trainer was asked for something while another thread uses it, or to `fit` inside `fit`.
+
+    Nothing was changed by what was refused.
+    """
 
 
 class OutOfMemoryError(MultibackendError, MemoryError):

@@ -135,7 +135,7 @@ def _make_two_updates(program: TorchProgram, state: TrainState, placed: PlacedWi
 def _window(experiment: Experiment, example: Arrays) -> WindowStack:
     """Return a window whose fields have all its micro-batches, of which two are run."""
     # all of them, because the program puts the whole window on the device before it runs the first
-    steps = max(2, experiment.accumulation.steps(0))
+    steps = max(2, experiment.held_steps)
     terms = list(experiment.loss_terms.values())
     weights = np.ones(len(terms))
     weighed_by_model = False
