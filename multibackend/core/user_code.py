@@ -21,9 +21,11 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
-from multibackend.errors import MultibackendError, UserCodeError
+from multibackend.core.paths import arrays_by_path
+from multibackend.core.validation import shown
+from multibackend.errors import DataError, MultibackendError, UserCodeError
 
-__all__ = ["Layer", "add_origin", "user_code"]
+__all__ = ["Layer", "LayerOf", "add_origin", "arguments_of", "check_outputs", "fields_of", "name_of", "user_code"]
 
 # files of Python, of installed packages and of this library: a user's own code is none of these
 _FOREIGN = tuple(
@@ -99,6 +101,37 @@ def _told(role: str, error: Exception, layer_of: LayerOf | None, hint: str) -> U
     if hint:
         lines.append(hint)
     return UserCodeError("\n  ".join(lines), role=role, layer=None if layer is None else layer.path)
+
+
+def check_outputs(outputs: Any, kind: type) -> None:
+    """Raise unless there is an array of the framework, a `kind`, somewhere in what a model returned."""
+    leaves = list(arrays_by_path(outputs).values())
+    if any(isinstance(leaf, kind) for leaf in leaves):
+        return
+    if leaves:
+        found = type(leaves[0]).__name__
+        sentence = f"the model returned an array of type {found}, which has left the framework: it has no gradient"
+        raise UserCodeError(f"{sentence}; compute in the framework's own functions", role="the model")
+    value = f"{type(outputs).__name__} {shown(outputs)}" if outputs is not None else "None"
+    raise DataError(f"the model returned {value}, but its outputs must be arrays [batch, ...]; is a return missing?")
+
+
+def fields_of(batch: Mapping[str, Any]) -> str:
+    """Describe the fields that a function was called with."""
+    listed = [f"{name!r} {' '.join(_described(value))}" for name, value in batch.items()]
+    return "the batch has " + ", ".join(listed)
+
+
+def arguments_of(call: str, outputs: Any, batch: Mapping[str, Any]) -> str:
+    """Describe how a custom loss or metric is called, and with what."""
+    given = ", ".join(_described(outputs)) or type(outputs).__name__
+    return f"it is called as function{call}, here with the outputs {given}; {fields_of(batch)}"
+
+
+def name_of(function: object) -> str:
+    """Return the name of a function after a space; "" for one that has none of its own."""
+    name = getattr(function, "__name__", "<lambda>")
+    return "" if name.startswith("<") else f" {name!r}"
 
 
 def add_origin(error: BaseException, origin: str) -> None:
