@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
 from multibackend.core.slips import accepts, describe
 from multibackend.core.validation import Problems, is_integer
@@ -302,6 +303,22 @@ class Custom(Loss):
         weights = np.asarray(batch[self.weights], np.float64)
         return weights.sum(axis=tuple(range(leading, weights.ndim)))
 
+    def values_of(self, role: str, result: Any, batch: Batch, kind: type) -> tuple[Any, Any]:
+        """Check what the function returned, in arrays of that `kind`; return (values, weights or None).
+
+        Raises:
+            DataError: it is no values and weights, or not what `per` says.
+        """
+        size = len(next(iter(batch.values())))
+        values, weights = custom_values(role, result, kind, batch_size=size if self.per is None else None)
+        if self.per is not None:
+            field = () if self.weights is None else tuple(batch[self.weights].shape)
+            self.check_values(tuple(values.shape), size, field)
+        if weights is not None or self.weights is None:
+            return values, weights
+        # of a field, which is checked in the same way as weights that the function returns
+        return custom_values(role, (values, batch[self.weights]), kind, batch_size=None)
+
     def check_values(self, values_shape: tuple[int, ...], batch_size: int, weights_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where what the function returned is not what `per` says."""
         if self.per is None:
@@ -309,7 +326,7 @@ class Custom(Loss):
         expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
         if values_shape != expected:
             raise DataError(
-                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} "
+                f"the custom loss returned values of shape {values_shape}, but per=\"{self.per}\" "
                 f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 

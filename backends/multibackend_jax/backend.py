@@ -65,7 +65,7 @@ class JaxBackend:
             mode = choose_mode(device.platform, workload)
         windows = execution.windows_per_dispatch
         if windows is None:
-            steps = experiment.accumulation.steps(0)
+            steps = experiment.held_steps
             windows = choose_windows_per_dispatch(
                 device.platform,
                 workload,
@@ -92,7 +92,7 @@ class JaxBackend:
     ) -> int:
         try:
             program = self.compile(experiment, example=example, execution=execution)
-            return program_bytes(program, example, experiment.accumulation.steps(0))
+            return program_bytes(program, example, experiment.held_steps)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

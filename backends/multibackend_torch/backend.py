@@ -11,6 +11,7 @@ import torch
 
 from multibackend.core.arrays import Arrays
 from multibackend.core.paths import shapes_by_path
+from multibackend.core.user_code import check_outputs
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -64,6 +65,7 @@ class TorchBackend:
         module.eval()
         with torch.no_grad():
             outputs = call(module, batch, False)
+        check_outputs(outputs, torch.Tensor)
         return TorchProgram(
             experiment,
             module,

@@ -63,7 +63,7 @@ class Experiment:
         rematerialize: recompute activations in the backward pass instead of keeping them, which
             changes memory and time, never values: False, True for every block, patterns on the
             paths of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
-        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a loss or a gradient is NaN or
             infinite; "skip" drops that whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
             batches equal one large batch exactly; "microbatch" is the mean of micro-batch means.
@@ -185,6 +185,14 @@ class Experiment:
             raise ConfigurationError("Experiment", [problem])
         size = int(self.micro_batch_size)
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=size)
+
+    @property
+    def held_steps(self) -> int:
+        """Micro-batches of the first update's window: as many as it is to have, but no more than an epoch has."""
+        steps = self.accumulation.steps(0)
+        if self.examples is None:
+            return steps
+        return max(1, min(steps, -(-self.examples // int(self.micro_batch_size))))
 
     @property
     def effective_examples(self) -> int:

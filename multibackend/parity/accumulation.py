@@ -87,7 +87,7 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     """
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size = int(experiment.micro_batch_size)
-    steps = max(2, experiment.accumulation.steps(0))  # a single one is one batch already
+    steps = max(2, experiment.held_steps)  # a single one is one batch already
     window = _one_window(experiment, size * steps)
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -187,7 +187,7 @@ class ResultsLog:
             raise DataError(
                 "no window of a whole epoch made an update, so the run would never end; "
                 f"the last {len(state.skipped)} windows were skipped, the last because it was "
-                f"{state.skipped[-1].reason} (nonfinite: its gradient is NaN or infinite; "
+                f"{state.skipped[-1].reason} (nonfinite: its loss or gradient is NaN or infinite; "
                 "weightless: its weights sum to 0). Look at the data and the learning rate"
             )
 
@@ -202,16 +202,23 @@ class ResultsLog:
         update, offset = self._place(stack, results, window)
         skipped = self._enter_skipped(stack, results, window)
         columns = self._enter_updates(stack, results)
-        finite = np.isfinite(results.gradient_norms[window])
-        names = self._program.info.parameter_names
-        parameters = list(itertools.compress(names, ~finite))
-        listed = ", ".join(parameters) or "none, but their common norm overflowed"
+        losses = results.terms[window]
+        terms = list(itertools.compress(self._experiment.loss_terms, ~np.isfinite(losses)))
+        gradients = np.isfinite(results.gradient_norms[window])
+        parameters = list(itertools.compress(self._program.info.parameter_names, ~gradients))
+        if terms:
+            values = dict(zip(self._experiment.loss_terms, losses.tolist(), strict=True))
+            what = _nonfinite_loss({name: values[name] for name in terms}, parameters, update)
+        else:
+            listed = ", ".join(parameters) or "none, but their common norm overflowed"
+            what = f"the gradient of update {update} is not finite (the loss is), parameters: {listed}"
         failure = NonFiniteError(
-            f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} "
-            f"at example {offset} of its order; parameters: {listed}. The training state is what it "
-            "was before that window. Lower the learning rate, set max_grad_norm, look at those "
-            'examples, or drop such windows with on_nonfinite="skip"',
+            f"{what}; in epoch {stack.start.epoch}, in the window that begins at example {offset} of its "
+            "order. The training state is what it was before that window. Look at those examples, "
+            "lower the learning rate, set max_grad_norm, or drop such windows with "
+            'on_nonfinite="skip"',
             update=update,
+            terms=terms,
             parameters=parameters,
             epoch=stack.start.epoch,
             offset=offset,
@@ -250,3 +257,12 @@ class ResultsLog:
         if self._feed.settle(stack.stop, update).epoch == stack.start.epoch:
             return []
         return [(events.EpochFinished, {"epoch": stack.start.epoch, "update": update})]
+
+
+def _nonfinite_loss(terms: Mapping[str, float], parameters: Sequence[str], update: int) -> str:
+    """Say which terms of the loss are not finite, and whether the gradient is."""
+    listed = ", ".join(f"{name} = {value}" for name, value in terms.items())
+    gradient = "its gradient is finite"
+    if parameters:
+        gradient = f"nor is its gradient, parameters: {', '.join(parameters)}"
+    return f"the loss of update {update} is not finite ({listed}), {gradient}"

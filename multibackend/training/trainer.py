@@ -21,6 +21,7 @@ from multibackend.training.evaluation import (
     plan_evaluations,
 )
 from multibackend.training.fit import Fit
+from multibackend.training.in_use import InUse, by_one_thread
 from multibackend.training.plan import Plan, check_arguments, check_fit
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
@@ -68,6 +69,10 @@ class Trainer:
     came from, see `Experiment`. `trainer.state` is the run's state
     (`multibackend.training.run_state`), `trainer.program` what the backend made of the experiment.
 
+    One thread at a time uses a trainer: what another one asks of it meanwhile is refused with
+    `TrainerInUseError`. A listener runs in the thread of `fit`, and may read parameters, evaluate
+    and save; it may not call `fit`.
+
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
         ConfigurationError, DataError: an argument is wrong, or the data do not fit the model
@@ -114,6 +119,7 @@ class Trainer:
             listeners.append(JsonLog(directory))
         saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
         self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
+        self.in_use = InUse()
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
 
         self.backend = backend
@@ -129,6 +135,7 @@ class Trainer:
         if self.micro_batch is not None:
             self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
+    @by_one_thread
     def fit(
         self,
         *,
@@ -156,12 +163,14 @@ class Trainer:
                 patience=3)`.
 
         Raises:
-            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
-                usable, in the state before that window.
+            NonFiniteError: a loss or a gradient is not finite and `on_nonfinite="raise"`. The
+                trainer stays usable, in the state before that window.
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
             DataError: a label is out of range, or no window of a whole epoch made an update.
             ConfigurationError: an argument is wrong; every problem is listed.
+            TrainerInUseError: `fit` has not returned that was called before, in this thread or in
+                another one.
 
         >>> result = trainer.fit(updates=500, evaluate_every=50, keep_best=True)   # doctest: +SKIP
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
@@ -181,6 +190,7 @@ class Trainer:
         with self._run.emit.joined_by(early_stopping):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
 
+    @by_one_thread
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a new directory.
 
@@ -218,6 +228,7 @@ class Trainer:
             backend = saved.backend
         return cls(experiment, backend, resume=saved, **options)
 
+    @by_one_thread
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given.
 
@@ -232,6 +243,7 @@ class Trainer:
         return self._run.evaluate(data, batch_size, ema=ema)
 
     @property
+    @by_one_thread
     def model(self) -> Any:
         """The framework's own model with what was trained, in evaluation mode.
 
@@ -249,6 +261,7 @@ class Trainer:
         """
         return self._run.native_model()
 
+    @by_one_thread
     def predict(
         self, data: Any = None, output: str | None = None, batch_size: int | None = None, *, ema: bool = False
     ) -> Any:
@@ -278,6 +291,7 @@ class Trainer:
         """
         return self._run.predict(data, output, batch_size, ema=ema)
 
+    @by_one_thread
     def gradients(self, data: Any = None) -> dict[str, np.ndarray]:
         """The gradient that the next update would be made with, by canonical name, in canonical layout.
 
@@ -300,10 +314,12 @@ class Trainer:
         """
         return self._run.gradients(data)
 
+    @by_one_thread
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters, by canonical name and in canonical layout."""
         return dict(self.snapshot().parameters)
 
+    @by_one_thread
     def ema_parameters(self) -> dict[str, np.ndarray]:
         """A copy of the moving average of the parameters, which `Experiment(ema_decay=...)` asks for.
 
@@ -318,6 +334,7 @@ class Trainer:
             raise CapabilityError(problem)
         return averaged
 
+    @by_one_thread
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace the parameters by arrays in canonical layout, as of another backend.
 
@@ -332,6 +349,7 @@ class Trainer:
         arrays = {name: np.asarray(array) for name, array in parameters.items()}
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
+    @by_one_thread
     def recompute_statistics(self, data: Any = None) -> None:
         """Replace BatchNorm's running statistics by their mean over data.
 
@@ -350,12 +368,14 @@ class Trainer:
         batches = batches_of(source, int(self.experiment.micro_batch_size))
         self._run.loop.recompute_statistics(program, batches)
 
+    @by_one_thread
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient has had in the global norm."""
         self._run.results.read_all()
         names = self.program.info.parameter_names
         return dict(zip(names, self.state.gradient_shares.tolist(), strict=True))
 
+    @by_one_thread
     def gradient_norms(self) -> np.ndarray:
         """The norm of each parameter's gradient at each update: float64 [updates, parameters].
 
@@ -371,10 +391,12 @@ class Trainer:
             raise ConfigurationError("Trainer", [problem])
         return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
 
+    @by_one_thread
     def snapshot(self) -> Snapshot:
         """The state on the host: parameters, model and optimizer state, update, moving average."""
         return self._run.snapshot()
 
+    @by_one_thread
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot and its number of updates; the place in the data stays."""
         self._run.loop.restore(snapshot)
