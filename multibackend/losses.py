@@ -326,7 +326,7 @@ class Custom(Loss):
         expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
         if values_shape != expected:
             raise DataError(
-                f"the custom loss returned values of shape {values_shape}, but per=\"{self.per}\" "
+                f'the custom loss returned values of shape {values_shape}, but per="{self.per}" '
                 f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 
