@@ -1,25 +1,28 @@
 """Every error the library raises on purpose, one tree.
 
-MultibackendError ├── ConfigurationError          (ValueError)   an argument is wrong; lists every
-problem found │   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong
-type ├── BackendNotFoundError        (ValueError)   no backend is registered under that name ├──
-BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed ├──
-PackageNotInstalledError    (ImportError)  an extra of this library is not installed ├──
-CapabilityError                            the backend says that it cannot do this ├── DataError
-(ValueError)   the data do not fit the experiment ├── ParameterMatchError         (ValueError)
-parameters of two models cannot be paired ├── ExperimentFileError         (ValueError)   a file does
-not define a usable `experiment` function ├── CheckpointError                            a
-checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
-(ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
-GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
-(ArithmeticError)  a loss or a gradient is NaN or infinite ├── TrainerInUseError           (RuntimeError) a call of
-the same trainer has not returned ├── OutOfMemoryError            (MemoryError)  the
-device has no memory left └── MatchError                  (AssertionError)   two things that should
-match do not
+    MultibackendError
+    ├── ConfigurationError          (ValueError)      an argument is wrong; lists every problem found
+    │   └── ConfigurationTypeError  (TypeError)       the same, when every problem is a wrong type
+    ├── BackendNotFoundError        (ValueError)      no backend is registered under that name
+    ├── BackendNotInstalledError    (ImportError)     the backend is known, its framework is not installed
+    ├── PackageNotInstalledError    (ImportError)     an extra of this library is not installed
+    ├── CapabilityError                               the backend says that it cannot do this
+    ├── DataError                   (ValueError)      the data do not fit the experiment
+    ├── UserCodeError               (RuntimeError)    a user's own function raised: a model, a loss, a metric
+    ├── ParameterMatchError         (ValueError)      parameters of two models cannot be paired
+    ├── ExperimentFileError         (ValueError)      a file does not define a usable `experiment` function
+    ├── CheckpointError                               a checkpoint cannot be written, or cannot be trusted
+    │   └── ResumeError             (ValueError)      the experiment does not fit the checkpoint
+    ├── FileError                   (OSError)         a log, weights or another file cannot be written or read
+    ├── GoldenFileError             (ValueError)      a golden file is not there, or is none
+    ├── NonFiniteError              (ArithmeticError) a loss or a gradient is NaN or infinite
+    ├── TrainerInUseError           (RuntimeError)    a call of the same trainer has not returned
+    ├── OutOfMemoryError            (MemoryError)     the device has no memory left
+    └── MatchError                  (AssertionError)  two things that should match do not
 
-BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an
-error Interrupted                     (SystemExit)   a signal ended the run, which was saved
-CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
+    BatchStatisticsWarning          (UserWarning)     small micro-batches and BatchNorm
+    CheckpointWarning               (UserWarning)     a checkpoint was passed over because it is damaged
+    Interrupted                     (SystemExit)      a signal ended the run, which was saved
 """
 
 from __future__ import annotations
@@ -37,8 +40,10 @@ __all__ = [
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "FileError",
     "GoldenFileError",
     "Interrupted",
+    "LogWarning",
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
@@ -47,6 +52,7 @@ __all__ = [
     "ParameterMatchError",
     "ResumeError",
     "TrainerInUseError",
+    "UserCodeError",
 ]
 
 
@@ -131,6 +137,18 @@ class Interrupted(SystemExit, KeyboardInterrupt):
         super().__init__(code)
 
 
+class FileError(MultibackendError, OSError):
+    """A file that a run writes beside its checkpoints cannot be written or read: its log, weights, ...
+
+    `path` is the file or its directory. The training is not at fault: where a run's log could not
+    be written, the run was still saved.
+    """
+
+    def __init__(self, message: str, *, path: object = None) -> None:
+        self.path = None if path is None else str(path)
+        super().__init__(message)
+
+
 class GoldenFileError(MultibackendError, ValueError):
     """A golden file is missing, or holds what `multibackend.golden.record` does not write."""
 
@@ -182,6 +200,26 @@ class OutOfMemoryError(MultibackendError, MemoryError):
         super().__init__(message)
 
 
+class UserCodeError(MultibackendError, RuntimeError):
+    """A user's own function raised while the library ran it: a builder, a model, a loss, a metric, a schedule.
+
+    It is raised from the function's own error, which is its `__cause__`. `role` says which function
+    it was, `layer` the path of the model's layer in which it happened ("" for the model itself),
+    None where it was in none. What listeners and data raise is not wrapped: it passes on as it is,
+    with a note that says whose it is, so that `except` finds a class of the user's own.
+
+    >>> try:                                               # doctest: +SKIP
+    ...     trainer.fit(updates=10)
+    ... except UserCodeError as error:
+    ...     print(error.role, error.layer, repr(error.__cause__))
+    """
+
+    def __init__(self, message: str, *, role: str, layer: str | None = None) -> None:
+        self.role = role
+        self.layer = layer
+        super().__init__(message)
+
+
 class MatchError(MultibackendError, AssertionError):
     """Two things that were asserted to match do not."""
 
@@ -192,3 +230,7 @@ class BatchStatisticsWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint was passed over because it is damaged, or an old one could not be removed."""
+
+
+class LogWarning(UserWarning):
+    """Lines of a run's log cannot be written for now, or were passed over because they are none."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from multibackend.core.arrays import Arrays
-from multibackend.errors import CapabilityError
+from multibackend.errors import CapabilityError, UserCodeError
 from multibackend.protocol import Rates
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.step.dispatch import Dispatch
@@ -29,6 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."))
     True
     """
+    if isinstance(error, UserCodeError):  # of the model's or the loss's own code
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _REFUSALS)

@@ -12,9 +12,17 @@ import numpy as np
 import xxhash
 
 from multibackend.checkpoint.contents import Contents, parse_name
-from multibackend.checkpoint.jsontext import MOST_BYTES
+from multibackend.core.json_text import MOST_BYTES
 from multibackend.checkpoint.manifest import MANIFEST, SUFFIX, FileEntry, Manifest, decode
-from multibackend.checkpoint.tensors import ALIGNMENT, LENGTH_BYTES, TensorError, parse_header, view
+from multibackend.checkpoint.tensors import (
+    ALIGNMENT,
+    LENGTH_BYTES,
+    Entry,
+    TensorError,
+    check_booleans,
+    parse_header,
+    view,
+)
 from multibackend.errors import CheckpointError
 
 __all__ = ["read_checkpoint", "read_manifest", "verify"]
@@ -146,7 +154,11 @@ class _Folder:
             for position in range(0, body_bytes, _CHUNK):
                 _fill(scratch[: body_bytes - position], descriptor, digest)
             _check_digest(digest.hexdigest(), entry)
-            _check_count(len(parse_header(header.tobytes(), body_bytes)), entry)
+            places = parse_header(header.tobytes(), body_bytes)
+            _check_count(len(places), entry)
+            for tensor, place in places.items():
+                if place.word == "BOOL":
+                    _scan_booleans(descriptor, LENGTH_BYTES + header.size, place, tensor)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[tuple[int, int]]:
@@ -178,6 +190,13 @@ class _Folder:
 
     def _fault(self, name: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {name} {problem}", path=self._path, file=name)
+
+
+def _scan_booleans(descriptor: int, start: int, place: Entry, name: str) -> None:
+    """Check the bytes of a BOOL tensor as `view` does, in little memory; `start` is where data begin."""
+    for begin in range(place.begin, place.end, _CHUNK):
+        data = os.pread(descriptor, min(_CHUNK, place.end - begin), start + begin)
+        check_booleans(np.frombuffer(data, np.uint8), name)
 
 
 def _check_size(size: int, entry: FileEntry) -> None:

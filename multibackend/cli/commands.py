@@ -10,20 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from multibackend import golden, parity
 from multibackend.checkpoint import list_checkpoints
 from multibackend.cli import tables
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.run_file import RunFile
+from multibackend.core.text import print_blocks
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.progress import ProgressBar
 from multibackend.parity import html
 from multibackend.protocol.registry import list_backends
 from multibackend.training.saving.saver import Checkpointing
-from multibackend.training.trainer import FitResult, Trainer
+from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
@@ -40,12 +39,12 @@ _REMEMBERED = ("backend", *_OVERRIDES, "device", "execution", "evaluate_every", 
 def train(options: argparse.Namespace, flags: list[str]) -> int:
     """Train an experiment on one backend."""
     file, experiment = _load(options, flags)
-    console = Console()
     trainer = Trainer(
         experiment,
         options.backend,
         run_dir=options.run_dir,
-        callbacks=[ProgressBar(console)],
+        # how the run ended is told below, with what it found
+        callbacks=[ProgressBar(ending=False)],
         checkpointing=_checkpointing(options),
         resume=options.resume,
         may_differ=options.may_differ or (),
@@ -54,15 +53,16 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.run_dir is not None:
         # before the first update, since a run may be killed, and after the trainer has refused a
         # directory that holds another run
-        RunFile(file.path.resolve(), tuple(flags), _remembered(options)).write(Path(options.run_dir))
+        RunFile(file.path.resolve(), file.digest, tuple(flags), _remembered(options)).write(Path(options.run_dir))
     updates = options.updates
     if updates is None and options.epochs is None:
         updates = file.updates
     result = trainer.fit(updates=updates, epochs=options.epochs, evaluate_every=options.evaluate_every)
-    _print_result(console, trainer, result)
+    print_blocks(result.blocks())
+    _print_evaluations(trainer)
     if options.run_dir is not None:
         _write_weights(trainer, Path(options.run_dir))
-        console.print(f"weights and log written to {options.run_dir}")
+        print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
         file.after(trainer)
     return 0
@@ -74,7 +74,7 @@ def resume(options: argparse.Namespace, flags: list[str]) -> int:
         options.parser.print_help()
         return 0
     run_dir = Path(options.file)
-    run = RunFile.read(run_dir, options.moved)
+    run = RunFile.read(run_dir, options.moved, trust=options.trust)
     before = dict(run.options)
     now = _remembered(options)
     if any(name in now for name in _LENGTH):
@@ -93,17 +93,16 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     file, experiment = _load(options, flags)
     if options.html is not None:
         html.prepare(options.html)  # what is wrong with the page is told before the training
-    console = Console()
     updates = file.updates if options.updates is None else options.updates
     names = tuple(options.backends.split(","))
     live = None
     if len(names) == 2:  # else `parity.compare` says what is wrong
-        live = tables.LiveComparison(console, names, options.every or max(1, updates // 25))
+        live = tables.LiveComparison(names, options.every or max(1, updates // 25))
     report = parity.compare(experiment, names, updates=updates, progress=live)
-    tables.print_comparison(console, report)
+    print_blocks(report.blocks())
     if options.html is not None:
         path = report.write_html(options.html, command=options.line)
-        console.print(f"The report as a page: {path}", highlight=False, markup=False, soft_wrap=True)
+        print(f"The report as a page: {path}")
     return 0 if report.matches else 1
 
 
@@ -118,7 +117,7 @@ def evaluate(options: argparse.Namespace, flags: list[str]) -> int:
         load_checkpoint(trainer, options.run_dir)
     else:
         load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
-    tables.print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
+    print_blocks(tables.metric_blocks(f"{experiment.name} on {options.backend}", trainer.evaluate()))
     return 0
 
 
@@ -152,7 +151,7 @@ def check(options: argparse.Namespace, flags: list[str]) -> int:
         names = [name for name in installed if name in experiment.model.builders]
     reports = [parity.check_accumulation(experiment, name) for name in names]
     for report in reports:
-        tables.print_accumulation(Console(), report)
+        print_blocks(report.blocks())
     return 0 if all(report.matches for report in reports) else 1
 
 
@@ -172,7 +171,7 @@ def record(options: argparse.Namespace, flags: list[str]) -> int:
 
 def backends(options: argparse.Namespace, flags: list[str]) -> int:
     """List the backends."""
-    tables.print_backends(Console(), list_backends())
+    print_blocks(tables.backend_blocks(list_backends()))
     return 0
 
 
@@ -210,17 +209,13 @@ def _checkpointing(options: argparse.Namespace) -> Checkpointing:
     return Checkpointing(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def _print_result(console: Console, trainer: Trainer, result: FitResult) -> None:
-    if result.history:
-        last = result.history[-1]
-        tables.print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
-    if trainer.experiment.eval_data is not None:
-        tables.print_metrics(console, "held-out", trainer.evaluate())
-        if trainer.experiment.ema_decay is not None:
-            tables.print_metrics(console, "held-out (average)", trainer.evaluate(ema=True))
-    best = result.best
-    if best is not None:
-        console.print(f"best {best.metric}: {best.value:.4f} after update {best.update}", highlight=False)
+def _print_evaluations(trainer: Trainer) -> None:
+    """Print loss and metrics on the evaluation data, if there are any."""
+    if trainer.experiment.eval_data is None:
+        return
+    print_blocks(tables.metric_blocks("held-out", trainer.evaluate()))
+    if trainer.experiment.ema_decay is not None:
+        print_blocks(tables.metric_blocks("held-out (average)", trainer.evaluate(ema=True)))
 
 
 def _write_weights(trainer: Trainer, run_dir: Path) -> None:

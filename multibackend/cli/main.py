@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from multibackend.core.precision import PRECISIONS
 from multibackend.errors import Interrupted, MultibackendError
 
 __all__ = ["main"]
@@ -75,6 +76,7 @@ def _add_resume(commands: Any) -> None:
     _add_device(parser, execution=None)
     add("--backend", default=None, help="another backend than before")
     add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
+    add("--trust", action="store_true", help="run the experiment file though it changed, or lies in RUN_DIR")
     add("--ema-decay", type=float, help=argparse.SUPPRESS)
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
     _add_training(parser)
@@ -153,7 +155,7 @@ def _add_command(
     metavar, meaning = file
     parser.add_argument("file", nargs="?", metavar=metavar, help=meaning)
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
-    parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
+    parser.add_argument("--precision", help=f"override the experiment's precision: {', '.join(PRECISIONS)}")
     parser.set_defaults(parser=parser)
     return parser
 

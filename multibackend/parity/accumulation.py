@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import arrays_by_path
+from multibackend.core.text import Block, Line, Readable
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -26,8 +28,8 @@ _TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class AccumulationReport:
-    """What `check_accumulation` found.
+class AccumulationReport(Readable):
+    """What `check_accumulation` found; `print(report)` says it in words.
 
     Attributes:
         backend, micro_batch_size, steps: compared with one batch of micro_batch_size * steps.
@@ -45,11 +47,25 @@ class AccumulationReport:
 
     @property
     def matches(self) -> bool:
+        """Whether every difference is within the tolerance."""
         return self.max_relative_difference <= self.tolerance
 
     @property
     def max_relative_difference(self) -> float:
+        """The largest of the differences."""
         return max(self.differences.values())
+
+    def blocks(self) -> Sequence[Block]:
+        """Whether k micro-batches equal one batch, and why not."""
+        sizes = f"{self.steps} × {self.micro_batch_size}"
+        whole = f"one batch of {self.steps * self.micro_batch_size}"
+        verdict = "equal" if self.matches else "do NOT equal"
+        sentence = (
+            f"{self.backend}: {sizes} micro-batches {verdict} {whole}: largest gradient difference "
+            f"{self.max_relative_difference:.1e}, tolerance {self.tolerance:.0e} (float64)"
+        )
+        reasons = [Line(f"  - {reason}") for reason in self.reasons]
+        return [Line(sentence, "good" if self.matches else "bad"), *reasons]
 
 
 @dataclass(frozen=True)
@@ -145,9 +161,8 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # either of these would make the next runs differ too; a sum of squares needs one array
-    # of outputs
-    if not reasons and trainer.program.info.output_shape is not None:
+    # either of these would make the next runs differ too
+    if not reasons:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)
 
@@ -184,5 +199,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _sum_of_squares(xp: Any, outputs: Any, batch: Batch) -> Any:
-    """A loss that treats every example alone."""
-    return outputs * outputs
+    """A loss that treats every example alone, of all outputs that have one entry for each."""
+    size = len(next(iter(batch.values())))
+    total = 0.0
+    for array in arrays_by_path(outputs).values():
+        if array.shape[:1] == (size,):
+            rows = xp.reshape(array, (size, -1))
+            total = total + xp.sum(rows * rows, axis=-1)
+    return total

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from multibackend.core.arrays import Arrays
 from multibackend.core.history import UpdateRecord
 from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
@@ -15,12 +12,12 @@ from multibackend.matching import Matching
 from multibackend.parity.causes import diagnose
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.locate.divergence import Location, locate_between, rounding_curve
-from multibackend.parity.matching import match_models
 from multibackend.parity.report import CompareReport
 from multibackend.parity.verdict import report_of
-from multibackend.protocol import Backend, Execution, Idiomatic, Snapshot, Traceable
+from multibackend.protocol import Backend, Execution, Idiomatic, Traceable
 from multibackend.protocol.registry import load_backend
 from multibackend.training.auto_batch_size import resolve_together
+from multibackend.training.model_matching import alike, match_models
 from multibackend.training.trainer import Trainer
 
 __all__ = ["compare", "start_alike"]
@@ -41,6 +38,9 @@ def compare(
 ) -> CompareReport:
     """Train on both backends and hold the runs against each other.
 
+    Both start from the same values: the reference's, which are its own builder's or, with
+    `Experiment(initial=...)`, those that it names.
+
     Where both models have dropout layers, both draw portable masks, because native ones can never
     match; the layers pair up by name, `Model(rename=...)` applied, and what is left by order of
     definition. The report says so.
@@ -53,7 +53,7 @@ def compare(
         experiment: what to train; both runs see the same examples in the same order. Or one
             experiment for each backend, {"torch": ..., "jax": ...}, where the sides are described
             apart: the first is the reference.
-        backends: two names; the first one's initial parameters are moved to the other.
+        backends: two names; the first one is the reference, and its start is moved to the other.
         updates: how many.
         precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
         executions, devices: by backend.
@@ -82,6 +82,8 @@ def compare(
 
     def build(experiment: Experiment, backend: str) -> Trainer:
         chosen = choices[backend]
+        if backend != names[0]:  # which is given the reference's start, wherever that came from
+            experiment = experiment.replace(initial="native")
         return Trainer(experiment, backend, device=chosen.device, execution=chosen.mode, record_gradient_norms=True)
 
     trainers = [build(*side) for side in zip(experiments, names, strict=True)]
@@ -126,21 +128,8 @@ def _idioms_of(backend: Backend) -> Mapping[str, str]:
 def start_alike(reference: Trainer, other: Trainer) -> Matching:
     """Give `other` the parameters and model state of `reference`; returns how the two pair up."""
     matching = match_models(reference, other)
-    source = reference.snapshot()
-    target = other.snapshot()
-    arrays = matching.to_other({**source.model_state, **source.parameters})
-    parameters = _filled(target.parameters, arrays)
-    model_state = _filled(target.model_state, arrays)
-    other.restore(Snapshot(parameters, model_state, update=target.update))
+    other.restore(alike(matching, reference.snapshot(), other.snapshot()))
     return matching
-
-
-def _filled(target: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Replace the arrays of `target` that have a partner, in the dtype of the target."""
-    filled = dict(target)
-    for name in target.keys() & arrays.keys():
-        filled[name] = arrays[name].astype(target[name].dtype, copy=False)
-    return filled
 
 
 def _check(

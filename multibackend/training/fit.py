@@ -111,7 +111,10 @@ class Fit:
         feed = run.plan.feed
         planned = self._stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
         execution = {"device": run.device, "execution": run.program.execution.mode}
-        run.emit(events.FitStarted, update=update, updates=planned, **execution)
+        run.emit(events.FitStarted, update=update, updates=planned, **execution, initial=run.plan.initial)
+        if run.remark is not None:
+            run.emit(events.Remark, message=run.remark)
+        run.remark = None
         if run.goes_on:  # after the event, at which early stopping forgets what it remembers
             run.state.evaluations.hand_over(self._evaluations, self._stoppers)
         run.goes_on = False

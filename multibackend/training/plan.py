@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from multibackend.core.validation import Problems
-from multibackend.experiment import AUTO, Experiment
+from multibackend.experiment import AUTO, NATIVE, Experiment
 from multibackend.protocol import Backend, Execution, Program
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
 from multibackend.protocol.registry import load_backend
@@ -75,6 +75,13 @@ class Plan:
     saved: SavedRun | None
     micro_batch: MicroBatchChoice | None
 
+    @property
+    def initial(self) -> str:
+        """Where the run's first parameters came from, as `Experiment(initial=...)` says it; of a saved run then."""
+        if self.saved is not None:
+            return str(self.saved.experiment.get("initial", NATIVE))
+        return str(self.experiment.initial)
+
     @classmethod
     def of(
         cls,
@@ -109,7 +116,7 @@ class Plan:
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
             # labels and targets are held against the model's outputs before the first update
-            self.feed.check(example, program.info.output_shape)
+            self.feed.check(example, program.info.output_shapes)
         return plan, program
 
     def _with_saved_masks(self, program: Program) -> Plan:

@@ -65,7 +65,8 @@ class Trainer:
             such as "learning_rate" or "data length".
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was
-    given; `trainer.experiment` has the number. `trainer.state` is the run's state
+    given; `trainer.experiment` has the number. `trainer.initial` is where the run's first parameters
+    came from, see `Experiment`. `trainer.state` is the run's state
     (`multibackend.training.run_state`), `trainer.program` what the backend made of the experiment.
 
     One thread at a time uses a trainer: what another one asks of it meanwhile is refused with
@@ -125,6 +126,7 @@ class Trainer:
         self.device = device
         self.experiment: Experiment = plan.experiment
         self.micro_batch = plan.micro_batch
+        self.initial = plan.initial
         self.program = program
         self.state = self._run.state
         # last, because it needs the model's own names and the loop that reads the begun window
@@ -240,6 +242,78 @@ class Trainer:
             DataError: the data lack a field, or do not fit the loss or a metric.
         """
         return self._run.evaluate(data, batch_size, ema=ema)
+
+    @property
+    @by_one_thread
+    def model(self) -> Any:
+        """The framework's own model with what was trained, in evaluation mode.
+
+        torch: the `nn.Module`. Flax: the nnx module; the linen module bound to its variables, which
+        is told `train=False` or the like by whoever calls it. A copy each time: training on does not
+        change it, nor it the training. BatchNorm has its running statistics, and no layer drops.
+
+        Of a float64 run it computes in float64, in JAX inside `with jax.enable_x64(True)`; of a bf16
+        run it computes in float32 unless told otherwise, where `predict` computes as the run does.
+
+        Raises:
+            CapabilityError: the backend does not hand it out.
+
+        >>> torch.save(trainer.model.state_dict(), "model.pt")          # doctest: +SKIP
+        """
+        return self._run.native_model()
+
+    @by_one_thread
+    def predict(
+        self, data: Any = None, output: str | None = None, batch_size: int | None = None, *, ema: bool = False
+    ) -> Any:
+        """What the model returns for data, in evaluation mode; the training is not touched.
+
+        Args:
+            data: as for `evaluate`, of which only the fields that the model reads are needed; or one
+                array for a model with one input. The experiment's `eval_data` unless given.
+            output: the path of a part of what the model returns, such as "cls" or "heads.0"; all of
+                it unless given.
+            batch_size: examples at once; `eval_batch_size` or the micro-batch size unless given.
+            ema: let the moving average take the place of the parameters.
+
+        Returns:
+            The outputs as the model returns them (one array, a dict, a tuple, a dataclass), each
+            array a numpy array [examples, ...] in the order of the data; floats in float32, in a
+            float64 run in float64. What is no array is that of the first batch.
+
+        Raises:
+            CapabilityError: the backend does not hand outputs out.
+            ConfigurationError: an argument is wrong, or there is nothing at `output`.
+            DataError: the data lack a field, or an output's first axis is not the batch.
+
+        >>> logits = trainer.predict({"image": images})                 # doctest: +SKIP
+        >>> logits.argmax(axis=1)                                       # doctest: +SKIP
+        array([7, 2, 1])
+        """
+        return self._run.predict(data, output, batch_size, ema=ema)
+
+    @by_one_thread
+    def gradients(self, data: Any = None) -> dict[str, np.ndarray]:
+        """The gradient that the next update would be made with, by canonical name, in canonical layout.
+
+        That of the window's loss sum(w * l) / sum(w) by each parameter, over every micro-batch of
+        the next window of the training data (of one that has begun, what has run of it included),
+        in training mode and with the dropout masks of that update. It is normalised as the update's
+        is, and not yet clipped: the root of its sum of squares is the `grad_norm` that the update
+        reports. Zeros for a frozen parameter, and for one that no micro-batch uses. Weight decay is
+        no part of it. Nothing of the run changes; the micro-batches are run once more by `fit`.
+
+        Args:
+            data: with them, the gradient of one window that holds all of these examples, in their
+                order, in micro-batches of the experiment's size.
+
+        Raises:
+            CapabilityError: the backend cannot stop inside a window.
+            DataError: the data lack a field, or do not fit the loss.
+
+        >>> norms = {name: np.linalg.norm(g) for name, g in trainer.gradients().items()}  # doctest: +SKIP
+        """
+        return self._run.gradients(data)
 
     @by_one_thread
     def parameters(self) -> dict[str, np.ndarray]:

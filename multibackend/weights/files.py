@@ -11,11 +11,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from multibackend.checkpoint.weights_file import read_weights_file
 from multibackend.core.arrays import Arrays
-from multibackend.errors import DataError
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Snapshot
 from multibackend.training.saving.restore import open_run
@@ -39,7 +38,7 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         DataError: the file is not there, or is no weights file.
         ParameterMatchError: its parameters and the model's do not pair up.
     """
-    parameters, model_state = _read(Path(path))
+    parameters, model_state = read_weights_file(Path(path)).divided()
     _restore(trainer, parameters, model_state)
 
 
@@ -68,19 +67,3 @@ def _restore(trainer: Trainer, parameters: Arrays, model_state: Arrays) -> None:
     arrays = {**model_state, **parameters}
     snapshot = with_arrays(trainer.snapshot(), arrays, trainer.experiment.model, trainer.program, parameters)
     trainer.restore(snapshot)
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Read (parameters, model state) of a weights file."""
-    if not path.is_file():
-        raise DataError(f"there are no weights at {str(path)!r}; `multibackend train --run-dir DIR` writes them")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(json.loads(metadata.get("parameters", "[]")))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{str(path)!r} is no weights file: {error}") from error
-    parameters = {name: array for name, array in arrays.items() if name in names}
-    model_state = {name: array for name, array in arrays.items() if name not in names}
-    return parameters, model_state

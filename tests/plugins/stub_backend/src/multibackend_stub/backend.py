@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multibackend.core.names import check_same_names
+from multibackend.core.paths import collect, shapes_by_path
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
@@ -58,14 +59,15 @@ class Row:
 
 
 class StubProgram:
-    """See `multibackend.protocol.Program`."""
+    """See `multibackend.protocol.Program` and `Predicts`."""
 
     def __init__(self, experiment: Experiment, module: Linear, execution: Execution, batch: int) -> None:
         self.experiment = experiment
         self.module = module
         self.execution = execution
         self.windows_per_dispatch = execution.windows_per_dispatch or 1
-        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shape=(batch, module.outputs))
+        shapes = shapes_by_path(np.empty((batch, module.outputs)), experiment.picked_outputs)
+        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shapes=shapes)
         self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
         self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
@@ -122,11 +124,17 @@ class StubProgram:
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
         """Return (sum of w * l, its derivative by the outputs, the inputs)."""
         dtype = self.experiment.precision
-        x = batch[self.experiment.model.inputs[0]].astype(dtype)
+        x = self.inputs(batch)
         y = batch[self.loss.target].astype(dtype)
         weights = 1.0 if self.loss.weights is None else batch[self.loss.weights].astype(dtype)[:, None]
-        residual = x @ parameters["weight"].T + parameters["bias"] - y
+        residual = self.outputs(parameters, x) - y
         return float((weights * residual**2).sum()), 2 * weights * residual, x
+
+    def inputs(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return batch[self.experiment.model.inputs[0]].astype(self.experiment.precision)
+
+    def outputs(self, parameters: Arrays, x: np.ndarray) -> np.ndarray:
+        return x @ parameters["weight"].T + parameters["bias"]
 
     def norms(self, gradient: Arrays) -> tuple[float, ...]:
         return tuple(float(np.linalg.norm(gradient[name])) for name in self.info.parameter_names)
@@ -182,13 +190,21 @@ class StubProgram:
             loss_scale=np.ones(len(results)),
         )
 
-    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple[float, float]:
+    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple:
+        if self.experiment.summed_metrics:
+            raise CapabilityError("the stub backend knows metrics over the whole set only")
         parameters = state.ema if ema else state.parameters
-        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
+        outputs = self.outputs(parameters, self.inputs(batch))
+        collected = collect(outputs, self.experiment.collected_outputs)
+        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0)), collected
 
-    def read_sums(self, sums: Sequence[tuple[float, float]]) -> EvaluationSums:
-        totals, weights = zip(*sums, strict=True)
-        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)})
+    def predict(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> np.ndarray:
+        parameters = state.ema if ema else state.parameters
+        return self.outputs(parameters, self.inputs(batch))
+
+    def read_sums(self, sums: Sequence[tuple]) -> EvaluationSums:
+        totals, weights, *collected = zip(*sums, strict=True)
+        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)}, *collected)
 
     def snapshot(self, state: State) -> Snapshot:
         # torch's name of the slot, so that another backend knows it
