@@ -15,10 +15,11 @@ from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.losses import check_batch
-from multibackend.protocol import Execution
+from multibackend.protocol import Execution, IndexRange
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.model.build import build_model
+from multibackend_jax.model.indices import index_ranges
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
@@ -53,7 +54,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            output_shapes = _output_shapes(experiment, model, batch)
+            output_shapes, ranges = _traced(experiment, model, batch)
             for loss in experiment.loss_terms.values():
                 check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
@@ -85,6 +86,7 @@ class JaxBackend:
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
             output_shapes=output_shapes,
+            index_ranges=ranges,
         )
 
     def memory_of(
@@ -131,17 +133,23 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
     return precision.mixed(model)
 
 
-def _output_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]) -> Shapes:
-    """Trace the model for the shapes of its outputs, which may be any structure: only their arrays leave."""
+def _traced(
+    experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]
+) -> tuple[Shapes, dict[str, IndexRange]]:
+    """Trace the model for the shapes of its outputs, and for the fields that it uses as indices."""
 
-    def arrays() -> dict[str, jax.Array]:
-        outputs, _ = model.apply(model.parameters, model.state, batch, None, False)
+    def arrays(tables: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        parameters = {name: tables[name] for name in model.parameters}
+        state = {name: tables[name] for name in model.state}
+        # they may be any structure: only their arrays leave
+        outputs, _ = model.apply(parameters, state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
         return arrays_by_path(outputs)
 
     shapes: dict[str, tuple[int, ...]] = {}
-    jax.eval_shape(arrays)
-    return shapes
+    tables = {**model.parameters, **model.state}
+    jaxpr = jax.make_jaxpr(arrays)(tables, batch)
+    return shapes, index_ranges(jaxpr, tables, batch)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

@@ -20,6 +20,8 @@ from multibackend_torch.idioms import IDIOMS
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
+from multibackend_torch.model.indices import IndexedFields
+from multibackend_torch.model.names import named_parameters, named_state
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
 from multibackend_torch.model.precision import Precision
@@ -63,7 +65,8 @@ class TorchBackend:
         call = precision.mixed(caller(experiment.model, module), device)
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
-        with torch.no_grad():
+        indexed = IndexedFields(example, batch, {**named_state(module), **named_parameters(module)})
+        with torch.no_grad(), indexed:
             outputs = call(module, batch, False)
         check_outputs(outputs, torch.Tensor)
         return TorchProgram(
@@ -76,6 +79,7 @@ class TorchBackend:
             dropout=dropout,
             statistics=statistics,
             output_shapes=shapes_by_path(outputs, experiment.picked_outputs),
+            index_ranges=indexed.ranges,
         )
 
     def memory_of(

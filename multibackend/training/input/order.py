@@ -34,6 +34,10 @@ class Order(Protocol):
         """How many of the `wanted` examples that follow example `offset` of an epoch exist."""
         ...
 
+    def name_of(self, epoch: int, offset: int) -> str:
+        """What a message calls example `offset` of an epoch's order, which was taken last."""
+        ...
+
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         """`count` examples from number `offset` on, which must be available: each field an array [count, ...]."""
         ...
@@ -68,6 +72,11 @@ class IndexedOrder:
 
     def available(self, epoch: int, offset: int, wanted: int) -> int:
         return max(0, min(wanted, self.length - offset))
+
+    def name_of(self, epoch: int, offset: int) -> str:
+        if self._order is None or self._order[0] != epoch:
+            return f"example {offset} of the order of epoch {epoch}"
+        return f"example {self._order[1][offset]}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         if self._order is None or self._order[0] != epoch:
@@ -106,6 +115,9 @@ class StreamOrder:
             self._fill(epoch, offset, offset + wanted)
         known = self._lengths.get(epoch, self._known[1])
         return max(0, min(wanted, known - offset))
+
+    def name_of(self, epoch: int, offset: int) -> str:
+        return f"example {offset} of epoch {epoch}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         self._fill(epoch, offset, offset + count)
