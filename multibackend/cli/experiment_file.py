@@ -2,6 +2,9 @@
 
     def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
 
+A file may also hold the experiment itself, `experiment = mb.Experiment(...)`; it then has no flags, and what it trains
+of its own accord belongs under `if __name__ == "__main__":`, because commands run the file.
+
 Two more names are read where the file defines them: `UPDATES`, the number of updates that a run
 makes unless told otherwise, and `after(trainer)`, which `multibackend train` calls at its end.
 """
@@ -18,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multibackend.core.extras import told_missing
 from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
@@ -46,7 +50,8 @@ class ExperimentFile:
         """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
-        experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
+        with told_missing(self.path):
+            experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
         if not isinstance(experiment, Experiment):
             kind = type(experiment).__name__
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
@@ -59,12 +64,30 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     if not path.is_file():
         raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
     digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
-    module = _run(path)
-    function = getattr(module, "experiment", None)
-    if not callable(function):
-        raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
+    with told_missing(path):
+        module = _run(path)
+    function = _function_of(path, module)
     updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
     return ExperimentFile(path, digest, function, updates, after=getattr(module, "after", None))
+
+
+def _function_of(path: Path, module: ModuleType) -> Callable[..., Any]:
+    """Return the file's function, or one that returns the experiment that the file holds."""
+    value = getattr(module, "experiment", None)
+    if callable(value):
+        return value
+    if isinstance(value, Experiment):
+
+        def experiment() -> Experiment:
+            return value
+
+        return experiment
+    named = [name for name, other in vars(module).items() if isinstance(other, Experiment)]
+    slip = f"; it has an Experiment called {named[0]!r}: call it experiment" if named else ""
+    raise ExperimentFileError(
+        f"{path} defines no function experiment(...) that returns a multibackend.Experiment, nor a variable "
+        f"experiment that is one{slip}"
+    )
 
 
 def digest_of(path: Path) -> str:

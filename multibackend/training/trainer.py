@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
+from multibackend.core.validation import by_keyword
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
@@ -135,6 +136,7 @@ class Trainer:
         if self.micro_batch is not None:
             self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
+    @by_keyword("fit(updates=5) or fit(epochs=5)")
     @by_one_thread
     def fit(
         self,
