@@ -137,7 +137,7 @@ def _outputs_of(
 ) -> tuple[Shapes, tuple[str, ...]]:
     """Trace the model for the shapes of its outputs, of whatever structure, and for those that end in an activation."""
 
-    def arrays(parameters: Arrays) -> dict[str, jax.Array]:
+    def arrays(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
         outputs, _ = model.apply(parameters, model.state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
         # only arrays leave a traced function; by those paths too that a loss picks them by

@@ -125,6 +125,20 @@ def test_trains_and_evaluates(backend: str, kind: str) -> None:
         assert_arrays_match({name: found[name] for name in expected}, expected, relative=FORMULA)
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_losses_of_a_dataclass_are_wide_in_bf16(backend: str) -> None:
+    """A framework's trees know no plain dataclass; what it holds is cast all the same."""
+    dtypes = []
+
+    def spread(xp: Any, outputs: Any, batch: Any) -> Any:
+        dtypes.append(str(outputs.dtype).rpartition(".")[2])
+        return outputs
+
+    loss = mb.losses.Custom(spread, output="reg")
+    mb.Trainer(experiment("dataclass", precision="bf16", loss=loss, metrics=()), backend).evaluate()
+    assert set(dtypes) == {"float32"}
+
+
 def test_both_backends_match() -> None:
     report = mb.compare(experiment(), updates=6, executions=QUICK)
     assert report.matches
