@@ -1,28 +1,28 @@
 """Every error the library raises on purpose, one tree.
 
-    MultibackendError
-    ├── ConfigurationError          (ValueError)      an argument is wrong; lists every problem found
-    │   └── ConfigurationTypeError  (TypeError)       the same, when every problem is a wrong type
-    ├── BackendNotFoundError        (ValueError)      no backend is registered under that name
-    ├── BackendNotInstalledError    (ImportError)     the backend is known, its framework is not installed
-    ├── PackageNotInstalledError    (ImportError)     an extra of this library is not installed
-    ├── CapabilityError                               the backend says that it cannot do this
-    ├── DataError                   (ValueError)      the data do not fit the experiment
-    ├── UserCodeError               (RuntimeError)    a user's own function raised: a model, a loss, a metric
-    ├── ParameterMatchError         (ValueError)      parameters of two models cannot be paired
-    ├── ExperimentFileError         (ValueError)      a file does not define a usable `experiment` function
-    ├── CheckpointError                               a checkpoint cannot be written, or cannot be trusted
-    │   └── ResumeError             (ValueError)      the experiment does not fit the checkpoint
-    ├── FileError                   (OSError)         a log, weights or another file cannot be written or read
-    ├── GoldenFileError             (ValueError)      a golden file is not there, or is none
-    ├── NonFiniteError              (ArithmeticError) a loss or a gradient is NaN or infinite
-    ├── TrainerInUseError           (RuntimeError)    a call of the same trainer has not returned
-    ├── OutOfMemoryError            (MemoryError)     the device has no memory left
-    └── MatchError                  (AssertionError)  two things that should match do not
+MultibackendError
+├── ConfigurationError          (ValueError)      an argument is wrong; lists every problem found
+│   └── ConfigurationTypeError  (TypeError)       the same, when every problem is a wrong type
+├── BackendNotFoundError        (ValueError)      no backend is registered under that name
+├── BackendNotInstalledError    (ImportError)     the backend is known, its framework is not installed
+├── PackageNotInstalledError    (ImportError)     an extra of this library is not installed
+├── CapabilityError                               the backend says that it cannot do this
+├── DataError                   (ValueError)      the data do not fit the experiment
+├── UserCodeError               (RuntimeError)    a user's own function raised: a model, a loss, a metric
+├── ParameterMatchError         (ValueError)      parameters of two models cannot be paired
+├── ExperimentFileError         (ValueError)      a file does not define a usable `experiment` function
+├── CheckpointError                               a checkpoint cannot be written, or cannot be trusted
+│   └── ResumeError             (ValueError)      the experiment does not fit the checkpoint
+├── FileError                   (OSError)         a log, weights or another file cannot be written or read
+├── GoldenFileError             (ValueError)      a golden file is not there, or is none
+├── NonFiniteError              (ArithmeticError) a loss or a gradient is NaN or infinite
+├── TrainerInUseError           (RuntimeError)    a call of the same trainer has not returned
+├── OutOfMemoryError            (MemoryError)     the device has no memory left
+└── MatchError                  (AssertionError)  two things that should match do not
 
-    BatchStatisticsWarning          (UserWarning)     small micro-batches and BatchNorm
-    CheckpointWarning               (UserWarning)     a checkpoint was passed over because it is damaged
-    Interrupted                     (SystemExit)      a signal ended the run, which was saved
+BatchStatisticsWarning          (UserWarning)     small micro-batches and BatchNorm
+CheckpointWarning               (UserWarning)     a checkpoint was passed over because it is damaged
+Interrupted                     (SystemExit)      a signal ended the run, which was saved
 """
 
 from __future__ import annotations

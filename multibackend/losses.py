@@ -21,7 +21,7 @@ import numpy as np
 
 from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
-from multibackend.core.validation import Problems, is_integer
+from multibackend.core.validation import Problems, is_integer, shown
 from multibackend.errors import DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
@@ -99,12 +99,23 @@ def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
+_SMALLEST_WEIGHT = 1e-30
+_LARGEST_WEIGHT = 1e30
+
+
 def _check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
         value = wrong[0].item()
         raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
+    # Sums of them, and what is divided by those, must be numbers in float32.
+    extreme = weights[(weights > _LARGEST_WEIGHT) | ((weights < _SMALLEST_WEIGHT) & (weights > 0))]
+    if extreme.size:
+        raise DataError(
+            f"the weights in {name!r} must be 0 or from {_SMALLEST_WEIGHT} to {_LARGEST_WEIGHT}, got "
+            f"{extreme[0].item()!r}; only the ratios of weights matter, so multiply all of them by one number"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +169,16 @@ class Huber(_Elementwise):
 class BinaryCrossEntropy(_Elementwise):
     """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
 
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        super().validate(batch, output_shape)
+        targets = np.asarray(batch[self.target])
+        if targets.size and not (targets.min() >= 0 and targets.max() <= 1):  # NaN is in no interval
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0].item()
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must be in [0, 1], got {wrong!r}; for labels of several "
+                "classes use CrossEntropy"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Targeted):
@@ -185,6 +206,10 @@ class CrossEntropy(_Targeted):
         if not is_integer(self.ignore_index):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
+            return
+        if not isinstance(self.class_weights, Sequence | np.ndarray) or len(self.class_weights) == 0:
+            what = "class_weights must be a sequence with a number >= 0 per class"
+            problems.add(f"{what}, got {shown(self.class_weights)}", wrong_type=True)
             return
         for index, weight in enumerate(self.class_weights):
             problems.number(f"class_weights[{index}]", weight, minimum=0.0)
@@ -305,7 +330,7 @@ class Custom(Loss):
         expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
         if values_shape != expected:
             raise DataError(
-                f"the custom loss returned values of shape {values_shape}, but per=\"{self.per}\" "
+                f'the custom loss returned values of shape {values_shape}, but per="{self.per}" '
                 f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 
@@ -313,11 +338,13 @@ class Custom(Loss):
 def check_function(problems: Problems, name: str, function: object) -> None:
     """Add a problem unless `function` is callable, or a mapping from backend names to callables."""
     if isinstance(function, Mapping):
+        if not function:
+            problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
     elif not callable(function):
-        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
 
 
 def check_output(problems: Problems, output: object) -> None:

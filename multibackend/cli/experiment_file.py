@@ -8,6 +8,7 @@ makes unless told otherwise, and `after(trainer)`, which `multibackend train` ca
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -18,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multibackend.core.user_code import user_code
+from multibackend.core.validation import is_integer, shown
 from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
@@ -46,7 +49,13 @@ class ExperimentFile:
         """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
-        experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with user_code(f"{self.path}: experiment()"):
+                return self.function(*args, **kwargs)
+
+        # with its own signature and docstring, which decide the flags
+        told = functools.wraps(self.function)(build)
+        experiment = tyro.cli(told, args=list(arguments), prog=self.path.name, description=None)
         if not isinstance(experiment, Experiment):
             kind = type(experiment).__name__
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
@@ -63,8 +72,13 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     function = getattr(module, "experiment", None)
     if not callable(function):
         raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
-    updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
-    return ExperimentFile(path, digest, function, updates, after=getattr(module, "after", None))
+    updates = getattr(module, "UPDATES", _DEFAULT_UPDATES)
+    if not is_integer(updates) or updates < 0:
+        raise ExperimentFileError(f"{path}: UPDATES must be an integer >= 0, got {shown(updates)}")
+    after = getattr(module, "after", None)
+    if after is not None and not callable(after):
+        raise ExperimentFileError(f"{path}: after must be a function of the trainer, got {shown(after)}")
+    return ExperimentFile(path, digest, function, int(updates), after)
 
 
 def digest_of(path: Path) -> str:
@@ -85,7 +99,8 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # so that dataclasses and pickles in the file find their module
     sys.path.insert(0, str(path.resolve().parent))  # so that it may import its neighbours
     try:
-        spec.loader.exec_module(module)
+        with user_code(str(path)):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from multibackend.core.bytesize import check_bytes
 from multibackend.core.precision import PRECISIONS, NumberFormat
-from multibackend.core.validation import Problems, closest
+from multibackend.core.user_code import origin
+from multibackend.core.validation import Problems, closest, shown
 from multibackend.data import Source, Stream, as_source
 from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
@@ -210,7 +211,8 @@ class Experiment:
 
     def _check_parts(self, problems: Problems) -> None:
         if not isinstance(self.model, Model):
-            problems.add(f"model must be a multibackend.Model, got {self.model!r}", wrong_type=True)
+            repair = 'multibackend.Model(torch=..., jax=..., inputs="x")'
+            problems.add(f"model must be a {repair}, got {shown(self.model)}", wrong_type=True)
         self._check_loss(problems)
         if not isinstance(self.optimizer, Optimizer):
             problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
@@ -287,7 +289,7 @@ class Experiment:
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
         steps = self.gradient_accumulation_steps
-        auto = self.micro_batch_size == AUTO
+        auto = isinstance(self.micro_batch_size, str) and self.micro_batch_size == AUTO
         if auto and not isinstance(steps, EffectiveBatch):
             problems.add(
                 "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the "
@@ -316,7 +318,8 @@ class Experiment:
             if data is None and name == "eval_data":
                 continue
             try:
-                source = as_source(data)
+                with origin(f"{name}, as its first example was read"):
+                    source = as_source(data)
             except DataError as error:
                 problems.add(f"{name}: {error}")
                 continue

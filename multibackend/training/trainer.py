@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
+from multibackend.core.validation import as_path
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
@@ -22,7 +23,7 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.fit import Fit
 from multibackend.training.in_use import InUse, by_one_thread
-from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.plan import Plan, as_parameters, check_arguments, check_fit, check_snapshot
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -100,8 +101,17 @@ class Trainer:
         may_differ: Sequence[str] = (),
     ) -> None:
         # everything that can be known to be wrong is found here, before a model is built
-        check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
-        directory = None if run_dir is None else Path(run_dir)
+        check_arguments(
+            experiment,
+            backend,
+            callbacks,
+            device,
+            windows_per_dispatch,
+            read_ahead,
+            record_gradient_norms,
+            may_differ,
+        )
+        directory = None if run_dir is None else as_path("Trainer", "run_dir", run_dir)
         check_resuming(directory, checkpointing, resume)
         # read before anything is compiled: the saved run decides the batch size that was left open
         # and the names by which dropout masks are drawn
@@ -200,7 +210,7 @@ class Trainer:
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(self._run.capture()))
+        return write_checkpoint(as_path("Trainer.save", "path", path), to_contents(self._run.capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -223,7 +233,7 @@ class Trainer:
 
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
-        saved = open_run(path)
+        saved = open_run(as_path("Trainer.resume", "path", path))
         if backend is None:
             backend = saved.backend
         return cls(experiment, backend, resume=saved, **options)
@@ -346,7 +356,7 @@ class Trainer:
             ParameterMatchError: a name is missing or unknown, a shape differs, or only the models
                 could tell which parameter is which.
         """
-        arrays = {name: np.asarray(array) for name, array in parameters.items()}
+        arrays = as_parameters(parameters)
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
     @by_one_thread
@@ -398,5 +408,11 @@ class Trainer:
 
     @by_one_thread
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot and its number of updates; the place in the data stays."""
+        """Go on from a snapshot and its number of updates; the place in the data stays.
+
+        Raises:
+            ConfigurationError: it is no snapshot.
+            ParameterMatchError: it is one of another model.
+        """
+        check_snapshot(snapshot)
         self._run.loop.restore(snapshot)
