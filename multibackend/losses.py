@@ -12,6 +12,7 @@ Specs become native functions by `functools.singledispatch` in each backend's `l
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -21,6 +22,7 @@ import numpy as np
 
 from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
+from multibackend.core.slips import accepts, describe
 from multibackend.core.validation import Problems, is_integer, shown
 from multibackend.errors import DataError
 
@@ -232,11 +234,15 @@ class CrossEntropy(_Targeted):
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iu":
-            raise DataError(f"{self.title}: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must hold integer labels, got "
+                f"{labels.dtype}{_repaired_labels(self.target, labels, output_shape)}"
+            )
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
                 f"{self.title}: logits must have the shape of the labels and one more axis, the "
-                f"classes, at the end; got logits {output_shape} and labels {labels.shape}"
+                f"classes, at the end; got logits {output_shape} and labels "
+                f"{labels.shape}{_repaired_labels(self.target, labels, output_shape)}"
             )
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
@@ -257,6 +263,21 @@ class CrossEntropy(_Targeted):
                 f"{self.title}: label {int(labels[outside][0])} in {self.target!r} is outside "
                 f"[0, {classes}) and is not ignore_index={self.ignore_index}"
             )
+
+
+def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, ...]) -> str:
+    """Return the line that makes labels of what was given as such; empty where nothing tells."""
+    last = labels.ndim - 1
+    if labels.ndim and labels.shape == output_shape and np.all(labels.sum(axis=-1) == 1):
+        return f"; they are one-hot: pass data[{target!r}].argmax({last})"
+    if labels.shape == output_shape and labels.dtype.kind == "f" and np.all(labels >= 0):
+        return f"; probabilities of classes are no labels: data[{target!r}].argmax({last}), or write a custom loss"
+    index = "" if labels.shape[:-1] != output_shape[:-1] or labels.shape[-1:] != (1,) else f"[{':, ' * last}0]"
+    if labels.dtype.kind == "f" and np.all(labels == np.rint(labels)):
+        return f"; they are whole numbers: pass data[{target!r}]{index}.astype(np.int64)"
+    if labels.dtype.kind == "f":
+        return "; numbers that are not whole are no classes: MeanSquaredError is a loss for those"
+    return f"; pass data[{target!r}]{index}" if index else ""
 
 
 @dataclass(frozen=True)
@@ -335,16 +356,28 @@ class Custom(Loss):
             )
 
 
-def check_function(problems: Problems, name: str, function: object) -> None:
-    """Add a problem unless `function` is callable, or a mapping from backend names to callables."""
+def check_function(problems: Problems, name: str, function: object, arguments: str = "xp, outputs, batch") -> None:
+    """Add a problem unless `function` takes these arguments, or maps backend names to functions (outputs, batch)."""
     if isinstance(function, Mapping):
         if not function:
             problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
-    elif not callable(function):
+            elif not accepts(native, 2):
+                problems.add(f"{name}[{backend!r}] must take (outputs, batch), got {describe(native)}")
+    elif callable(function):
+        if not accepts(function, len(arguments.split(","))):
+            problems.add(f"{name} must take ({arguments}), got {describe(function)}{_signature_of(function)}")
+    else:
         problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
+
+
+def _signature_of(function: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return ""
 
 
 def check_output(problems: Problems, output: object) -> None:

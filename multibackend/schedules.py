@@ -74,12 +74,16 @@ def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
 class RateTable:
     """The values of a learning rate by update index, each computed once.
 
+    A run asks for ever later ones. Those before the first that was asked for last are forgotten, so
+    that the table does not grow with the run; where a run goes back, they are computed anew.
+
     >>> RateTable(Step(initial=1.0, boundaries={1: 0.5})).between(0, 3).tolist()
     [1.0, 0.5, 0.5]
     """
 
     def __init__(self, learning_rate: LearningRate) -> None:
         self._learning_rate = learning_rate
+        self._first = 0  # the update of the first value that is kept
         self._values: list[float] = []
 
     def between(self, first: int, stop: int) -> np.ndarray:
@@ -88,9 +92,14 @@ class RateTable:
             return np.full(stop - first, float(self._learning_rate))
         # A user's function may keep a state: called once for each update, in order, it gives the
         # device and the history the same rate.
-        for update in range(len(self._values), stop):
+        if first < self._first:
+            self._first = first
+            self._values = []
+        for update in range(self._first + len(self._values), stop):
             self._values.append(learning_rate_at(self._learning_rate, update))
-        return np.array(self._values[first:stop])
+        del self._values[: first - self._first]
+        self._first = first
+        return np.array(self._values[: stop - first])
 
 
 @dataclass(frozen=True, kw_only=True)

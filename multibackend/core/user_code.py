@@ -79,15 +79,23 @@ class user_code:  # noqa: N801 - a context manager, used like a function
         role: what the code is: "the torch builder", "the loss 'tokens'".
         layer_of: recognises the layers of a model, where the code calls one.
         hint: how the function is called, or what it may read; told with the error.
+        repair: the way out of an error that it knows; "" for any other.
     """
 
-    __slots__ = ("_hint", "_layer_of", "_role")
+    __slots__ = ("_hint", "_layer_of", "_repair", "_role")
 
     # A class, which is entered and left in less than a microsecond: it is around every micro-batch.
-    def __init__(self, role: str, layer_of: LayerOf | None = None, hint: str | Callable[[], str] = "") -> None:
+    def __init__(
+        self,
+        role: str,
+        layer_of: LayerOf | None = None,
+        hint: str | Callable[[], str] = "",
+        repair: Callable[[Exception], str] | None = None,
+    ) -> None:
         self._role = role
         self._layer_of = layer_of
         self._hint = hint
+        self._repair = repair
 
     def __enter__(self) -> None:
         pass
@@ -97,7 +105,8 @@ class user_code:  # noqa: N801 - a context manager, used like a function
     ) -> None:
         if not isinstance(error, Exception) or isinstance(error, MultibackendError):
             return
-        hint = self._hint if isinstance(self._hint, str) else self._hint()
+        repair = "" if self._repair is None else self._repair(error)
+        hint = repair or (self._hint if isinstance(self._hint, str) else self._hint())
         raise _told(self._role, error, self._layer_of, hint) from error
 
 

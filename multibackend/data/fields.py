@@ -61,8 +61,8 @@ def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "US" or (objects and isinstance(array.flat[0], str | bytes)):
         raise DataError(
             f"field {name!r} must hold numbers, got text ({array.dtype}); drop it (of a HuggingFace "
-            f"dataset: dataset.remove_columns([{name!r}])) or turn it into numbers first, for example "
-            "with a tokenizer"
+            f"dataset: dataset.remove_columns([{name!r}]); of a data frame: frame.drop(columns=[{name!r}])) or turn it "
+            "into numbers first, for example with a tokenizer"
         )
     if array.dtype.kind not in "biuf":
         kind = f" of {type(array.flat[0]).__name__}" if objects else ""

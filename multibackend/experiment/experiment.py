@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from multibackend.core.bytesize import check_bytes
 from multibackend.core.precision import PRECISIONS, NumberFormat
+from multibackend.core.slips import describe
 from multibackend.core.user_code import origin
-from multibackend.core.validation import Problems, closest, shown
+from multibackend.core.validation import Problems, closest
 from multibackend.data import Source, Stream, as_source
 from multibackend.data.streams import is_stream
 from multibackend.errors import ConfigurationError, DataError
@@ -21,6 +22,7 @@ from multibackend.experiment import batch_norm as batch_statistics
 from multibackend.experiment.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.experiment.model import Model
 from multibackend.experiment.rematerialization import Rematerialize, check_rule
+from multibackend.experiment.slips import as_loss, no_loss, no_metric, no_optimizer
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
@@ -47,7 +49,7 @@ class Experiment:
             `(values, weights)`; or terms {name: loss}, each reduced by its own weights, then added.
         optimizer: one from `multibackend.optimizers`.
         train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
-            HuggingFace's), or an iterable of examples in an order of its own (a generator function,
+            HuggingFace's), a data frame whose columns are fields (pandas, polars), or an iterable of examples in an order of its own (a generator function,
             a loader, see `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
             memory, a divisor of `gradient_accumulation_steps=EffectiveBatch(n)`; `Trainer` decides.
@@ -211,16 +213,23 @@ class Experiment:
 
     def _check_parts(self, problems: Problems) -> None:
         if not isinstance(self.model, Model):
-            repair = 'multibackend.Model(torch=..., jax=..., inputs="x")'
-            problems.add(f"model must be a {repair}, got {shown(self.model)}", wrong_type=True)
+            slip = "; write mb.Model(torch=build_torch, jax=build_flax, inputs=...)"
+            problems.add(f"model must be a multibackend.Model, got {describe(self.model)}{slip}", wrong_type=True)
         self._check_loss(problems)
         if not isinstance(self.optimizer, Optimizer):
-            problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
-        if isinstance(self.metrics, Metric):
+            problems.add(no_optimizer(self.optimizer), wrong_type=True)
+        self._check_metrics(problems)
+
+    def _check_metrics(self, problems: Problems) -> None:
+        if isinstance(self.metrics, Metric | str) or callable(self.metrics):
             self._set("metrics", (self.metrics,))
-        is_list = isinstance(self.metrics, Sequence)
-        if not is_list or not all(isinstance(metric, Metric) for metric in self.metrics):
+        if not isinstance(self.metrics, Sequence):
             problems.add(f"metrics must be a sequence of multibackend.metrics, got {self.metrics!r}", wrong_type=True)
+            return
+        wrong = [metric for metric in self.metrics if not isinstance(metric, Metric)]
+        for metric in wrong:
+            problems.add(no_metric(metric), wrong_type=True)
+        if wrong:
             return
         names = [metric.name for metric in self.metrics]
         # An evaluation's result has the loss beside them, under its own name.
@@ -229,12 +238,12 @@ class Experiment:
 
     def _check_loss(self, problems: Problems) -> None:
         if not isinstance(self.loss, Mapping):
-            self._set("loss", _as_loss(self.loss))
+            self._set("loss", as_loss(self.loss))
             if not isinstance(self.loss, Loss):
                 what = "a loss, a function (xp, outputs, batch) or a mapping from names to such terms"
-                problems.add(f"loss must be {what}, got {self.loss!r}", wrong_type=True)
+                problems.add(f"loss must be {what}, got {no_loss(self.loss)}", wrong_type=True)
             return
-        self._set("loss", {name: _as_loss(loss) for name, loss in self.loss.items()})
+        self._set("loss", {name: as_loss(loss) for name, loss in self.loss.items()})
         if not self.loss:
             problems.add("loss has no term; give a loss, or a mapping from names to losses")
         for name, loss in self.loss.items():
@@ -242,7 +251,9 @@ class Experiment:
             if not isinstance(name, str) or not name:
                 problems.add(f"the terms of loss need names that are strings, got {name!r}", wrong_type=True)
             elif not isinstance(loss, Loss):
-                problems.add(f"{term} be a loss or a function, got {loss!r}", wrong_type=True)
+                problems.add(
+                    f"{term} be a loss or a function (xp, outputs, batch), got {no_loss(loss)}", wrong_type=True
+                )
             elif isinstance(loss, Custom) and loss.per is None:
                 # Each term has a divisor of its own, known before the first backward pass.
                 problems.add(f'{term} say what its values are: Custom(..., per="example")')
@@ -363,11 +374,6 @@ class Experiment:
 def is_weights_path(initial: str) -> bool:
     """Tell whether `Experiment(initial=...)` names a file: a word without suffix and directory names a backend."""
     return bool(Path(initial).suffix) or Path(initial).name != initial
-
-
-def _as_loss(loss: Any) -> Any:
-    """Wrap a function as a custom loss; leave anything else as it is."""
-    return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss
 
 
 def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems: Problems) -> None:

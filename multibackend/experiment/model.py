@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from multibackend.core.slips import is_module
 from multibackend.core.validation import Problems, as_names, closest, is_integer, shown
 from multibackend.data.fields import nested
 from multibackend.errors import ConfigurationError, ConfigurationTypeError
@@ -73,6 +74,15 @@ class Model:
         if not self.builders:
             problems.add("no builder given; pass one per backend, for example torch=build_torch, jax=build_flax")
         for backend, builder in self.builders.items():
+            if is_module(builder):
+                kind = type(builder).__name__
+                problems.add(
+                    f"{backend}={kind}(...) is a module, no builder: it has its parameters already, and every run "
+                    f"begins with new ones; pass a function that makes it, {backend}=lambda: {kind}(...), or with "
+                    f"Flax's random numbers {backend}=lambda rngs: {kind}(..., rngs=rngs)",
+                    wrong_type=True,
+                )
+                continue
             is_name = isinstance(builder, str)
             if callable(builder) or (is_name and _REFERENCE.fullmatch(builder)):
                 continue

@@ -177,7 +177,8 @@ class Trainer:
                 trainer stays usable, in the state before that window.
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
-            DataError: a label is out of range, or no window of a whole epoch made an update.
+            DataError: a label or an id is out of range, or no window of a whole epoch, or of 1000 where
+                the data have no end, made an update.
             ConfigurationError: an argument is wrong; every problem is listed.
             TrainerInUseError: `fit` has not returned that was called before, in this thread or in
                 another one.
@@ -399,7 +400,7 @@ class Trainer:
         if norms is None:
             problem = "there are no gradient norms; pass record_gradient_norms=True"
             raise ConfigurationError("Trainer", [problem])
-        return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
+        return norms.rows.copy()
 
     @by_one_thread
     def snapshot(self) -> Snapshot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from multibackend.core.user_code import Layer, check_outputs, fields_of, name_of
 from multibackend.experiment import Model
 from multibackend_jax.model.pure import Batch
 
-__all__ = ["Call", "caller", "mode_arguments"]
+__all__ = ["Call", "caller", "mode_arguments", "rngs_repair"]
 
 Call = Callable[[Any, Batch, bool], Any]
 """(module, batch, train) to outputs."""
@@ -50,6 +51,20 @@ def mode_arguments(names: tuple[str, ...], train: bool) -> dict[str, bool]:
     return {name: train == _MODES[name] for name in names}
 
 
+def rngs_repair(error: Exception) -> str:
+    """Return the way out where a layer lacks its random numbers; "" for any other error.
+
+    >>> rngs_repair(TypeError("Linear.__init__() missing 1 required keyword-only argument: 'rngs'"))[:40]
+    'a layer lacks its random numbers: let th'
+    """
+    if not re.search(r"\brngs\b|Rng", f"{type(error).__name__} {error}"):
+        return ""
+    return (
+        "a layer lacks its random numbers: let the builder take them and hand them on, jax=lambda rngs: Net(rngs=rngs), "
+        "and inside nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)"
+    )
+
+
 def _told(call: Call, role: str) -> Call:
     """Return a call whose errors say in which layer they arose, and what was given to it.
 
@@ -57,7 +72,10 @@ def _told(call: Call, role: str) -> Call:
     """
 
     def tell(module: Any, batch: Batch, train: bool) -> Any:
-        with user_code(role, partial(_layer_of, module), partial(fields_of, batch)), _promoting_no_integers():
+        with (
+            user_code(role, partial(_layer_of, module), partial(fields_of, batch), rngs_repair),
+            _promoting_no_integers(),
+        ):
             outputs = call(module, batch, train)
         check_outputs(outputs, jax.Array)
         return outputs

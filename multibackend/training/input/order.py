@@ -16,6 +16,8 @@ from multibackend.errors import DataError
 
 __all__ = ["IndexedOrder", "Order", "StreamOrder", "batches", "order_of"]
 
+# more than have windows whose results are not read, of which it is asked where their epoch ends
+_EPOCHS_KNOWN = 4096
 _STREAMS = 0x6D62_7374_7265_616D  # the stream of seeds for iterables: "mbstream"
 
 
@@ -94,7 +96,7 @@ class StreamOrder:
     def __init__(self, stream: Stream, seed: int) -> None:
         self._stream = stream
         self._seed = seed
-        self._lengths: dict[int, int] = {}  # of the epochs that were read to their end
+        self._lengths: dict[int, int] = {}  # of the last epochs that were read to their end
         # (epoch being read, how many of its examples are known to exist). One attribute, because
         # the trainer looks at it while another thread reads
         self._known = (-1, 0)
@@ -172,6 +174,8 @@ class StreamOrder:
                 "train_data=lambda: read_examples(path)"
             )
         self._lengths[epoch] = self._known[1]
+        if len(self._lengths) > _EPOCHS_KNOWN:
+            del self._lengths[min(self._lengths)]
 
 
 def _rows(chunk: Fields) -> int:
