@@ -23,7 +23,7 @@ import numpy as np
 from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
 from multibackend.core.slips import accepts, describe
-from multibackend.core.validation import Problems, is_integer
+from multibackend.core.validation import Problems, is_integer, shown
 from multibackend.errors import DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
@@ -112,12 +112,23 @@ def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
+_SMALLEST_WEIGHT = 1e-30
+_LARGEST_WEIGHT = 1e30
+
+
 def _check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
         value = wrong[0].item()
         raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
+    # Sums of them, and what is divided by those, must be numbers in float32.
+    extreme = weights[(weights > _LARGEST_WEIGHT) | ((weights < _SMALLEST_WEIGHT) & (weights > 0))]
+    if extreme.size:
+        raise DataError(
+            f"the weights in {name!r} must be 0 or from {_SMALLEST_WEIGHT} to {_LARGEST_WEIGHT}, got "
+            f"{extreme[0].item()!r}; only the ratios of weights matter, so multiply all of them by one number"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +195,16 @@ class BinaryCrossEntropy(_Elementwise):
             "drop it: the loss has one"
         )
 
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        super().validate(batch, output_shape)
+        targets = np.asarray(batch[self.target])
+        if targets.size and not (targets.min() >= 0 and targets.max() <= 1):  # NaN is in no interval
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0].item()
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must be in [0, 1], got {wrong!r}; for labels of several "
+                "classes use CrossEntropy"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Targeted):
@@ -211,6 +232,10 @@ class CrossEntropy(_Targeted):
         if not is_integer(self.ignore_index):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
+            return
+        if not isinstance(self.class_weights, Sequence | np.ndarray) or len(self.class_weights) == 0:
+            what = "class_weights must be a sequence with a number >= 0 per class"
+            problems.add(f"{what}, got {shown(self.class_weights)}", wrong_type=True)
             return
         for index, weight in enumerate(self.class_weights):
             problems.number(f"class_weights[{index}]", weight, minimum=0.0)
@@ -374,6 +399,8 @@ class Custom(Loss):
 def check_function(problems: Problems, name: str, function: object, arguments: str = "xp, outputs, batch") -> None:
     """Add a problem unless `function` takes these arguments, or maps backend names to functions (outputs, batch)."""
     if isinstance(function, Mapping):
+        if not function:
+            problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
@@ -383,7 +410,7 @@ def check_function(problems: Problems, name: str, function: object, arguments: s
         if not accepts(function, len(arguments.split(","))):
             problems.add(f"{name} must take ({arguments}), got {describe(function)}{_signature_of(function)}")
     else:
-        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
 
 
 def _signature_of(function: Callable[..., Any]) -> str:

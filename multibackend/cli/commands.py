@@ -16,6 +16,7 @@ from multibackend.cli import tables
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.run_file import RunFile
 from multibackend.core.text import print_blocks
+from multibackend.core.user_code import user_code
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.progress import ProgressBar
@@ -64,7 +65,8 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         _write_weights(trainer, Path(options.run_dir))
         print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
-        file.after(trainer)
+        with user_code(f"{file.path}: after(trainer)"):
+            file.after(trainer)
     return 0
 
 

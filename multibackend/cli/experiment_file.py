@@ -11,6 +11,7 @@ makes unless told otherwise, and `after(trainer)`, which `multibackend train` ca
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -22,6 +23,8 @@ from types import ModuleType
 from typing import Any
 
 from multibackend.core.extras import told_missing
+from multibackend.core.user_code import user_code
+from multibackend.core.validation import is_integer, shown
 from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
@@ -50,8 +53,13 @@ class ExperimentFile:
         """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
-        with told_missing(self.path):
-            experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with user_code(f"{self.path}: experiment()"), told_missing(self.path):
+                return self.function(*args, **kwargs)
+
+        # with its own signature and docstring, which decide the flags
+        told = functools.wraps(self.function)(build)
+        experiment = tyro.cli(told, args=list(arguments), prog=self.path.name, description=None)
         if not isinstance(experiment, Experiment):
             kind = type(experiment).__name__
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
@@ -64,11 +72,15 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     if not path.is_file():
         raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
     digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
-    with told_missing(path):
-        module = _run(path)
+    module = _run(path)
     function = _function_of(path, module)
-    updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
-    return ExperimentFile(path, digest, function, updates, after=getattr(module, "after", None))
+    updates = getattr(module, "UPDATES", _DEFAULT_UPDATES)
+    if not is_integer(updates) or updates < 0:
+        raise ExperimentFileError(f"{path}: UPDATES must be an integer >= 0, got {shown(updates)}")
+    after = getattr(module, "after", None)
+    if after is not None and not callable(after):
+        raise ExperimentFileError(f"{path}: after must be a function of the trainer, got {shown(after)}")
+    return ExperimentFile(path, digest, function, int(updates), after)
 
 
 def _function_of(path: Path, module: ModuleType) -> Callable[..., Any]:
@@ -108,7 +120,8 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # so that dataclasses and pickles in the file find their module
     sys.path.insert(0, str(path.resolve().parent))  # so that it may import its neighbours
     try:
-        spec.loader.exec_module(module)
+        with user_code(str(path)), told_missing(path):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

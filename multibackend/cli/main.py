@@ -22,8 +22,11 @@ _BACKEND = "the backend (default: %(default)s)"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options, flags = _parser().parse_known_args(words)
+    parser = _parser()
+    options, flags = parser.parse_known_args(words)
     options.line = shlex.join(["multibackend", *words])
+    if flags and "file" not in options:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
     if "file" in options and options.file is None:
         options.parser.print_help()
         return 0 if options.help else 2

@@ -57,7 +57,9 @@ class JsonLog:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise FileError(f"the run directory {directory} cannot be made: {cause_of(error)}", path=directory) from error
+            raise FileError(
+                f"the run directory {directory} cannot be made: {cause_of(error)}", path=directory
+            ) from error
         self._directory = directory
         self._is_locked = is_locked
         self._lines: list[str] = []
@@ -141,7 +143,9 @@ def read_log(directory: str | Path) -> list[dict[str, Any]]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise FileError(f"there is no log at {path}; a run with run_dir={str(directory)!r} writes it", path=path) from error
+        raise FileError(
+            f"there is no log at {path}; a run with run_dir={str(directory)!r} writes it", path=path
+        ) from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {cause_of(error)}", path=path) from error
     events = []

@@ -15,6 +15,7 @@ from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 
 __all__ = [
+    "MOST_UNREAD_WINDOWS",
     "EvaluationSums",
     "Execution",
     "NativeArrays",
@@ -26,6 +27,10 @@ __all__ = [
     "WindowStack",
     "inverse",
 ]
+
+
+# windows that a trainer hands to the device before it reads what they measured
+MOST_UNREAD_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,13 @@ class Rates:
 
     first: int
     values: np.ndarray
+
+    @staticmethod
+    def room(windows_per_dispatch: int) -> int:
+        """How many rates a trainer hands over at least, a constant of the run because programs are compiled for it:
+        those of two dispatches, and of all windows whose results may be unread.
+        """
+        return 2 * windows_per_dispatch + MOST_UNREAD_WINDOWS
 
 
 @dataclass(frozen=True)

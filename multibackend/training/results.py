@@ -21,15 +21,17 @@ from multibackend.core.history import SkippedWindow, records
 from multibackend.errors import DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Program, WindowResults, WindowStack
+from multibackend.protocol.values import MOST_UNREAD_WINDOWS
 from multibackend.schedules import BatchScaled, LearningRate, RateTable
 from multibackend.training.input.feed import Feed
 from multibackend.training.run_state import RunState
 
-__all__ = ["MOST_UNREAD", "ResultsLog", "learning_rate_of"]
+__all__ = ["ResultsLog", "learning_rate_of"]
 
-# results are read when they are this old or this many
+# results are read when they are this old, or half as many as may be unread
 _SECONDS_BETWEEN_READS = 0.1
-MOST_UNREAD = 256
+# of data whose end is not known, so many windows without an update end the run
+_MOST_IDLE_WINDOWS = 1000
 
 # a listener is told of an event as its class and its fields
 _Happening = tuple[type[events.Event], dict[str, Any]]
@@ -101,7 +103,7 @@ class ResultsLog:
         """Read at intervals all but the newest results, with which the device may still be busy."""
         now = time.perf_counter()
         is_recent = now - self._last_read < _SECONDS_BETWEEN_READS
-        if is_recent and self.unread_windows < MOST_UNREAD // 2:
+        if is_recent and self.unread_windows < MOST_UNREAD_WINDOWS // 2:
             return
         while len(self._unread) > 1:
             self._read()
@@ -156,7 +158,7 @@ class ResultsLog:
         shares = results.gradient_norms[applied] / global_norms
         state.gradient_shares = np.maximum(state.gradient_shares, shares.max(axis=0, initial=0.0))
         if state.gradient_norms is not None:
-            state.gradient_norms += list(results.gradient_norms[applied])
+            state.gradient_norms.extend(results.gradient_norms[applied])
         state.update = stop
         return columns
 
@@ -182,11 +184,15 @@ class ResultsLog:
             state.idle_examples = 0
             return
         state.idle_examples += int(stack.examples.sum())
-        epoch = self._feed.examples  # of a stream unknown until its end
-        if epoch is not None and state.idle_examples >= epoch:
+        epoch = self._feed.examples
+        span = "no window of a whole epoch"
+        if epoch is None:  # of a stream unknown until its end, which may never come
+            epoch = _MOST_IDLE_WINDOWS * self._experiment.effective_examples
+            span = f"none of {_MOST_IDLE_WINDOWS} windows one after the other"
+        if state.idle_examples >= epoch:
             raise DataError(
-                "no window of a whole epoch made an update, so the run would never end; "
-                f"the last {len(state.skipped)} windows were skipped, the last because it was "
+                f"{span} made an update, so the run would never end; "
+                f"{len(state.skipped)} windows were skipped in all, the last because it was "
                 f"{state.skipped[-1].reason} (nonfinite: its loss or gradient is NaN or infinite; "
                 "weightless: its weights sum to 0). Look at the data and the learning rate"
             )

@@ -10,7 +10,7 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
-from multibackend.core.validation import by_keyword
+from multibackend.core.validation import as_path, by_keyword
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
@@ -23,7 +23,7 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.fit import Fit
 from multibackend.training.in_use import InUse, by_one_thread
-from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.plan import Plan, as_parameters, check_arguments, check_fit, check_snapshot
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -101,8 +101,17 @@ class Trainer:
         may_differ: Sequence[str] = (),
     ) -> None:
         # everything that can be known to be wrong is found here, before a model is built
-        check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
-        directory = None if run_dir is None else Path(run_dir)
+        check_arguments(
+            experiment,
+            backend,
+            callbacks,
+            device,
+            windows_per_dispatch,
+            read_ahead,
+            record_gradient_norms,
+            may_differ,
+        )
+        directory = None if run_dir is None else as_path("Trainer", "run_dir", run_dir)
         check_resuming(directory, checkpointing, resume)
         # read before anything is compiled: the saved run decides the batch size that was left open
         # and the names by which dropout masks are drawn
@@ -169,7 +178,8 @@ class Trainer:
                 trainer stays usable, in the state before that window.
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
-            DataError: a label is out of range, or no window of a whole epoch made an update.
+            DataError: a label or an id is out of range, or no window of a whole epoch, or of 1000 where
+                the data have no end, made an update.
             ConfigurationError: an argument is wrong; every problem is listed.
             TrainerInUseError: `fit` has not returned that was called before, in this thread or in
                 another one.
@@ -202,7 +212,7 @@ class Trainer:
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(self._run.capture()))
+        return write_checkpoint(as_path("Trainer.save", "path", path), to_contents(self._run.capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -225,7 +235,7 @@ class Trainer:
 
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
-        saved = open_run(path)
+        saved = open_run(as_path("Trainer.resume", "path", path))
         if backend is None:
             backend = saved.backend
         return cls(experiment, backend, resume=saved, **options)
@@ -348,7 +358,7 @@ class Trainer:
             ParameterMatchError: a name is missing or unknown, a shape differs, or only the models
                 could tell which parameter is which.
         """
-        arrays = {name: np.asarray(array) for name, array in parameters.items()}
+        arrays = as_parameters(parameters)
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
     @by_one_thread
@@ -391,7 +401,7 @@ class Trainer:
         if norms is None:
             problem = "there are no gradient norms; pass record_gradient_norms=True"
             raise ConfigurationError("Trainer", [problem])
-        return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
+        return norms.rows.copy()
 
     @by_one_thread
     def snapshot(self) -> Snapshot:
@@ -400,5 +410,11 @@ class Trainer:
 
     @by_one_thread
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot and its number of updates; the place in the data stays."""
+        """Go on from a snapshot and its number of updates; the place in the data stays.
+
+        Raises:
+            ConfigurationError: it is no snapshot.
+            ParameterMatchError: it is one of another model.
+        """
+        check_snapshot(snapshot)
         self._run.loop.restore(snapshot)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.paths import Shapes
+from multibackend.core.user_code import origin
 from multibackend.data.streams import is_stream
+from multibackend.errors import DataError
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
 from multibackend.losses import Loss, check_batch
@@ -18,6 +20,9 @@ from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.read_ahead import ReadAhead
 
 __all__ = ["Feed"]
+
+
+_SOURCE = "train_data, as it was read"
 
 
 class Feed:
@@ -64,7 +69,8 @@ class Feed:
     def example(self) -> dict[str, np.ndarray]:
         """A micro-batch, for its shapes."""
         if self._example is None:
-            self._example = self._first_examples()
+            with origin(_SOURCE):
+                self._example = self._first_examples()
         return self._example
 
     def settle(self, position: Position, update: int) -> Position:
@@ -152,13 +158,25 @@ class Feed:
         # a schedule given as a function may surprise with a larger window, which then costs
         # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
-        stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
+        with origin(_SOURCE):
+            stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
+        self._check_kinds(stack)
         self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
         if stack.ragged is not None:
             self.check(stack.ragged, output_shapes)
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
+
+    def _check_kinds(self, stack: WindowStack) -> None:
+        """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
+        for name, first in self.example().items():
+            array = stack.fields.get(name)
+            if array is not None and array.dtype.kind != first.dtype.kind:
+                raise DataError(
+                    f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
+                    f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
+                )
 
     def _first_examples(self) -> dict[str, np.ndarray]:
         size = self._reader.micro_batch_size

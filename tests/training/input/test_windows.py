@@ -70,7 +70,7 @@ def test_counts_and_weights(length: int, size: int, steps: int, seed: int, chunk
         for window, batches in enumerate(ids(stack)):
             rows = np.concatenate([np.array(batch) for batch in batches])
             assert stack.examples[window] == len(rows)
-            assert stack.counts[window] == len(rows) // size
+            assert stack.counts[window] == len(rows) // min(size, length)
             assert_arrays_match(
                 stack.weights[window], np.array([2 * source["w"][rows].sum()]), relative=FORMULA, floor=1.0
             )
