@@ -44,6 +44,7 @@ PUBLIC = [
     "History",
     "Model",
     "MultibackendError",
+    "Summary",
     "Trainer",
     "UpdateRecord",
     "check_accumulation",
@@ -56,6 +57,7 @@ PUBLIC = [
     "metrics",
     "optimizers",
     "schedules",
+    "summary",
 ]
 
 
