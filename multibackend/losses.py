@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.core.validation import Problems, is_integer
 from multibackend.errors import DataError
 
@@ -34,21 +35,32 @@ class Loss:
     Args:
         weights: name of a field of the data with a weight >= 0 per element; None for 1 everywhere.
         scale: what the weighted mean is multiplied by.
+        output: which of several outputs the loss is of, a dotted path into the dict, tuple, dataclass or
+            object that the model returns: "cls", "heads.0"; None for all that it returns.
+
+    >>> terms = {"cls": CrossEntropy(target="k", output="cls"), "reg": MeanSquaredError(target="y", output="reg")}
     """
 
     weights: str | None = None
     scale: float = 1.0
+    output: str | None = None
 
     def __post_init__(self) -> None:
         problems = Problems(type(self).__name__)
         if self.weights is not None:
             problems.field_name("weights", self.weights)
         problems.number("scale", self.scale, minimum=-math.inf)
+        check_output(problems, self.output)
         self._check(problems)
         problems.raise_if_any()
 
     def _check(self, problems: Problems) -> None:
         """Add the problems of a subclass's own arguments."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it: its class, and the output that it picks."""
+        return type(self).__name__ + ("" if self.output is None else f"(output={self.output!r})")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -78,7 +90,7 @@ class _Targeted(Loss):
         return (self.target, *super().fields)
 
 
-def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Add axes of length 1 on the right of `weights` [batch, ...], to broadcast against `shape`."""
     if weights.shape != shape[: weights.ndim]:
         raise DataError(f"the weights have shape {weights.shape}, which is not the beginning of the target's {shape}")
@@ -103,20 +115,20 @@ class _Elementwise(_Targeted):
         if self.weights is None:
             return np.full(shape[:leading], float(np.prod(shape[leading:])))
         weights = np.asarray(batch[self.weights], np.float64)
-        scalars = np.broadcast_to(_broadcast_weights(weights, shape), shape)
+        scalars = np.broadcast_to(broadcast_weights(weights, shape), shape)
         return scalars.sum(axis=tuple(range(leading, len(shape))))
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         shape = np.shape(batch[self.target])
         if shape != output_shape:
             raise DataError(
-                f"{type(self).__name__}: the model's outputs have shape {output_shape}, the target "
+                f"{self.title}: the model's outputs have shape {output_shape}, the target "
                 f"{self.target!r} has {shape}; they must be equal, because frameworks broadcast them "
                 "in different ways. Reshape the one that is wrong, for example target[:, None] for "
                 "outputs of shape [batch, 1]"
             )
         if self.weights is not None:
-            _broadcast_weights(np.asarray(batch[self.weights]), shape)
+            broadcast_weights(np.asarray(batch[self.weights]), shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,24 +200,24 @@ class CrossEntropy(_Targeted):
             weights *= table[np.where(weights > 0, np.clip(labels, 0, len(table) - 1), 0)]
         if self.weights is not None:
             example_weights = np.asarray(batch[self.weights], np.float64)
-            weights *= _broadcast_weights(example_weights, labels.shape)
+            weights *= broadcast_weights(example_weights, labels.shape)
         return weights.sum(axis=tuple(range(leading, labels.ndim)))
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iu":
-            raise DataError(f"CrossEntropy: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+            raise DataError(f"{self.title}: the target {self.target!r} must hold integer labels, got {labels.dtype}")
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
-                "CrossEntropy: logits must have the shape of the labels and one more axis, the "
+                f"{self.title}: logits must have the shape of the labels and one more axis, the "
                 f"classes, at the end; got logits {output_shape} and labels {labels.shape}"
             )
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             count = len(self.class_weights)
-            raise DataError(f"CrossEntropy: {count} class_weights for {classes} classes")
+            raise DataError(f"{self.title}: {count} class_weights for {classes} classes")
         if self.weights is not None:
-            _broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
+            broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         self._check_labels(labels, classes)
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
@@ -216,7 +228,7 @@ class CrossEntropy(_Targeted):
         outside = ((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)
         if outside.any():
             raise DataError(
-                f"CrossEntropy: label {int(labels[outside][0])} in {self.target!r} is outside "
+                f"{self.title}: label {int(labels[outside][0])} in {self.target!r} is outside "
                 f"[0, {classes}) and is not ignore_index={self.ignore_index}"
             )
 
@@ -291,8 +303,15 @@ def check_function(problems: Problems, name: str, function: object) -> None:
         problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
 
 
-def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:
-    """Check a host batch against the shape of the model's outputs for some other batch size.
+def check_output(problems: Problems, output: object) -> None:
+    """Add a problem unless `output` is a dotted path or None."""
+    if output is not None and (not isinstance(output, str) or not output):
+        what = "a dotted path to one of the model's outputs, such as 'cls' or 'heads.0'"
+        problems.add(f"output must be {what}, got {output!r}", wrong_type=True)
+
+
+def check_batch(loss: Loss, batch: Batch, shapes: Shapes) -> None:
+    """Check a host batch against the shapes of the model's outputs for some other batch size.
 
     Raises:
         DataError: a shape or a label does not fit.
@@ -301,11 +320,24 @@ def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) 
         _check_weights(loss.weights, np.asarray(batch[loss.weights]))
     if isinstance(loss, Custom):
         return
-    if not output_shape:
-        raise DataError(
-            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass "
-            "call= to Model to pick it from what the model returns, or write a custom loss"
-        )
     # The program was traced on a batch of its own size; only the axes after it are the model's.
     size = len(next(iter(batch.values())))
-    loss.validate(batch, (size, *output_shape[1:]))
+    loss.validate(batch, (size, *picked_shape(loss.title, loss.output, shapes)[1:]))
+
+
+def picked_shape(title: str, output: str | None, shapes: Shapes) -> tuple[int, ...]:
+    """Return the shape of the one array that a loss or metric is of; raise `DataError` where it is none."""
+    shape = shapes.get(output or "")
+    if shape:
+        return shape
+    prefix = f"{output}." if output else ""
+    parts = [path for path in shapes if path and path.startswith(prefix)]
+    if not parts:
+        found = "it returns none" if shape is None else "it returns a single number"
+        raise DataError(f"{title} needs a model whose output is an array [batch, ...], but {found}")
+    listed = ", ".join(map(repr, parts))
+    where = "the model returns" if output is None else f"output={output!r} is"
+    raise DataError(
+        f"{title} needs one array [batch, ...], but {where} several: {listed}; say which one, for example "
+        f"output={parts[0]!r}, or write a custom one"
+    )

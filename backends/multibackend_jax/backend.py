@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import Shapes, arrays_by_path, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -52,10 +53,9 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
-            output_shape = getattr(outputs, "shape", None)
+            output_shapes = _output_shapes(experiment, model, batch)
             for loss in experiment.loss_terms.values():
-                check_batch(loss, example, output_shape)  # before the loss meets outputs that do not fit
+                check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
@@ -84,7 +84,7 @@ class JaxBackend:
             precision=precision,
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
-            output_shape=output_shape,
+            output_shapes=output_shapes,
         )
 
     def memory_of(
@@ -129,6 +129,19 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
         rematerialize=experiment.rematerialize,
     )
     return precision.mixed(model)
+
+
+def _output_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]) -> Shapes:
+    """Trace the model for the shapes of its outputs, which may be any structure: only their arrays leave."""
+
+    def arrays() -> dict[str, jax.Array]:
+        outputs, _ = model.apply(model.parameters, model.state, batch, None, False)
+        shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
+        return arrays_by_path(outputs)
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    jax.eval_shape(arrays)
+    return shapes
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -72,7 +73,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
+            output_shapes=shapes_by_path(outputs, experiment.picked_outputs),
         )
 
     def memory_of(

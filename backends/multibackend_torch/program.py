@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from multibackend.core.names import check_same_names, check_same_slots
+from multibackend.core.paths import Shapes, collect
 from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
@@ -46,7 +47,7 @@ from multibackend_torch.model.outputs import host_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.randomness import Randomness
 from multibackend_torch.model.release import released
-from multibackend_torch.step.losses import metric_sum, weighted_sum
+from multibackend_torch.step.losses import loss_sum, metric_sum
 from multibackend_torch.step.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.step.partial_window import BegunWindow, from_host, in_module, set_aside, to_partial_window
 from multibackend_torch.step.trace import trace_micro_batch
@@ -93,6 +94,21 @@ class PlacedWindows:
         return self.ragged is not None and window == len(self.stack) - 1
 
 
+@dataclass(frozen=True)
+class BatchSums:
+    """What evaluating a batch gave.
+
+    Attributes:
+        sums: of each term of the loss, then each metric: its weighted sum and the sum of its weights.
+        known_weights: of the terms whose weights the data tell; they are added on the host.
+        collected: what metrics over the whole set need, by the path that they pick and the path below it.
+    """
+
+    sums: list[torch.Tensor]
+    known_weights: list[float]
+    collected: dict[str, dict[str, torch.Tensor]]
+
+
 class TorchProgram:
     """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
 
@@ -107,13 +123,13 @@ class TorchProgram:
         execution: Execution,
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
-        output_shape: tuple[int, ...] | None,
+        output_shapes: Shapes,
     ) -> None:
         dropout_layers, draws = dropout
         batch_norm_layers, self._momentum = statistics
         self.info = ProgramInfo(
             parameter_names=tuple(named_parameters(module)),
-            output_shape=output_shape,
+            output_shapes=output_shapes,
             kinds=kinds_of(module),
             dropout_layers=dropout_layers,
             batch_norm_layers=batch_norm_layers,
@@ -236,21 +252,19 @@ class TorchProgram:
         )
 
     @torch.no_grad()
-    def evaluate(
-        self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False
-    ) -> tuple[list[torch.Tensor], list[float]]:
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> BatchSums:
         with self._evaluating(state, ema=ema):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
             sums: list[torch.Tensor] = []
             known_weights = []  # of the terms whose weights the data tell: they are added on the host
             for loss in self._losses:
-                total, weight = weighted_sum(loss, outputs, tensors)
+                total, weight = loss_sum(loss, outputs, tensors)
                 known_weights.append(float(loss.weight_sums(batch, 0) or 0.0) if weight is None else 0.0)
                 sums += (total, torch.zeros_like(total) if weight is None else weight)
-            for metric in self._experiment.metrics:
+            for metric in self._experiment.summed_metrics:
                 sums += metric_sum(metric, outputs, tensors)
-        return sums, known_weights
+        return BatchSums(sums, known_weights, collect(outputs, self._experiment.collected_outputs))
 
     @torch.no_grad()
     def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
@@ -280,12 +294,13 @@ class TorchProgram:
                 self._call(state.module, self._put(batch), True)
         return state
 
-    def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
-        rows = [_flat(tensors) for tensors, _ in sums]
+    def read_sums(self, sums: Sequence[BatchSums]) -> EvaluationSums:
+        rows = [_flat(batch.sums) for batch in sums]
         total = torch.stack(rows).cpu().numpy().sum(axis=0)
         # a term's sum comes before its weight
-        total[1 : 2 * len(self._losses) : 2] += np.sum([known_weights for _, known_weights in sums], axis=0)
-        return EvaluationSums.unpack(total, self._experiment)
+        total[1 : 2 * len(self._losses) : 2] += np.sum([batch.known_weights for batch in sums], axis=0)
+        collected = [{path: to_host(arrays) for path, arrays in batch.collected.items()} for batch in sums]
+        return EvaluationSums.unpack(total, self._experiment, collected)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer, state.trained)
@@ -364,9 +379,9 @@ class TorchProgram:
         """Each term's sum of weighted losses over a micro-batch, and that of its weights where only the loss knows."""
         outputs = self._call(module, batch, True)
         if len(self._losses) == 1:  # the usual case, without lists of pairs: 2 % of a tiny model's micro-batch
-            total, weight = weighted_sum(self._losses[0], outputs, batch)
+            total, weight = loss_sum(self._losses[0], outputs, batch)
             return [total], weight
-        return [weighted_sum(loss, outputs, batch)[0] for loss in self._losses], None
+        return [loss_sum(loss, outputs, batch)[0] for loss in self._losses], None
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

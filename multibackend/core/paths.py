@@ -9,7 +9,7 @@ from typing import Any
 from multibackend.core.validation import closest
 from multibackend.errors import ConfigurationError
 
-__all__ = ["Shapes", "arrays_by_path", "is_array", "pick", "shapes_by_path"]
+__all__ = ["Shapes", "arrays_by_path", "collect", "is_array", "pick", "shapes_by_path"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of a model's outputs by their paths; that of a model that returns one array is at the path ""."""
@@ -59,6 +59,16 @@ def arrays_by_path(outputs: Any) -> dict[str, Any]:
     ['cls', 'heads.0']
     """
     return {path: value for path, value in _walk(outputs, "") if is_array(value)}
+
+
+def collect(outputs: Any, paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the arrays of what each path picks, by that path and by their paths below it.
+
+    >>> import numpy as np
+    >>> collect({"cls": np.ones(1), "reg": np.ones(2)}, ["reg"])
+    {'reg': {'': array([1., 1.])}}
+    """
+    return {path: arrays_by_path(pick(outputs, path)) for path in paths}
 
 
 def shapes_by_path(outputs: Any, picked: Iterable[str | None] = ()) -> dict[str, tuple[int, ...]]:

@@ -155,6 +155,22 @@ class Experiment:
         return cast(Mapping[str, Loss], terms)  # functions were wrapped in `losses.Custom`
 
     @property
+    def summed_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that are sums over batches, taken where the model runs."""
+        return tuple(metric for metric in self.metrics if not metric.over_set)
+
+    @property
+    def collected_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that metrics over the whole set need on the host; "" for all outputs."""
+        return tuple(dict.fromkeys(metric.output or "" for metric in self.metrics if metric.over_set))
+
+    @property
+    def picked_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that a loss or metric picks."""
+        paths = [spec.output for spec in (*self.loss_terms.values(), *self.metrics)]
+        return tuple(dict.fromkeys(path for path in paths if path))
+
+    @property
     def number_format(self) -> NumberFormat:
         """The dtypes that `precision` stands for."""
         return PRECISIONS[self.precision]

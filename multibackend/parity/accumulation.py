@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import Block, Line, Readable
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
@@ -160,9 +161,8 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # either of these would make the next runs differ too; a sum of squares needs one array
-    # of outputs
-    if not reasons and trainer.program.info.output_shape is not None:
+    # either of these would make the next runs differ too
+    if not reasons:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)
 
@@ -199,5 +199,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _sum_of_squares(xp: Any, outputs: Any, batch: Batch) -> Any:
-    """A loss that treats every example alone."""
-    return outputs * outputs
+    """A loss that treats every example alone, of all outputs that have one entry for each."""
+    size = len(next(iter(batch.values())))
+    total = 0.0
+    for array in arrays_by_path(outputs).values():
+        if array.shape[:1] == (size,):
+            rows = xp.reshape(array, (size, -1))
+            total = total + xp.sum(rows * rows, axis=-1)
+    return total

@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.experiment import Experiment
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend.protocol.values import (
@@ -78,8 +79,8 @@ class ProgramInfo:
 
     Attributes:
         parameter_names: canonical, in the order of `WindowResults.gradient_norms`.
-        output_shape: of the model's outputs for the example micro-batch; None unless they
-            are one array.
+        output_shapes: of the arrays in the model's outputs for the example micro-batch, by their paths and by
+            those that a loss or metric picks: `multibackend.core.paths.shapes_by_path`.
         kinds: for each parameter and state array, in order of definition, the sort of layer that it
             belongs to, for example "Linear"; "" for a module of the user's own. Matching pairs
             arrays of the same sort.
@@ -90,11 +91,16 @@ class ProgramInfo:
     """
 
     parameter_names: tuple[str, ...]
-    output_shape: tuple[int, ...] | None = None
+    output_shapes: Shapes = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     dropout_layers: tuple[str, ...] = ()
     batch_norm_layers: tuple[str, ...] = ()
     native_arrays: NativeArrays | None = None
+
+    @property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """The shape of the model's outputs where they are one array; else None."""
+        return self.output_shapes.get("")
 
 
 class Program(Protocol):

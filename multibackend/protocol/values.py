@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,18 +160,25 @@ class EvaluationSums:
     each of several terms, without its scale.
 
     A value is a number, or an array of the metric's `shape`.
+
+    Attributes:
+        values, weights: of the terms of the loss and of `Experiment.summed_metrics`.
+        collected: for each batch what `Experiment.collected_outputs` pick, `multibackend.core.paths.collect`.
     """
 
     values: Mapping[str, Any]
     weights: Mapping[str, float]
+    collected: Sequence[Mapping[str, Arrays]] = ()
 
     @classmethod
-    def unpack(cls, flat: np.ndarray, experiment: Experiment) -> EvaluationSums:
+    def unpack(
+        cls, flat: np.ndarray, experiment: Experiment, collected: Sequence[Mapping[str, Arrays]] = ()
+    ) -> EvaluationSums:
         """Read one float64 array: for each term of the loss, then each metric, its flattened value and its weight."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name in experiment.loss_terms:
             shapes[term_name(name, len(experiment.loss_terms))] = ()
-        for metric in experiment.metrics:
+        for metric in experiment.summed_metrics:
             shapes[metric.name] = metric.shape
         values, weights = {}, {}
         start = 0
@@ -180,10 +187,10 @@ class EvaluationSums:
             values[name] = flat[start:stop].reshape(shape)[()]  # a number where the shape is ()
             weights[name] = float(flat[stop])
             start = stop + 1
-        return cls(values, weights)
+        return cls(values, weights, collected)
 
     def __add__(self, other: EvaluationSums) -> EvaluationSums:
-        """Add the batches of both."""
+        """Add the batches of both; what they collected is not kept."""
         values = {name: value + other.values[name] for name, value in self.values.items()}
         weights = {name: weight + other.weights[name] for name, weight in self.weights.items()}
         return EvaluationSums(values, weights)

@@ -155,7 +155,7 @@ class Loop:
             self._state.position,
             self._results.expected_updates,
             self._program.windows_per_dispatch,
-            self._program.info.output_shape,
+            self._program.info.output_shapes,
             most=most,
             epochs=epochs,
         )

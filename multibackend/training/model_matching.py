@@ -158,7 +158,7 @@ class Probe:
             backend = load_backend(model.backend)
             program = backend.compile(experiment, example=example, execution=Execution(model.device))
             self._programs.append(program)
-        shape = self._programs[0].info.output_shape
+        shape = self._programs[0].info.output_shapes
         self._stack = feed.next(Position(), 0, 1, shape, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 

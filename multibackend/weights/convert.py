@@ -26,6 +26,7 @@ __all__ = ["Conversion", "convert_weights"]
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounds at 6e-8, and a deep network amplifies it
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_OUTPUT = "output "  # what the names of these metrics begin with
 _SMALLEST_OUTPUT = float(np.finfo(np.float32).tiny)
 
 
@@ -81,14 +82,11 @@ def convert_weights(
     """
     if source == target:
         raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
-    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average, no start but the file's
+    # the models are only evaluated: no dropout to pair, no metrics, no average, no start but the file's
     experiment = experiment.replace(
         dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False, initial="native"
     )
-    # a trainer for the shape alone: the metric needs it, and it is known once the model is built
-    shape = Trainer(experiment, source).program.info.output_shape
-    if shape is not None:
-        experiment = experiment.replace(metrics=(_Outputs(name="outputs", size=shape),))
+    experiment = experiment.replace(metrics=_output_metrics(experiment, source, target))
     source_trainer = Trainer(experiment, source)
     target_trainer = Trainer(experiment, target)
     _load(source_trainer, _read(Path(weights), source))
@@ -120,10 +118,23 @@ class _Outputs(Metric):
         return total
 
 
+def _output_metrics(experiment: Experiment, source: str, target: str) -> list[_Outputs]:
+    """A metric for each array that both models return at one path; none where they have no path in common."""
+    # a trainer for the shapes alone: the metrics need them, and they are known once the model is built
+    shapes = Trainer(experiment, source).program.info.output_shapes
+    if "" not in shapes:
+        others = Trainer(experiment, target).program.info.output_shapes
+        shapes = {path: shape for path, shape in shapes.items() if others.get(path) == shape}
+    return [
+        _Outputs(name=f"{_OUTPUT}{path}", output=path or None, size=shape) for path, shape in shapes.items() if shape
+    ]
+
+
 def _outputs(trainer: Trainer, example: Mapping[str, np.ndarray]) -> np.ndarray:
     examples = len(next(iter(example.values())))
     metrics = trainer.evaluate(dict(example), batch_size=examples)  # all in one batch
-    return np.atleast_1d(np.asarray(metrics.get("outputs", metrics["loss"]), np.float64))
+    arrays = [np.ravel(value) for name, value in metrics.items() if name.startswith(_OUTPUT)]
+    return np.concatenate(arrays or [np.ravel(metrics["loss"])]).astype(np.float64)
 
 
 def _difference(reference: np.ndarray, outputs: np.ndarray) -> float:

@@ -15,17 +15,23 @@ import jax
 import jax.numpy as jnp
 
 from multibackend import losses, metrics
+from multibackend.core.paths import pick
 from multibackend.errors import ConfigurationError, DataError
 from multibackend_jax.model.pure import Batch
 
-__all__ = ["metric_sum", "weighted_sum"]
+__all__ = ["loss_sum", "metric_sum", "weighted_sum"]
 
 Sums = tuple[jax.Array, jax.Array]
 
 
+def loss_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """Return (sum of w * l, sum of w) of that output which the loss is of."""
+    return weighted_sum(loss, pick(outputs, loss.output), batch)
+
+
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """Return (sum of w * l, sum of w) over a micro-batch."""
+    """Return (sum of w * l, sum of w) over a micro-batch; `outputs` is what the loss picks of them."""
     raise ConfigurationError(type(loss).__name__, ["the jax backend has no such loss; register it with weighted_sum"])
 
 
@@ -103,6 +109,8 @@ def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> Sums:
     """Return (sum of w * value, sum of w) of a metric over a batch."""
+    outputs = pick(outputs, metric.output)
+    metric.check_outputs(outputs, batch)
     if metric.shape:
         return metric.sums(jnp, outputs, batch)
     if isinstance(metric, metrics.Custom):

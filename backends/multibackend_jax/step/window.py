@@ -21,7 +21,7 @@ from multibackend.experiment import Experiment
 from multibackend.optimizers.groups import GroupedParameters, frozen_names, resolve_groups
 from multibackend_jax.model.norm import moved, window_momentum
 from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
-from multibackend_jax.step.losses import weighted_sum
+from multibackend_jax.step.losses import loss_sum
 from multibackend_jax.step.optimizers import build_grouped
 
 __all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions", "forward"]
@@ -261,7 +261,7 @@ def forward(
     if functions.experiment.batch_statistics == "window" and stamp is not None:
         momentum = functools.partial(window_momentum, steps=stamp.size)
         new_state = moved(model_state, new_state, functions.model.statistics, momentum)
-    sums = [weighted_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
+    sums = [loss_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
     total = jnp.stack([total.astype(functions.dtype) for total, _ in sums])
     weight = jnp.stack([weight.astype(functions.dtype) for _, weight in sums])
     if functions.weighed_by_model and functions.experiment.normalize == "microbatch":

@@ -16,18 +16,24 @@ import torch
 import torch.nn.functional as F
 
 from multibackend import losses, metrics
+from multibackend.core.paths import pick
 from multibackend.errors import ConfigurationError, DataError
 from multibackend_torch.model.calls import Batch
 
-__all__ = ["metric_sum", "weighted_sum"]
+__all__ = ["loss_sum", "metric_sum", "weighted_sum"]
 
 WeightedSum = tuple[torch.Tensor, torch.Tensor]
 Sums = tuple[torch.Tensor, torch.Tensor | None]
 
 
+def loss_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """Compute (sum of w * l, sum of w or None) of that output which the loss is of."""
+    return weighted_sum(loss, pick(outputs, loss.output), batch)
+
+
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """Compute (sum of w * l, sum of w or None) over a micro-batch."""
+    """Compute (sum of w * l, sum of w or None) over a micro-batch; `outputs` is what the loss picks of them."""
     problem = "the torch backend has no such loss; register it with weighted_sum"
     raise ConfigurationError(type(loss).__name__, [problem])
 
@@ -101,6 +107,8 @@ def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> WeightedSum:
     """Compute (sum of w * value, sum of w) of a metric over a batch."""
+    outputs = pick(outputs, metric.output)
+    metric.check_outputs(outputs, batch)
     if metric.shape:  # an array, such as a confusion matrix, adds up its own way
         return metric.sums(xp, outputs, batch)
     if isinstance(metric, metrics.Custom):

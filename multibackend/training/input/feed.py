@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.data.streams import is_stream
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
-from multibackend.losses import check_batch
+from multibackend.losses import Loss, check_batch
 from multibackend.protocol import Position, WindowStack
 from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.read_ahead import ReadAhead
 
 __all__ = ["Feed"]
-
-Shape = tuple[int, ...] | None
 
 
 class Feed:
@@ -80,7 +79,7 @@ class Feed:
         return max(1, -(-self.examples // size))  # rounded up
 
     def next(
-        self, position: Position, update: int, room: int, output_shape: Shape, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
     ) -> WindowStack:
         """Read up to `room` windows of one size, the first of which makes the update with index `update`.
 
@@ -88,7 +87,7 @@ class Feed:
             position: where the windows before ended.
             update: index of the first window's update.
             room: windows that the arrays have room for.
-            output_shape: of the model, which the losses hold their targets against.
+            output_shapes: of the model, which the losses hold their targets against.
             most: windows that are wanted in all, from this one on; None for no limit. None are read
                 ahead beyond it.
             epochs: no windows are read ahead from this epoch on.
@@ -97,34 +96,37 @@ class Feed:
         stack = self._ahead.claim(start)
         if stack is None or (most is not None and len(stack) > most):
             windows = room if most is None else min(room, most)
-            stack = self._read(start, update, windows, room, output_shape)
+            stack = self._read(start, update, windows, room, output_shapes)
         if self.read_ahead:
             after = None if most is None else most - len(stack)
-            self._begin_next(stack.stop, update + len(stack), room, output_shape, most=after, epochs=epochs)
+            self._begin_next(stack.stop, update + len(stack), room, output_shapes, most=after, epochs=epochs)
         return stack
 
     def end_thread(self) -> None:
         """End the thread that reads ahead; what it has read is kept for the next call of `next`."""
         self._ahead.end_thread()
 
-    def check(self, batch: Mapping[str, Any], output_shape: Shape, source: Any = None) -> None:
-        """Let the losses check a host batch.
-
-        Of padded sequences the outputs are as long as the batch's own target, which may differ
-        from the example's.
-        """
-        padded = getattr(source or self._source, "padded", ())
+    def check(self, batch: Mapping[str, Any], output_shapes: Shapes, source: Any = None) -> None:
+        """Let the losses check a host batch."""
         for loss in self._losses:
-            target = getattr(loss, "target", "")
-            shape = output_shape
-            if shape and target in padded:
-                length = np.shape(self.example()[target])[1:2]
-                if shape[1:2] == length:
-                    shape = (shape[0], np.shape(batch[target])[1], *shape[2:])
-            check_batch(loss, batch, shape)
+            check_batch(loss, batch, self._padded_shapes(loss, batch, output_shapes, source or self._source))
+
+    def _padded_shapes(self, loss: Loss, batch: Mapping[str, Any], output_shapes: Shapes, source: Any) -> Shapes:
+        """The shapes of the outputs, as long as the batch's own target where sequences are padded.
+
+        Its length may differ from the example's.
+        """
+        target = getattr(loss, "target", "")
+        path = loss.output or ""
+        shape = output_shapes.get(path)
+        if not shape or target not in getattr(source, "padded", ()):
+            return output_shapes
+        if shape[1:2] != np.shape(self.example()[target])[1:2]:
+            return output_shapes
+        return {**output_shapes, path: (shape[0], np.shape(batch[target])[1], *shape[2:])}
 
     def _begin_next(
-        self, position: Position, update: int, room: int, output_shape: Shape, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
     ) -> None:
         """Begin to read what the next call of `next` will ask for, if there will be one."""
         start = self.settle(position, update)
@@ -135,9 +137,9 @@ class Feed:
             self._reader.order.open(start.epoch)
         except Exception:
             return  # raised again when it is that epoch's turn
-        self._ahead.submit(start, lambda: self._read(start, update, windows, room, output_shape))
+        self._ahead.submit(start, lambda: self._read(start, update, windows, room, output_shapes))
 
-    def _read(self, start: Position, update: int, windows: int, room: int, output_shape: Shape) -> WindowStack:
+    def _read(self, start: Position, update: int, windows: int, room: int, output_shapes: Shapes) -> WindowStack:
         """Read windows from `start` on.
 
         Where the accumulation schedule changes, the rest must wait: should one of these windows be
@@ -151,9 +153,9 @@ class Feed:
         # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
         stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
-        self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shape)
+        self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
         if stack.ragged is not None:
-            self.check(stack.ragged, output_shape)
+            self.check(stack.ragged, output_shapes)
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multibackend.core.names import check_same_names
+from multibackend.core.paths import collect, shapes_by_path
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
@@ -65,7 +66,8 @@ class StubProgram:
         self.module = module
         self.execution = execution
         self.windows_per_dispatch = execution.windows_per_dispatch or 1
-        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shape=(batch, module.outputs))
+        shapes = shapes_by_path(np.empty((batch, module.outputs)), experiment.picked_outputs)
+        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shapes=shapes)
         self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
         self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
@@ -183,17 +185,21 @@ class StubProgram:
             loss_scale=np.ones(len(results)),
         )
 
-    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple[float, float]:
+    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple:
+        if self.experiment.summed_metrics:
+            raise CapabilityError("the stub backend knows metrics over the whole set only")
         parameters = state.ema if ema else state.parameters
-        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
+        outputs = self.outputs(parameters, self.inputs(batch))
+        collected = collect(outputs, self.experiment.collected_outputs)
+        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0)), collected
 
     def predict(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> np.ndarray:
         parameters = state.ema if ema else state.parameters
         return self.outputs(parameters, self.inputs(batch))
 
-    def read_sums(self, sums: Sequence[tuple[float, float]]) -> EvaluationSums:
-        totals, weights = zip(*sums, strict=True)
-        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)})
+    def read_sums(self, sums: Sequence[tuple]) -> EvaluationSums:
+        totals, weights, *collected = zip(*sums, strict=True)
+        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)}, *collected)
 
     def snapshot(self, state: State) -> Snapshot:
         # torch's name of the slot, so that another backend knows it
