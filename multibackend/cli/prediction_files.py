@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
@@ -39,8 +39,9 @@ def read_data(path: str) -> Any:
     if place.suffix == ".safetensors":
         return read_weights_file(place).arrays
     try:
-        content = np.load(place, allow_pickle=False)
-        return dict(content) if place.suffix == ".npz" else content
+        with place.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return dict(content) if place.suffix == ".npz" else content
     except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path!r} cannot be read as {place.suffix}: {error}") from error
 
@@ -54,12 +55,20 @@ def write_predictions(path: str, arrays: Mapping[str, np.ndarray]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     temporary = place.with_name(f".{os.getpid()}.{place.name}")
     if place.suffix == ".npz":
-        np.savez(temporary, **dict(arrays))
+        _write_npz(temporary, arrays)
     else:
         rows = _table(arrays)
         with temporary.open("w", newline="", encoding="utf-8") as file:
             _write_csv(file, rows)
     temporary.replace(place)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    # not by `savez`, whose own arguments an output might be called like
+    with ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def _table(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

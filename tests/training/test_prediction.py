@@ -18,6 +18,7 @@ from support.variants import QUICK, STUB
 
 import multibackend as mb
 from multibackend.errors import CapabilityError, ConfigurationError, ConfigurationTypeError, DataError
+from multibackend.protocol import Predicts
 from multibackend.testing import assert_arrays_match, assert_bit_identical
 from multibackend.testing.conformance.problems import regression
 from multibackend.testing.tolerances import ONE_WINDOW, ONE_WINDOW_FLOAT32
@@ -181,6 +182,7 @@ def test_an_output_that_is_no_row_per_example_is_refused(heads: mb.Trainer) -> N
 
 def test_a_single_batch_keeps_the_structure(heads: mb.Trainer) -> None:
     """The program's own answer: the user's class, arrays in numpy, what is no array as it was."""
+    assert isinstance(heads.program, Predicts)
     answer = heads.program.predict(heads.state.program_state, {"x": DATA["x"][:4]})
     assert isinstance(answer, Answer)
     assert isinstance(answer.scale, np.ndarray)

@@ -107,10 +107,11 @@ def test_a_native_start_says_that_the_backends_start_apart() -> None:
     trainer.fit(updates=2)
     assert [event.initial for event in heard if isinstance(event, FitStarted)] == ["native", "native"]
     remarks = [event.message for event in heard if isinstance(event, Remark)]
-    assert [remark for remark in remarks if "start" in remark] == [
+    expected = (
         "initial='native': these are the start values of the torch builder, jax would begin with others; "
         "initial='torch' in the Experiment starts them alike"
-    ]
+    )
+    assert [remark for remark in remarks if "start" in remark] == [expected]
     heard.clear()
     trainer_of("torch", "torch", callbacks=[heard.append]).fit(updates=1)
     assert not any(isinstance(event, Remark) and "start" in event.message for event in heard)
