@@ -19,7 +19,7 @@ from multibackend.core.text import print_blocks
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.progress import ProgressBar
-from multibackend.parity import html
+from multibackend.pages.writing import prepare
 from multibackend.protocol.registry import list_backends
 from multibackend.training.saving.saver import Checkpointing
 from multibackend.training.trainer import Trainer
@@ -92,7 +92,7 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     """Train on two backends and compare."""
     file, experiment = _load(options, flags)
     if options.html is not None:
-        html.prepare(options.html)  # what is wrong with the page is told before the training
+        prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
     names = tuple(options.backends.split(","))
     live = None

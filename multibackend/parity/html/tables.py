@@ -11,9 +11,9 @@ import numpy as np
 from multibackend.core.differences import relative_difference
 from multibackend.core.history import UpdateRecord
 from multibackend.matching.links import Link
+from multibackend.pages.words import number, shape
 from multibackend.parity.html.layers import Heat
 from multibackend.parity.html.plots import shown_updates
-from multibackend.parity.html.words import number, shape
 from multibackend.parity.result import ComparisonResult
 
 __all__ = ["evaluation_rows", "heat_rows", "loss_rows", "parameter_rows", "unpaired"]

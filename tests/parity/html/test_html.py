@@ -19,7 +19,8 @@ from multibackend.errors import ConfigurationError, PackageNotInstalledError
 from multibackend.parity import CompareReport
 from multibackend.parity.html.figures import LogAxis, difference_figure, heat_figure, loss_figure
 from multibackend.parity.html.layers import by_layer, thinned
-from multibackend.parity.html.page import environment, render
+from multibackend.pages import writing
+from multibackend.parity.html.page import render
 
 pytest.importorskip("jinja2", reason="the extra 'html' is not installed")
 
@@ -254,7 +255,7 @@ def test_text_of_a_user_is_never_markup() -> None:
 def test_json_in_a_script_cannot_end_it() -> None:
     """No bracket of an element is left in it, and it reads back as it was; NaN is refused."""
     value = {"</script>": ["<!--", "a & b", 1.5, None]}
-    template = environment().from_string("{{ value | tojson }}")
+    template = writing.environment("multibackend.parity.html").from_string("{{ value | tojson }}")
     written = template.render(value=value)
     assert not set(written) & set("<>&")
     assert json.loads(written) == value
@@ -264,7 +265,7 @@ def test_json_in_a_script_cannot_end_it() -> None:
 
 def test_a_text_is_escaped_and_a_missing_one_is_an_error() -> None:
     """Whatever its type, in text and in an attribute; a name that no function prepared is not left blank."""
-    template = environment().from_string('<p title="{{ text }}">{{ text }}</p>')
+    template = writing.environment("multibackend.parity.html").from_string('<p title="{{ text }}">{{ text }}</p>')
     escaped = "&lt;b&gt; &amp; &#34;&#39;"
     assert template.render(text="<b> & \"'") == f'<p title="{escaped}">{escaped}</p>'
     with pytest.raises(Exception, match="'text' is undefined"):
