@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +10,26 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
-from multibackend.errors import BatchStatisticsWarning, CapabilityError, ConfigurationError
+from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
-from multibackend.experiment.batch_norm import SMALL_MICRO_BATCH, small_micro_batch_message
 from multibackend.loggers.jsonl import JsonLog
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
-from multibackend.training.auto_batch_size import memory_errors
 from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.evaluation import (
-    EvaluationPlan,
     check_ema,
-    evaluate,
-    evaluation_size,
-    evaluation_source,
     plan_evaluations,
 )
-from multibackend.training.evaluation_state import EvaluationState
-from multibackend.training.loop import Loop
+from multibackend.training.fit import Fit
 from multibackend.training.plan import Plan, check_arguments, check_fit
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
-from multibackend.training.results import ResultsLog
-from multibackend.training.run_state import RunState
-from multibackend.training.saving.interrupts import SignalHandler
-from multibackend.training.saving.restore import capture, open_run, restore, starting_run
+from multibackend.training.run import Run
+from multibackend.training.saving.restore import open_run, restore, starting_run
 from multibackend.training.saving.saved_run import SavedRun, to_contents
-from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Place, Saver, check_resuming
-from multibackend.training.stop_condition import StopCondition
+from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Saver, check_resuming
 
 __all__ = ["FitResult", "Trainer"]
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """One call of `fit`: where it ends, what it evaluates, who may end it earlier, its signals."""
-
-    stop: StopCondition
-    evaluations: EvaluationPlan | None
-    ema: bool
-    stoppers: Sequence[EarlyStopping]
-    signals: SignalHandler
 
 
 class Trainer:
@@ -129,42 +104,28 @@ class Trainer:
             windows_per_dispatch = int(windows_per_dispatch)
         choices = Execution(device, execution, windows_per_dispatch)
 
-        plan = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead)
-        self._plan, self.program = plan.compile()
-        self._loop = self._build_loop(callbacks, directory, gradient_norms=record_gradient_norms)
-        self._saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
-
-        self.backend = backend
-        self.device = self._plan.backend.devices()[0] if device is None else device
-        self.experiment: Experiment = self._plan.experiment
-        self.micro_batch = self._plan.micro_batch
-        # last, because it needs the model's own names and the loop that reads the begun window
-        if saved is not None:
-            restore(self._plan, self.program, self._loop, self.state, saved, may_differ)
-        if self.micro_batch is not None:
-            self._emit(events.MicroBatchChosen, **self.micro_batch.as_event())
-
-    def _build_loop(
-        self, callbacks: Sequence[events.Listener], directory: Path | None, *, gradient_norms: bool
-    ) -> Loop:
-        """Make the state at update 0, what enters results into it, and the loop that moves it."""
-        experiment = self._plan.experiment
-        feed = self._plan.feed
-        backend = self._plan.backend
-        self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+        plan, program = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead).compile()
+        if device is None:
+            device = plan.backend.devices()[0]
         # behind the listeners of the user, who hear an event first
         listeners = [*callbacks]
         if directory is not None:
             listeners.append(JsonLog(directory))
-        self._emit = events.Broadcast(listeners, experiment=experiment.name, backend=backend.name)
-        # the state is the first thing that may not fit on the device
-        with memory_errors(backend, experiment):
-            self.state = RunState.initial(experiment, self.program, record_gradient_norms=gradient_norms)
-        self._results = ResultsLog(experiment, self.program, feed, self._emit, self.state)
-        # the next `fit` takes up a saved run's evaluations
-        self._goes_on = self._plan.saved is not None
-        self._warned = False
-        return Loop(self.program, feed, self._results, self.state)
+        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
+        self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
+        self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
+
+        self.backend = backend
+        self.device = device
+        self.experiment: Experiment = plan.experiment
+        self.micro_batch = plan.micro_batch
+        self.program = program
+        self.state = self._run.state
+        # last, because it needs the model's own names and the loop that reads the begun window
+        if saved is not None:
+            restore(plan, program, self._run.loop, self.state, saved, may_differ)
+        if self.micro_batch is not None:
+            self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
     def fit(
         self,
@@ -215,124 +176,8 @@ class Trainer:
         evaluations = plan_evaluations(
             self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
-        # a listener that stopped the call of `fit` before does not stop this one
-        self._emit.stop = None
-        signals = SignalHandler(self._ask_to_stop, active=self._saver is not None)
-        with self._emit.joined_by(early_stopping), signals:
-            result = self._fit(_Fit(stop, evaluations, evaluate_ema, stoppers, signals))
-        # only a run that was saved can tell how it goes on
-        if self._saver is not None:
-            signals.end(self._saver.run_dir, result.updates, self.backend)
-        return result
-
-    def _fit(self, fit: _Fit) -> FitResult:
-        """Run to the end, and tell of it."""
-        started = time.perf_counter()
-        try:
-            self._open(fit)
-            with memory_errors(self._plan.backend, self.experiment):
-                self._run(fit)
-            plan = fit.evaluations
-            # whoever ends a run by a signal waits for a save, not for an evaluation besides
-            is_whole = fit.signals.caught is None
-            if is_whole and plan is not None and not plan.made_at(self.state.update):
-                self._evaluate(ema=fit.ema, plan=plan)
-            self._save(fit, last=True)
-        except BaseException as error:
-            # first of all the state: whatever a listener does next, the trainer stays usable
-            self._loop.recover(error)
-            with contextlib.suppress(Exception):  # the first error is the one to be told
-                self._close()
-            with contextlib.suppress(Exception):
-                told = f"{type(error).__name__}: {error}"
-                self._emit(events.FitFailed, update=self.state.update, error=told)
-            raise
-        finally:
-            # no thread outlives the call; what it has read waits for the next one
-            self._plan.feed.end_thread()
-        self._close()
-        seconds = time.perf_counter() - started
-        stopped = self._emit.stop and self._emit.stop.reason
-        self._emit(events.FitFinished, update=self.state.update, seconds=seconds, stopped=stopped)
-        evaluations = EvaluationState.of(fit.evaluations, fit.stoppers)
-        return FitResult(
-            history=self.state.history,
-            skipped=tuple(self.state.skipped),
-            updates=self.state.update,
-            epochs=self._loop.epochs(),
-            seconds=seconds,
-            evaluations=tuple(evaluations.made),
-            best=evaluations.best,
-            stopped=stopped,
-        )
-
-    def _open(self, fit: _Fit) -> None:
-        """Take the run's directory, plan what comes first, and tell that `fit` begins."""
-        self._results.read_all()
-        update = self.state.update
-        if self._saver is not None:
-            self._saver.open(update, self._loop.micro_batches)
-        if fit.evaluations is not None:
-            fit.evaluations.go_on(update)
-        feed = self._plan.feed
-        planned = fit.stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
-        execution = {"device": self.device, "execution": self.program.execution.mode}
-        self._emit(events.FitStarted, update=update, updates=planned, **execution)
-        if self._goes_on:  # after the event, at which early stopping forgets what it remembers
-            self.state.evaluations.hand_over(fit.evaluations, fit.stoppers)
-        self._goes_on = False
-        self.state.evaluations = EvaluationState()
-        self._warn_of_small_micro_batches()
-
-    def _run(self, fit: _Fit) -> None:
-        """Hand windows to the device until the end, evaluating and saving on the way."""
-        state = self.state
-        results = self._results
-        loop = self._loop
-        saver = self._saver
-        plan = fit.evaluations
-        while self._emit.stop is None and not loop.reached(fit.stop):
-            # a dispatch never runs past an evaluation or a save
-            nearest = fit.stop
-            if plan is not None:
-                nearest = nearest.before(updates=plan.due)
-            if saver is not None:
-                nearest = saver.before(nearest)
-            loop.run_next(nearest)
-            results.read_if_due()
-            if plan is not None and results.expected_updates >= plan.due:
-                results.read_all()  # some of the expected updates may have been skipped
-                if state.update >= plan.due:
-                    self._evaluate(ema=fit.ema, plan=plan)
-            # asked twice: expected updates are an upper bound, and reading results costs a wait
-            if saver is not None and saver.may_be_due(results.expected_updates, loop.micro_batches):
-                results.read_all()
-                if saver.may_be_due(state.update, loop.micro_batches):
-                    self._save(fit)
-        results.read_all()
-
-    def _close(self) -> None:
-        if self._saver is not None:
-            self._saver.close()
-
-    def _save(self, fit: _Fit, *, last: bool = False) -> None:
-        """Save into the run's directory, if there is one."""
-        plan = fit.evaluations
-        self.state.evaluations = EvaluationState.of(plan, fit.stoppers)
-        if self._saver is None:
-            return
-        update = self.state.update
-        # a checkpoint ranks by an evaluation of these very parameters, not of earlier ones
-        metric = None
-        if plan is not None and plan.made_at(update):
-            metric = self._saver.metric_of(plan.made[-1].metrics)
-        place = Place(update, self._loop.micro_batches, len(self.state.evaluations.made))
-        self._saver.save(place, self._capture, metric, last=last)
-
-    def _capture(self) -> SavedRun:
-        """Copy the run's state to the host; everything handed to the device is waited for."""
-        self._results.read_all()
-        return capture(self._plan, self.program, self._loop, self.state)
+        with self._run.emit.joined_by(early_stopping):
+            return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a new directory.
@@ -343,7 +188,7 @@ class Trainer:
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(self._capture()))
+        return write_checkpoint(Path(path), to_contents(self._run.capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -382,25 +227,7 @@ class Trainer:
             ConfigurationError: there are no data, or no moving average.
             DataError: the data lack a field, or do not fit the loss or a metric.
         """
-        return self._evaluate(data, batch_size, ema=ema)
-
-    def _evaluate(
-        self, data: Any = None, batch_size: int | None = None, *, ema: bool, plan: EvaluationPlan | None = None
-    ) -> dict[str, Any]:
-        source = evaluation_source(data, self.experiment)
-        size = evaluation_size(batch_size, self.experiment)
-        if ema:
-            check_ema(self.experiment)
-        self._results.read_all()
-        check = self._plan.feed.check
-        state = self.state.program_state
-        with memory_errors(self._plan.backend, self.experiment, size):
-            metrics = evaluate(self.program, state, self.experiment, source, size, check=check, ema=ema)
-        measured = {"update": self.state.update, "metrics": metrics}
-        if plan is not None:
-            plan.enter(**measured)
-        self._emit(events.EvaluationFinished, **measured, ema=ema, scheduled=plan is not None)
-        return metrics
+        return self._run.evaluate(data, batch_size, ema=ema)
 
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters, by canonical name and in canonical layout."""
@@ -448,13 +275,13 @@ class Trainer:
         Source: Wu and Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3.
         """
         source, program = as_recomputable(self.experiment, self.backend, self.program, data)
-        self._results.read_all()
+        self._run.results.read_all()
         batches = batches_of(source, int(self.experiment.micro_batch_size))
-        self._loop.recompute_statistics(program, batches)
+        self._run.loop.recompute_statistics(program, batches)
 
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient has had in the global norm."""
-        self._results.read_all()
+        self._run.results.read_all()
         names = self.program.info.parameter_names
         return dict(zip(names, self.state.gradient_shares.tolist(), strict=True))
 
@@ -466,7 +293,7 @@ class Trainer:
         Raises:
             ConfigurationError: the trainer was made without `record_gradient_norms=True`.
         """
-        self._results.read_all()
+        self._run.results.read_all()
         norms = self.state.gradient_norms
         if norms is None:
             problem = "there are no gradient norms; pass record_gradient_norms=True"
@@ -475,24 +302,8 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """The state on the host: parameters, model and optimizer state, update, moving average."""
-        self._results.read_all()
-        return self.program.snapshot(self.state.program_state)
+        return self._run.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot and its number of updates; the place in the data stays."""
-        self._loop.restore(snapshot)
-
-    def _ask_to_stop(self, signal: str) -> None:
-        self._emit.stop = self._emit.stop or events.Stop(signal)
-
-    def _warn_of_small_micro_batches(self) -> None:
-        """Once per run, where a model takes batch statistics from small micro-batches."""
-        size = int(self.experiment.micro_batch_size)
-        layers = self.program.info.batch_norm_layers
-        is_frozen = self.experiment.batch_statistics == "frozen"
-        if self._warned or not layers or size >= SMALL_MICRO_BATCH or is_frozen:
-            return
-        self._warned = True
-        message = small_micro_batch_message(layers, size)
-        self._emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
-        warnings.warn(message, BatchStatisticsWarning, stacklevel=4)
+        self._run.loop.restore(snapshot)

@@ -75,7 +75,7 @@ def experiment(data: Any, lengths: tuple[int, ...], **options: Any) -> mb.Experi
 
 def watch(trainer: mb.Trainer) -> set[int]:
     """The lengths that the trainer's data are padded to, as they are read."""
-    order, seen = trainer._plan.feed._reader.order, set()
+    order, seen = trainer._run.plan.feed._reader.order, set()
     read = order.take
 
     def take(*place: int) -> dict[str, np.ndarray]:

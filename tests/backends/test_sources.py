@@ -148,7 +148,7 @@ def test_shuffling_loader() -> None:
 
     def orders(source: Any, seed: int) -> list[list[float]]:
         experiment = TORCH.experiment(source, seed=seed)
-        reader = mb.Trainer(experiment, "torch")._plan.feed._reader
+        reader = mb.Trainer(experiment, "torch")._run.plan.feed._reader
         return [reader.order.take(epoch, 0, COUNT)["x"][:, 0].tolist() for epoch in (0, 1, 0)]
 
     shared = loader(shuffle=True, generator=torch.Generator())

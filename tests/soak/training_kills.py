@@ -88,13 +88,13 @@ def _instrument(memory: mmap.mmap) -> None:
 
 
 def _tell_inside(trainer: mb.Trainer, memory: mmap.mmap) -> None:
-    run_next = trainer._loop.run_next
+    run_next = trainer._run.loop.run_next
 
     def told(goal: Any) -> None:
         run_next(goal)
         memory[INSIDE] = trainer.state.begun is not None
 
-    trainer._loop.run_next = told
+    trainer._run.loop.run_next = told
 
 
 def forked(work: Callable[[], None]) -> int:

@@ -21,17 +21,19 @@ DATA = regression(36)
 
 
 def trainer_of(variant: Variant = STUB, *, windows: int | None = None, **options: object) -> mb.Trainer:
-    defaults = {"eval_data": DATA, "gradient_accumulation_steps": 4, "ema_decay": 0.9}
+    defaults = {"eval_data": DATA, "eval_batch_size": 36, "gradient_accumulation_steps": 4, "ema_decay": 0.9}
     return variant.trainer(variant.experiment(DATA, **{**defaults, **options}), START, windows_per_dispatch=windows)
 
 
 class Valley:
-    """A loss that takes given values, evaluation by evaluation: what `program.evaluate` is replaced by."""
+    """A loss that takes given values, evaluation by evaluation: what `program.evaluate` is replaced by.
+
+    The trainer evaluates in one batch.
+    """
 
     def __init__(self, trainer: mb.Trainer, values: list[float]) -> None:
         self.values = values
         trainer.program.evaluate = lambda state, batch, **options: (self.values.pop(0), 1.0)
-        trainer.experiment = trainer.experiment.replace(eval_batch_size=36)
 
 
 @pytest.mark.parametrize("variant", [STUB, TORCH, SCAN, SCAN_MANY, DISPATCH], ids=str)
@@ -133,7 +135,9 @@ def test_early_stopping(as_callback: bool) -> None:
     """The run ends after `patience` evaluations in a row without improvement, exactly there; the best is remembered."""
     values = [5.0, 4.0, 4.5, 3.95, 4.2, 3.96, 1.0]
     stopping = mb.EarlyStopping(patience=3, minimum_change=0.1)
-    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA), START, callbacks=[stopping] if as_callback else [])
+    trainer = STUB.trainer(
+        STUB.experiment(DATA, eval_data=DATA, eval_batch_size=36), START, callbacks=[stopping] if as_callback else []
+    )
     Valley(trainer, list(values))
     options = {} if as_callback else {"early_stopping": stopping}
     result = trainer.fit(updates=100, evaluate_every=2, **options)
@@ -149,7 +153,7 @@ def test_early_stopping(as_callback: bool) -> None:
 def test_early_stopping_listens_to_its_own_run_only() -> None:
     """An evaluation that the user makes is none of the run's, and a NaN is no improvement."""
     stopping = mb.EarlyStopping(patience=2)
-    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA), START, callbacks=[stopping])
+    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA, eval_batch_size=36), START, callbacks=[stopping])
     Valley(trainer, [1.0, 2.0, 3.0, math.nan, math.nan])
     for _ in range(3):
         trainer.evaluate()
@@ -161,7 +165,7 @@ def test_early_stopping_listens_to_its_own_run_only() -> None:
 def test_early_stopping_given_twice_counts_once() -> None:
     """One object among the callbacks and as an argument hears each evaluation once."""
     stopping = mb.EarlyStopping(patience=2)
-    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA), START, callbacks=[stopping])
+    trainer = STUB.trainer(STUB.experiment(DATA, eval_data=DATA, eval_batch_size=36), START, callbacks=[stopping])
     Valley(trainer, [1.0, 2.0, 3.0])
     assert trainer.fit(updates=9, evaluate_every=1, early_stopping=stopping).updates == 3
 
@@ -169,7 +173,7 @@ def test_early_stopping_given_twice_counts_once() -> None:
 def test_without_early_stopping_the_run_goes_on() -> None:
     """A loss that only rises ends nothing by itself, and nothing is evaluated unless asked for."""
     trainer, heard = trainer_of(), []
-    trainer._emit._listeners = (heard.append,)
+    trainer._run.emit._listeners = (heard.append,)
     result = trainer.fit(updates=5)
     assert (result.evaluations, result.best, result.stopped) == ((), None, None)
     assert not [event for event in heard if isinstance(event, EvaluationFinished)]

@@ -12,8 +12,9 @@ from multibackend.core.arrays import Fields
 from multibackend.experiment import Experiment
 from multibackend.protocol import Position, Program, Rates, Snapshot, Traceable, WindowResults, WindowStack
 from multibackend.protocol.tracing import Trace
+from multibackend.schedules import RateTable
 from multibackend.training.input.feed import Feed
-from multibackend.training.results import MOST_UNREAD
+from multibackend.training.results import MOST_UNREAD, learning_rate_of
 from multibackend.training.trainer import Trainer
 
 __all__ = ["Runner", "Step", "perturbed"]
@@ -48,7 +49,7 @@ class Runner:
         self.experiment: Experiment = trainer.experiment
         self.backend = trainer.backend
         self.program: Program = trainer.program
-        self._rates = trainer._results.rates
+        self._rates = RateTable(learning_rate_of(trainer.experiment))
         self._room = trainer.program.windows_per_dispatch
         self._feed = Feed(trainer.experiment, read_ahead=False)
         self._position = Position()

@@ -218,9 +218,9 @@ def test_where_it_is_the_default() -> None:
         "padded loader": (pad_to_buckets(IterableSource(Loader()), fields={"x": 0}, lengths=[3]), False),
     }
     for name, (data, expected) in used.items():
-        assert mb.Trainer(experiment(data), "stub")._plan.feed.read_ahead is expected, name
+        assert mb.Trainer(experiment(data), "stub")._run.plan.feed.read_ahead is expected, name
     schedule = experiment(Recorded(6), gradient_accumulation_steps={0: 1, 2: 2})
-    assert not mb.Trainer(schedule, "stub", read_ahead=True)._plan.feed.read_ahead
+    assert not mb.Trainer(schedule, "stub", read_ahead=True)._run.plan.feed.read_ahead
     assert_raises(
         ConfigurationTypeError, lambda: mb.Trainer(experiment(Recorded(6)), "stub", read_ahead=1), "read_ahead", "1"
     )

@@ -73,7 +73,7 @@ def assert_snapshots_match(actual: Snapshot, expected: Snapshot, relative: float
 
 def take_up(trainer: mb.Trainer, path: Path) -> None:
     """Let a trainer that is there already go on from a checkpoint, which costs no new compilation."""
-    restore(trainer._plan, trainer.program, trainer._loop, trainer.state, open_run(path))
+    restore(trainer._run.plan, trainer.program, trainer._run.loop, trainer.state, open_run(path))
 
 
 @pytest.mark.parametrize(("options", "execution"), CASES)
@@ -126,7 +126,7 @@ def test_hop_between_frameworks(precision: str, tmp_path: Path) -> None:
     while trainers[at].snapshot().update < 100:
         trainer, hops = trainers[at], hops + 1
         trainer.fit(updates=min(7 * hops, 100))
-        inside = trainer._loop.micro_batches + hops % 3  # 0: between windows, 1 and 2: inside the next one
+        inside = trainer._run.loop.micro_batches + hops % 3  # 0: between windows, 1 and 2: inside the next one
         if trainer.snapshot().update < 100:
             trainer.fit(micro_batches=inside)
         path = trainer.save(tmp_path / f"hop-{hops}")
