@@ -238,6 +238,10 @@ class Broadcast:
         if first_error is not None:
             raise first_error
 
+    def reaches(self, kind: type) -> bool:
+        """Whether a listener of that class hears."""
+        return any(isinstance(listener, kind) for listener in self._listeners)
+
     @contextlib.contextmanager
     def joined_by(self, listener: Listener | None) -> Iterator[None]:
         """Let one more listener hear inside the `with`; only once if it is among them already."""

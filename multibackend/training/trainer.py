@@ -13,6 +13,7 @@ from multibackend.checkpoint import write_checkpoint
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
+from multibackend.loggers.progress import ProgressBar
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
 from multibackend.training.early_stopping import EarlyStopping
@@ -138,6 +139,7 @@ class Trainer:
         best: str | None = None,
         keep_best: bool = False,
         early_stopping: EarlyStopping | None = None,
+        progress: bool | None = None,
     ) -> FitResult:
         """Train until the run has made so many updates or epochs, counted from its beginning.
 
@@ -152,6 +154,10 @@ class Trainer:
             keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
             early_stopping: a listener for this call, for example `EarlyStopping(metric="loss",
                 patience=3)`.
+            progress: show how far the run is, and at its end updates, loss, time and where it was
+                saved, on the standard error: a bar in a terminal and in a notebook, plain lines
+                elsewhere. None shows it unless one of `callbacks` is a `ProgressBar` already; True
+                shows it all the same, False shows nothing.
 
         Raises:
             NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
@@ -166,7 +172,7 @@ class Trainer:
         (350, 0.0712)
         """
         limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
-        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping)
+        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping, progress)
         stoppers = [*self._stoppers]
         if early_stopping is not None:
             stoppers.insert(0, early_stopping)
@@ -176,7 +182,10 @@ class Trainer:
         evaluations = plan_evaluations(
             self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
-        with self._run.emit.joined_by(early_stopping):
+        bar = None
+        if progress or (progress is None and not self._run.emit.reaches(ProgressBar)):
+            bar = ProgressBar()
+        with self._run.emit.joined_by(early_stopping), self._run.emit.joined_by(bar):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
 
     def save(self, path: str | Path) -> Path:

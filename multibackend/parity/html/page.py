@@ -9,7 +9,7 @@ from multibackend.pages.plots import Plot
 from multibackend.parity.findings import STAGES
 from multibackend.parity.html.divergence import divergence_words, verdict_figures, verdict_sentence
 from multibackend.parity.html.layers import Heat, by_layer
-from multibackend.parity.html.plots import difference_plot, heat_plot, loss_plot
+from multibackend.parity.html.plots import difference_plot, heat_plot, heat_words, loss_plot
 from multibackend.parity.html.tables import evaluation_rows, heat_rows, loss_rows, parameter_rows, unpaired
 from multibackend.parity.result import ComparisonResult
 
@@ -41,6 +41,7 @@ def render(result: ComparisonResult, plotly: str, command: str | None = None) ->
         stages=STAGES,
         plots=plots,
         losses=loss_rows(result),
+        heat_words="" if heat is None else heat_words(heat),
         layers=[] if heat is None else heat_rows(heat),
         parameters=parameter_rows(result),
         unpaired=unpaired(result),
@@ -57,7 +58,7 @@ def _sections(result: ComparisonResult, heat: Heat | None) -> dict[str, str]:
         sections["losses"] = "Losses"
         sections["differences"] = "Difference per update"
     if heat is not None:
-        sections["layers"] = "Layers by update"
+        sections["layers"] = "Layers by update" if not result.matches else "Layers"
     sections["parameters"] = "Parameters"
     if result.layers:
         sections["places"] = "Places that are wrong by themselves"
@@ -72,7 +73,8 @@ def _plots(result: ComparisonResult, heat: Heat | None) -> list[Plot]:
     plots = []
     if len(result.histories[0]):
         plots += [loss_plot(result), difference_plot(result)]
-    if heat is not None:
+    # of two runs that match a map would show the pattern of rounding, which looks like a finding
+    if heat is not None and not result.matches:
         plots.append(heat_plot(result, heat))
     return plots
 

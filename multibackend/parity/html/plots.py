@@ -11,7 +11,7 @@ from multibackend.parity.html.figures import difference_figure, heat_figure, los
 from multibackend.parity.html.layers import WHOLE, Heat, layer_of, thinned
 from multibackend.parity.result import ComparisonResult
 
-__all__ = ["difference_plot", "heat_plot", "loss_plot", "shown_updates"]
+__all__ = ["difference_plot", "heat_plot", "heat_words", "loss_plot", "shown_updates"]
 
 MOST_POINTS = 2000  # of a curve, about twice the pixels that it is wide
 
@@ -86,6 +86,15 @@ def heat_plot(result: ComparisonResult, heat: Heat) -> Plot:
         figure=heat_figure(heat, result.precision, mark),
         caption=f"{caption} {largest}",
         label=f"Heat map of layers by updates. {largest}",
+    )
+
+
+def heat_words(heat: Heat) -> str:
+    """Say of two runs that match how closely their gradients agree."""
+    largest = float(heat.differences.max(initial=0.0))
+    return (
+        f"Nothing but rounding: over all {heat.layers} layers and all updates the norms of the gradients agree to "
+        f"{relative(largest)}."
     )
 
 
