@@ -29,6 +29,11 @@
     for (const plot of plots) {
       const figure = themed(figures[plot.id], style);
       const wide = width ?? plot.clientWidth;
+      for (const trace of figure.data) {
+        if (trace.type !== "heatmap") continue; // one text for each row, filled in for each cell
+        const cell = (row, x, text) => row.replace("{x}", () => x).replace("{text}", () => text);
+        trace.text = trace.text.map((row, y) => row.map((text, x) => cell(trace.meta[y], trace.x[x], text)));
+      }
       figure.layout.width = wide;
       figure.layout.dragmode = touch ? false : "zoom"; // a finger that drags scrolls the page
       if (wide < 520) {

@@ -20,6 +20,7 @@ from multibackend.training.results import learning_rate_of
 from multibackend.training.run import Run
 from multibackend.training.saving.interrupts import SignalHandler
 from multibackend.training.saving.saver import Place
+from multibackend.training.settings import settings_of
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["Fit"]
@@ -129,12 +130,23 @@ class Fit:
         planned = self._stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
         execution = {"device": run.device, "execution": run.program.execution.mode}
         run.emit(events.FitStarted, update=update, updates=planned, **execution)
+        self._describe()
         self._remark(planned)
         if run.goes_on:  # after the event, at which early stopping forgets what it remembers
             run.state.evaluations.hand_over(self._evaluations, self._stoppers)
         run.goes_on = False
         run.state.evaluations = EvaluationState()
         self._warn_of_small_micro_batches()
+
+    def _describe(self) -> None:
+        """Once for each trainer, tell its settings."""
+        run = self._run
+        if run.is_described or not run.emit.is_heard:
+            return
+        run.is_described = True
+        experiment = run.plan.experiment
+        precision = {"precision": str(experiment.precision)}
+        run.emit(events.RunDescribed, settings=precision | dict(settings_of(experiment, [run.plan.backend.name])))
 
     def _remark(self, planned: int | None) -> None:
         """Tell what whoever called may not expect."""

@@ -284,20 +284,16 @@ def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
         logs = np.clip(np.log10(sizes), low - 1, 0.0)
     decades = [low + step * (-low / 4) for step in range(5)]
     labels = [power(decade) for decade in decades[:-1]]
-    text = []
-    for row, parameter, differences in zip(heat.rows, heat.worst, sizes.tolist(), strict=True):
-        layer = without_markup(row)
-        worst = without_markup(parameter)
-        hovers = []
-        for update, size in zip(heat.updates, differences, strict=True):
-            hovers.append(f"{layer}<br>update {update}: {relative(size)}<br>most in {worst}")
-        text.append(hovers)
+    # page.js writes each cell's text from its row and its column: here they would be most of the page
+    rows = zip(heat.rows, heat.worst, strict=True)
+    texts = [f"{without_markup(row)}<br>update {{x}}: {{text}}<br>most in {without_markup(worst)}" for row, worst in rows]
     return {
         "type": "heatmap",
         "x": heat.updates.tolist(),
         "y": list(range(len(heat.rows))),
-        "z": logs.tolist(),
-        "text": text,
+        "z": np.round(logs, 2).tolist(),
+        "text": [[relative(size) for size in row] for row in sizes.tolist()],
+        "meta": texts,
         "hovertemplate": "%{text}<extra></extra>",
         "zmin": low - 1,
         "zmax": 0.0,

@@ -1,7 +1,7 @@
 """What was run, as a report says it."""
 
 import multibackend as mb
-from multibackend.parity.settings import settings_of
+from multibackend.training.settings import settings_of
 from multibackend.testing.conformance.problems import regression
 
 
