@@ -19,9 +19,9 @@ from multibackend.parity.locate.bridge import Bridge
 from multibackend.parity.locate.statistics import differs_by_definition
 from multibackend.parity.native_layouts import NativeLayout, native_layouts
 from multibackend.parity.report import CompareReport
-from multibackend.training.settings import settings_of
 from multibackend.parity.tolerances import Tolerance, tolerance_for
 from multibackend.protocol import Snapshot
+from multibackend.training.settings import settings_of
 from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = ["report_of"]

@@ -286,7 +286,9 @@ def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
     labels = [power(decade) for decade in decades[:-1]]
     # page.js writes each cell's text from its row and its column: here they would be most of the page
     rows = zip(heat.rows, heat.worst, strict=True)
-    texts = [f"{without_markup(row)}<br>update {{x}}: {{text}}<br>most in {without_markup(worst)}" for row, worst in rows]
+    texts = [
+        f"{without_markup(row)}<br>update {{x}}: {{text}}<br>most in {without_markup(worst)}" for row, worst in rows
+    ]
     return {
         "type": "heatmap",
         "x": heat.updates.tolist(),

@@ -92,9 +92,9 @@ def heat_plot(result: ComparisonResult, heat: Heat) -> Plot:
 def heat_words(heat: Heat) -> str:
     """Say of two runs that match how closely their gradients agree."""
     largest = float(heat.differences.max(initial=0.0))
+    layers = "the layer" if heat.layers == 1 else f"all {heat.layers} layers"
     return (
-        f"Nothing but rounding: over all {heat.layers} layers and all updates the norms of the gradients agree to "
-        f"{relative(largest)}."
+        f"Nothing but rounding: over {layers} and all updates the norms of the gradients agree to {relative(largest)}."
     )
 
 

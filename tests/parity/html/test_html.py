@@ -18,10 +18,10 @@ from support.html_pages import Page, read
 from support.reports import EVIL, compared, everything
 
 from multibackend.errors import ConfigurationError, PackageNotInstalledError
+from multibackend.pages import writing
 from multibackend.parity import CompareReport
 from multibackend.parity.html.figures import LogAxis, difference_figure, heat_figure, loss_figure
 from multibackend.parity.html.layers import by_layer, thinned
-from multibackend.pages import writing
 from multibackend.parity.html.page import render
 
 pytest.importorskip("jinja2", reason="the extra 'html' is not installed")
@@ -216,7 +216,7 @@ def test_rounding_of_a_match_is_no_finding() -> None:
     """Two runs that match have a sentence and a folded table in place of the map; runs that part have the map."""
     page = page_of(compared(broken=False))
     assert "layer-plot" not in figures_of(page)
-    assert "Nothing but rounding: over all 1 layers" in page.one("section", id="layers").text
+    assert "Nothing but rounding: over the layer" in page.one("section", id="layers").text
     assert "layer-plot" in figures_of(page_of(EVERYTHING))
 
 
