@@ -178,10 +178,16 @@ class ProgressBar(Watcher):
     def _draw(self, parts: Sequence[Part], done: float) -> None:
         """Draw as much as fits; the bar takes what room is left."""
         width = self._screen.width
-        shown = fitting(parts, width)
-        room = width - len(_GAP.join(shown)) - len(_GAP)
+        if self._fit.total is None:  # nobody knows how full a bar would be
+            self._screen.draw(fitting(parts, width), done, 0)
+            return
         least, most = _BAR
-        cells = min(room, most) if room >= least and self._fit.total else 0
+        bar = Part("#" * least, 3)
+        shown = fitting([bar, *parts], width)
+        cells = 0
+        if shown[0] == bar.text:
+            cells = min(least + width - len(_GAP.join(shown)), most)
+            shown = shown[1:]
         self._screen.draw(shown, done, cells)
 
     def _counter(self, update: int) -> str:
