@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
+from multibackend.core.text import Block, Readable
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
@@ -23,6 +24,7 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.fit import Fit
 from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.printing import run_blocks, run_sentence
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -33,8 +35,8 @@ from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Sav
 __all__ = ["FitResult", "Trainer"]
 
 
-class Trainer:
-    """Trains an experiment on one backend.
+class Trainer(Readable):
+    """Trains an experiment on one backend; `print(trainer)` says what it trains, how, and where it stands.
 
     Args:
         experiment: what to train.
@@ -187,6 +189,13 @@ class Trainer:
             bar = ProgressBar()
         with self._run.emit.joined_by(early_stopping), self._run.emit.joined_by(bar):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
+
+    def blocks(self) -> Sequence[Block]:
+        """What is printed: what is trained and how, and where the run stands."""
+        return run_blocks(self._run)
+
+    def __repr__(self) -> str:
+        return f"<Trainer: {run_sentence(self._run)}>"
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a new directory.
