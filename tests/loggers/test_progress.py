@@ -119,7 +119,7 @@ def test_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = stream.getvalue()
     assert shown.rfind(SHOW_CURSOR) > shown.find("\x1b[?25l") >= 0
     text = text_of(shown)
-    assert re.search(r"━+ +a \[very\].*10/20 +loss 0\.1000  lr 1\.00e-02  10 examples/s  0:00:20 left", text)
+    assert re.search(r"━+─+ +a \[very\].*10/20 +loss 0\.1000  lr 1\.00e-02  10 examples/s  0:00:20 left", text)
     assert "held-out (average) loss 0.2500" in text
     assert text.count("saved in runs/x; stopped: enough") == 1
 
