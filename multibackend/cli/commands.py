@@ -6,6 +6,8 @@ Each returns the exit code: 0 fine, 1 a mismatch. Mistakes in the input are rais
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,16 @@ from multibackend.core.text import print_blocks
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import NATIVE, Experiment
 from multibackend.loggers.progress import ProgressBar
-from multibackend.parity import html
+from multibackend.pages.runs.page import write_report
+from multibackend.pages.writing import prepare
 from multibackend.protocol.registry import list_backends
+from multibackend.training.saving.interrupts import RUN_FILE
 from multibackend.training.saving.saver import Checkpointing
 from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["backends", "check", "compare", "convert", "evaluate", "predict", "record", "resume", "train"]
+__all__ = ["backends", "check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -94,7 +98,7 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     """Train on two backends and compare."""
     file, experiment = _load(options, flags)
     if options.html is not None:
-        html.prepare(options.html)  # what is wrong with the page is told before the training
+        prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
     names = tuple(options.backends.split(","))
     live = None
@@ -181,6 +185,26 @@ def record(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def report(options: argparse.Namespace, flags: list[str]) -> int:
+    """Write a page of a run or several."""
+    settings = {directory: _typed(Path(directory)) for directory in options.run_dirs}
+    path = write_report(options.run_dirs, options.output, settings=settings, command=options.line)
+    print(f"The report as a page: {path}")
+    return 0
+
+
+def _typed(run_dir: Path) -> dict[str, str]:
+    """What was typed to start a run; nothing where it was not started by a command, or its file is damaged."""
+    try:
+        fields = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        words = [Path(fields["file"]).name, *fields["flags"]]
+        for name, value in fields["options"].items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return {"command": shlex.join(["multibackend", "train", *words])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def backends(options: argparse.Namespace, flags: list[str]) -> int:
     """List the backends."""
     print_blocks(tables.backend_blocks(list_backends()))
@@ -193,7 +217,8 @@ def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile
         options.parser.print_help()
     file = load_experiment_file(options.file)
     if options.help:
-        file.build(["--help"])  # shows the flags of experiment(), and exits
+        file.print_flags()
+        raise SystemExit(0)
     values = vars(options)
     for name in (*_LENGTH, *_OVERRIDES):
         if name in file.flags and values.get(name) is not None:

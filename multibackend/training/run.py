@@ -54,6 +54,7 @@ class Run:
         goes_on: whether the next `fit` takes up the evaluations of a saved run.
         has_warned: whether small micro-batches were spoken of.
         remark: what is to be said of its start, at its first `fit`; None once it was.
+        is_described: whether listeners were told its settings.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class Run:
     goes_on: bool
     has_warned: bool = False
     remark: str | None = None
+    is_described: bool = False
 
     @classmethod
     def begin(
