@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 
 from multibackend.errors import PackageNotInstalledError
 
-__all__ = ["extra_of", "told_missing"]
+__all__ = ["extra_of", "import_extra", "told_missing"]
 
 _REQUIREMENT = re.compile(r"""(?P<package>[\w.-]+).*\bextra\s*==\s*["'](?P<extra>[\w.-]+)["']""")
+
+
+def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
+    """Import a package of an extra; raises `PackageNotInstalledError` where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise PackageNotInstalledError(
+            f"the package {module.partition('.')[0]!r} is not installed, which {by} needs; run: "
+            f"pip install 'multibackend[{extra}]'"
+        ) from error
 
 
 @contextlib.contextmanager

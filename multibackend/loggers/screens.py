@@ -98,7 +98,7 @@ class TerminalScreen(Screen):
             # drawn when there is something new, by no thread of its own
             self._live = self._live_class(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        full, empty = ("#", ".") if self._console.options.ascii_only else ("━", "━")
+        full, empty = ("#", ".") if self._console.options.ascii_only else ("━", "─")
         reached = round(min(done, 1.0) * cells)
         text = self._text_class(no_wrap=True, overflow="crop")
         if cells:

@@ -55,6 +55,7 @@ class Run:
         has_warned: whether small micro-batches were spoken of.
         has_seen_outputs: whether the model's outputs were held against what the loss takes.
         remark: what is to be said of its start, at its first `fit`; None once it was.
+        is_described: whether listeners were told its settings.
     """
 
     plan: Plan
@@ -69,6 +70,7 @@ class Run:
     has_warned: bool = False
     has_seen_outputs: bool = False
     remark: str | None = None
+    is_described: bool = False
 
     @classmethod
     def begin(
