@@ -24,7 +24,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from multibackend.errors import ConfigurationError, ConfigurationTypeError
 
-__all__ = ["LARGEST_INTEGER", "Problems", "as_names", "as_path", "by_keyword", "closest", "is_integer", "is_real", "shown"]
+__all__ = [
+    "LARGEST_INTEGER",
+    "Problems",
+    "as_names",
+    "as_path",
+    "by_keyword",
+    "closest",
+    "is_integer",
+    "is_real",
+    "shown",
+]
 
 LARGEST_INTEGER = 2**63 - 1  # what a 64-bit integer holds, numpy's and both frameworks'
 
