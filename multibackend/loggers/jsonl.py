@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.checkpoint.lock import Lock
+from multibackend.checkpoint.lock import LOCK, Lock
 from multibackend.core.files import cause_of
 from multibackend.errors import CheckpointError, FileError, LogWarning
 from multibackend.events import Event, FitFinished, FitStarted, UpdateFinished
@@ -88,7 +88,8 @@ class JsonLog:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:
         """Hold the directory's lock; yields False where another run has it."""
-        if self._is_locked():
+        # where there is no lock nobody saves, and lines are appended whole
+        if self._is_locked() or not os.path.lexists(self._directory / LOCK):
             yield True
             return
         try:
