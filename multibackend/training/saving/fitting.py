@@ -17,7 +17,7 @@ __all__ = ["array_problems"]
 
 
 def array_problems(
-    saved: SavedRun, initial: Snapshot, *, terms: int, is_averaged: bool, same_backend: bool
+    saved: SavedRun, initial: Snapshot, *, terms: int, is_averaged: bool, is_written_here: bool
 ) -> list[str]:
     """Say what does not fit, a sentence for each array.
 
@@ -26,14 +26,14 @@ def array_problems(
         initial: that program's state at its beginning.
         terms: of the loss.
         is_averaged: whether the saved run and this one keep a moving average.
-        same_backend: whether this backend wrote it, and so has saved all of its state.
+        is_written_here: whether this backend wrote it, and so has saved all of its state.
     """
     snapshot = saved.snapshot
     problems = _misfits("parameters", snapshot.parameters, initial.parameters)
     if snapshot.ema or (is_averaged and initial.ema):
         problems += _misfits("ema", snapshot.ema, initial.parameters)
     # what one framework alone counts is not in the other's checkpoint, and begins anew
-    problems += _misfits("model_state", snapshot.model_state, initial.model_state, all_needed=same_backend)
+    problems += _misfits("model_state", snapshot.model_state, initial.model_state, all_needed=is_written_here)
     for slot in sorted(snapshot.optimizer.keys() & initial.optimizer.keys()):
         problems += _misfits(f"optimizer {slot}", snapshot.optimizer[slot], initial.optimizer[slot])
     if saved.partial is not None:

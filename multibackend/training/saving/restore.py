@@ -15,6 +15,7 @@ from multibackend.errors import CheckpointError, CheckpointWarning, ParameterMat
 from multibackend.matching.arrays import matching_from
 from multibackend.protocol import Program
 from multibackend.protocol.dropout_masks import layer_name
+from multibackend.protocol.values import is_native_slot
 from multibackend.training.loop import Loop
 from multibackend.training.plan import Plan, mask_names
 from multibackend.training.run_state import RunState
@@ -91,7 +92,10 @@ def restore(
     except ParameterMatchError as error:
         problems.append(f"model: {error}")
     else:
-        saved = _with_fitting_slots(saved, initial.optimizer, problems, allowed=allowed)
+        is_written_here = saved.backend == plan.backend.name
+        saved = _with_fitting_slots(
+            saved, initial.optimizer, problems, allowed=allowed, is_written_here=is_written_here
+        )
         kept = saved
         if _of_another_window(saved, description):
             kept = replace(saved, partial=None)
@@ -100,7 +104,7 @@ def restore(
             initial,
             terms=len(plan.experiment.loss_terms),
             is_averaged=_keeps_average(saved, description, allowed),
-            same_backend=saved.backend == plan.backend.name,
+            is_written_here=is_written_here,
         )
     if problems:
         lines = "".join(f"\n  - {line}" for line in problems)
@@ -134,11 +138,15 @@ def _keeps_average(saved: SavedRun, description: Mapping[str, Any], allowed: Seq
 
 
 def _with_fitting_slots(
-    saved: SavedRun, initial: Mapping[str, Any], problems: list[str], *, allowed: Sequence[str]
+    saved: SavedRun, initial: Mapping[str, Any], problems: list[str], *, allowed: Sequence[str], is_written_here: bool
 ) -> SavedRun:
     """Leave the optimizer's part out where another optimizer is allowed; else enter a problem."""
     slots = saved.snapshot.optimizer
-    if set(slots) == set(initial) or (saved.snapshot.update == 0 and not initial):
+    differing = set(slots) ^ set(initial)
+    if not differing or (saved.snapshot.update == 0 and not initial):
+        return saved
+    # a framework's own optimizer has no state before its first update
+    if is_written_here and all(is_native_slot(slot) for slot in differing):
         return saved
     if "optimizer" in allowed:
         message = "the other optimizer begins with a state of its own"

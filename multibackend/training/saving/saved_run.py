@@ -20,6 +20,7 @@ from multibackend.core.precision import LossScale
 from multibackend.errors import CheckpointError
 from multibackend.matching import Matching
 from multibackend.protocol import PartialWindow, Position, Snapshot
+from multibackend.protocol.values import is_native_slot
 from multibackend.training.evaluation_state import EvaluationState
 
 __all__ = ["SavedRun", "from_contents", "in_names_of", "to_contents"]
@@ -132,11 +133,11 @@ def _metadata(run: SavedRun) -> dict[str, Any]:
 
 
 def _optimizer_group(snapshot: Snapshot) -> dict[str, np.ndarray]:
-    """Slots as "SLOT/NAME"."""
+    """Slots as "SLOT/NAME", and as "SLOT" what a framework's own optimizer has of no parameter."""
     group = {}
     for slot, arrays in snapshot.optimizer.items():
         for name, array in arrays.items():
-            group[f"{slot}/{name}"] = array
+            group[f"{slot}/{name}" if name else slot] = array
     return group
 
 
@@ -185,6 +186,8 @@ def _read(contents: Contents) -> SavedRun:
     partial = None
     if contents.micro_batches:
         partial = _read_window(tensors["window"], contents.micro_batches)
+        _check_shapes("window/accumulator", partial.accumulator, tensors["parameters"])
+        _check_shapes("window/model_state", partial.model_state, tensors.get("model_state", {}))
     evaluations = tensors.get("evaluations", {})
     best = tensors.get("best", {})
     return SavedRun(
@@ -221,6 +224,10 @@ def _read_snapshot(contents: Contents) -> Snapshot:
     for key, array in tensors.get("optimizer", {}).items():
         slot, _, name = key.partition("/")
         slots.setdefault(slot, {})[name] = array
+    for slot, arrays in slots.items():
+        if not is_native_slot(slot):
+            _check_shapes(f"optimizer/{slot}", arrays, tensors["parameters"])
+    _check_shapes("ema", tensors.get("ema", {}), tensors["parameters"])
     scale = contents.state["loss_scale"]
     if scale is not None:
         scale = LossScale(_scale(scale["scale"]), _natural(scale["updates"]))
@@ -270,6 +277,13 @@ def _read_window(arrays: Arrays, done: int) -> PartialWindow:
     return PartialWindow(done, accumulator, model_state, totals, inverse_divisors, weights)
 
 
+def _check_shapes(part: str, arrays: Arrays, owners: Arrays) -> None:
+    """Raise `ValueError` unless each array has the shape of its owner, as whose kin it will be rearranged."""
+    for name, array in arrays.items():
+        if name in owners and array.shape != owners[name].shape:
+            raise ValueError(f"{part} has {name} of the shape {array.shape}, which itself has {owners[name].shape}")
+
+
 def _above(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
     return {prefix + name: array for name, array in arrays.items()}
 
@@ -298,7 +312,9 @@ def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRu
         snapshot,
         parameters={name: arrays[name] for name in initial.parameters if name in arrays},
         model_state={name: arrays[name] for name in initial.model_state if name in arrays},
-        optimizer={slot: translate(values) for slot, values in snapshot.optimizer.items()},
+        optimizer={
+            slot: values if is_native_slot(slot) else translate(values) for slot, values in snapshot.optimizer.items()
+        },
         ema=translate(snapshot.ema),
     )
     partial = run.partial
