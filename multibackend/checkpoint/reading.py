@@ -12,7 +12,6 @@ import numpy as np
 import xxhash
 
 from multibackend.checkpoint.contents import Contents, parse_name
-from multibackend.core.json_text import MOST_BYTES
 from multibackend.checkpoint.manifest import MANIFEST, SUFFIX, FileEntry, Manifest, decode
 from multibackend.checkpoint.tensors import (
     ALIGNMENT,
@@ -24,6 +23,7 @@ from multibackend.checkpoint.tensors import (
     parse_header,
     view,
 )
+from multibackend.core.json_text import MOST_BYTES
 from multibackend.errors import CheckpointError
 
 __all__ = ["read_checkpoint", "read_manifest", "read_tensor_file", "verify"]

@@ -15,7 +15,17 @@ from multibackend.core.arrays import Fields
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
-__all__ = ["as_array", "check_keys", "check_numbers", "check_one_shape", "concatenate", "empty_rows", "flat_items", "named", "nested"]
+__all__ = [
+    "as_array",
+    "check_keys",
+    "check_numbers",
+    "check_one_shape",
+    "concatenate",
+    "empty_rows",
+    "flat_items",
+    "named",
+    "nested",
+]
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -98,8 +108,8 @@ def check_keys(value: Mapping[Any, Any], prefix: str) -> None:
     """Raise `DataError` where the keys of a dict inside a field are those by which a tuple is told."""
     if prefix and value and {str(key) for key in value} == _indices(len(value)):
         raise DataError(
-            f"the field {prefix.removesuffix('.')!r} is a dict with the keys {', '.join(map(repr, value))}, which reads as a "
-            "tuple: give it as a tuple, or name its keys otherwise"
+            f"the field {prefix.removesuffix('.')!r} is a dict with the keys {', '.join(map(repr, value))}, which "
+            "reads as a tuple: give it as a tuple, or name its keys otherwise"
         )
 
 

@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from multibackend.core.arrays import Fields
-from multibackend.data.fields import as_array, check_keys, check_numbers, check_one_shape, concatenate, flat_items, named
+from multibackend.data.fields import (
+    as_array,
+    check_keys,
+    check_numbers,
+    check_one_shape,
+    concatenate,
+    flat_items,
+    named,
+)
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 

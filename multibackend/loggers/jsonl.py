@@ -57,7 +57,9 @@ class JsonLog:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:
-            raise FileError(f"the run directory {directory} cannot be made: {cause_of(error)}", path=directory) from error
+            raise FileError(
+                f"the run directory {directory} cannot be made: {cause_of(error)}", path=directory
+            ) from error
         self._directory = directory
         self._is_locked = is_locked
         self._lines: list[str] = []
@@ -135,14 +137,17 @@ def read_log(directory: str | Path) -> list[dict[str, Any]]:
     Raises:
         FileError: there is no log, or it cannot be read.
 
-    >>> [line["record"]["loss"] for line in read_log("runs/digits") if line["event"] == "UpdateFinished"]  # doctest: +SKIP
+    >>> events = read_log("runs/digits")                                                         # doctest: +SKIP
+    >>> [line["record"]["loss"] for line in events if line["event"] == "UpdateFinished"]         # doctest: +SKIP
     [2.31, 1.98, ...]
     """
     path = Path(directory) / _FILE
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise FileError(f"there is no log at {path}; a run with run_dir={str(directory)!r} writes it", path=path) from error
+        raise FileError(
+            f"there is no log at {path}; a run with run_dir={str(directory)!r} writes it", path=path
+        ) from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read: {cause_of(error)}", path=path) from error
     events = []
@@ -194,16 +199,15 @@ def _append(path: Path, data: bytes) -> None:
 
 def _plain(value: Any) -> Any:
     """Return what JSON can hold: NaN and infinities become None, dataclasses and arrays what they consist of."""
-    if isinstance(value, float):  # numpy's float64 too
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    is_plain = value is None or isinstance(value, str | bool | int | float)
+    return value if is_plain else repr(value)

@@ -135,9 +135,7 @@ def _axes(shape: tuple[int, ...]) -> int:
 def _has_matrix_beside(name: str, side: Side) -> bool:
     """Whether a module holds an array of several axes besides the one of that name."""
     module = name.rpartition(".")[0]
-    return any(
-        _axes(tuple(shape)) > 1 for other, shape in side.shapes.items() if other.rpartition(".")[0] == module
-    )
+    return any(_axes(tuple(shape)) > 1 for other, shape in side.shapes.items() if other.rpartition(".")[0] == module)
 
 
 def _translated(side: Side, arrays: Arrays, model: Model) -> Arrays:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from multibackend.core.arrays import Arrays
 from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
 from multibackend.experiment import Experiment
@@ -123,8 +124,8 @@ def _check_same_shape(source: Trainer, target: Trainer) -> None:
     other = target.program.info.output_shape
     if shape != other:
         raise ParameterMatchError(
-            f"the two models are not one: on a micro-batch the outputs of {source.backend} have the shape {shape}, those "
-            f"of {target.backend} {other} (None: no single array); let both builders return the same"
+            f"the two models are not one: on a micro-batch the outputs of {source.backend} have the shape {shape}, "
+            f"those of {target.backend} {other} (None: no single array); let both builders return the same"
         )
 
 

@@ -108,5 +108,7 @@ def _parameter_names(metadata: dict[str, str], path: str | Path) -> set[str]:
     except json_text.JSONTextError as problem:
         raise DataError(f"{str(path)!r} is no weights file: of its metadata's parameters, {problem}") from problem
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{str(path)!r} is no weights file: its metadata's parameters are {names!r:.80}, no list of names")
+        raise DataError(
+            f"{str(path)!r} is no weights file: its metadata's parameters are {names!r:.80}, no list of names"
+        )
     return set(names)

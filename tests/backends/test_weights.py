@@ -48,7 +48,9 @@ def test_flattened_weights(trainer: mb.Trainer, tmp_path: Path) -> None:
     flat = {name: array.reshape(-1) for name, array in before.items()}
     for arrays in (flat, {**before, "stem.weight": flat["stem.weight"]}):
         save_file(arrays, tmp_path / "flat", metadata={"parameters": json.dumps(sorted(before))})
-        assert_raises(ParameterMatchError, lambda: load_weights(trainer, tmp_path / "flat"), "lie flat", "stem.weight (15,)")
+        assert_raises(
+            ParameterMatchError, lambda: load_weights(trainer, tmp_path / "flat"), "lie flat", "stem.weight (15,)"
+        )
         assert_raises(ParameterMatchError, lambda arrays=arrays: trainer.load_parameters(arrays), "lie flat")
     assert_bit_identical(trainer.parameters(), before)
 

@@ -1,4 +1,4 @@
-"""The log of a run: its errors are typed and do not cost the run, one writer at a time, half lines, no links followed."""
+"""The log of a run: its errors are typed and do not cost the run; one writer, half lines, no links followed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def limited_files(most: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_log_that_cannot_grow_does_not_cost_the_run(backend: str, tmp_path: Path) -> None:
-    """One warning, all updates, the final checkpoint, then the typed error; the trainer stays usable, its log goes on."""
+    """One warning, all updates, the final checkpoint, then the typed error; trainer and log go on afterwards."""
     going = trainer(backend, tmp_path)
     (tmp_path / "log.jsonl").write_bytes(b'{"event": "Earlier"}\n' * 4800)  # 100 800 bytes
     with limited_files(101_000), pytest.warns(LogWarning, match="larger than is allowed here.*The run goes on") as told:
@@ -179,7 +179,12 @@ def test_logs_that_are_not_there(tmp_path: Path) -> None:
 
 def test_numbers_that_json_does_not_know(tmp_path: Path) -> None:
     """NaN and infinities become null, in arrays too; what is no number its repr."""
-    metrics = {"a": np.array([[1.0, np.nan], [np.inf, 2.0]]), "b": np.float32("nan"), "c": (1, {2: float("-inf")}), "d": 1j}
+    metrics = {
+        "a": np.array([[1.0, np.nan], [np.inf, 2.0]]),
+        "b": np.float32("nan"),
+        "c": (1, {2: float("-inf")}),
+        "d": 1j,
+    }
     JsonLog(tmp_path)(mb.events.EvaluationFinished(experiment="e", backend="b", update=1, metrics=metrics))
     logged = read_log(tmp_path)[0]["metrics"]
     assert logged == {"a": [[1.0, None], [None, 2.0]], "b": None, "c": [1, {"2": None}], "d": "1j"}
