@@ -33,7 +33,7 @@ from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["backends", "check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
+__all__ = ["check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -205,12 +205,6 @@ def _typed(run_dir: Path) -> dict[str, str]:
         return {"command": shlex.join(["multibackend", "train", *words])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def backends(options: argparse.Namespace, flags: list[str]) -> int:
-    """List the backends."""
-    print_blocks(tables.backend_blocks(list_backends()))
-    return 0
 
 
 def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile, Experiment]:

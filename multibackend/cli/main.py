@@ -48,8 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, flags: list[str]) -> int:
     try:
         check_early(options, flags)
-        from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
-
+        if options.command == "backends":
+            from multibackend.cli import listing as commands  # noqa: PLC0415 - a list must be quick
+        else:
+            from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
         return getattr(commands, options.command)(options, flags)  # argparse has refused others
     except Interrupted as interruption:  # which has said how to go on
         return int(interruption.code or 1)
