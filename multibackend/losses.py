@@ -23,12 +23,14 @@ import numpy as np
 from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
 from multibackend.core.slips import accepts, describe
-from multibackend.core.validation import Problems, is_integer
+from multibackend.core.validation import Problems, is_integer, shown
 from multibackend.errors import DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
 Batch = Mapping[str, Any]
+
+_PROBABILITIES_SUM_TO = 1e-2  # 1 within this, also in bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,15 @@ class Loss:
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where a numpy batch does not fit outputs of shape [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        """Whether the outputs must be logits, from which the loss makes probabilities itself."""
+        return False
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        """Say what speaks against outputs [batch, ...] being logits, with figures; "" where nothing does."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Targeted(Loss):
@@ -110,12 +121,23 @@ def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
+_SMALLEST_WEIGHT = 1e-30
+_LARGEST_WEIGHT = 1e30
+
+
 def _check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
         value = wrong[0].item()
         raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
+    # Sums of them, and what is divided by those, must be numbers in float32.
+    extreme = weights[(weights > _LARGEST_WEIGHT) | ((weights < _SMALLEST_WEIGHT) & (weights > 0))]
+    if extreme.size:
+        raise DataError(
+            f"the weights in {name!r} must be 0 or from {_SMALLEST_WEIGHT} to {_LARGEST_WEIGHT}, got "
+            f"{extreme[0].item()!r}; only the ratios of weights matter, so multiply all of them by one number"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +191,29 @@ class Huber(_Elementwise):
 class BinaryCrossEntropy(_Elementwise):
     """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        return (
+            f"{self.title} takes logits, and all {outputs.size} outputs of the first micro-batch lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, as probabilities do; if the model ends in a sigmoid, "
+            "drop it: the loss has one"
+        )
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        super().validate(batch, output_shape)
+        targets = np.asarray(batch[self.target])
+        if targets.size and not (targets.min() >= 0 and targets.max() <= 1):  # NaN is in no interval
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0].item()
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must be in [0, 1], got {wrong!r}; for labels of several "
+                "classes use CrossEntropy"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Targeted):
@@ -196,6 +241,10 @@ class CrossEntropy(_Targeted):
         if not is_integer(self.ignore_index):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
+            return
+        if not isinstance(self.class_weights, Sequence | np.ndarray) or len(self.class_weights) == 0:
+            what = "class_weights must be a sequence with a number >= 0 per class"
+            problems.add(f"{what}, got {shown(self.class_weights)}", wrong_type=True)
             return
         for index, weight in enumerate(self.class_weights):
             problems.number(f"class_weights[{index}]", weight, minimum=0.0)
@@ -235,6 +284,22 @@ class CrossEntropy(_Targeted):
         if self.weights is not None:
             broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         self._check_labels(labels, classes)
+
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        gap = float(np.abs(outputs.sum(axis=-1) - 1).max())
+        if gap > _PROBABILITIES_SUM_TO:
+            return ""
+        return (
+            f"{self.title} takes logits, and the outputs of the first micro-batch are probabilities: all lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, and each row of {outputs.shape[-1]} sums to 1 within "
+            f"{gap:.1e}; if the model ends in a softmax, drop it: the loss has one"
+        )
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
         # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
@@ -343,6 +408,8 @@ class Custom(Loss):
 def check_function(problems: Problems, name: str, function: object, arguments: str = "xp, outputs, batch") -> None:
     """Add a problem unless `function` takes these arguments, or maps backend names to functions (outputs, batch)."""
     if isinstance(function, Mapping):
+        if not function:
+            problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
@@ -352,7 +419,7 @@ def check_function(problems: Problems, name: str, function: object, arguments: s
         if not accepts(function, len(arguments.split(","))):
             problems.add(f"{name} must take ({arguments}), got {describe(function)}{_signature_of(function)}")
     else:
-        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
 
 
 def _signature_of(function: Callable[..., Any]) -> str:

@@ -13,14 +13,16 @@ horizon a schedule stays at its last value.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from multibackend.core.validation import Problems, is_real
-from multibackend.errors import ConfigurationError
+from multibackend.core.user_code import name_of, user_code
+from multibackend.core.validation import Problems, is_real, shown
+from multibackend.errors import ConfigurationError, UserCodeError
 
 __all__ = [
     "LR_SCALINGS",
@@ -53,15 +55,21 @@ class Finite(Protocol):
         """The update index from which on the rate stays as it is; None where it has none."""
         ...
 
+    def __call__(self, update: int, /) -> float: ...
+
 
 def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
     """Return the learning rate of the update with that index, checked to be finite and >= 0."""
     if not callable(learning_rate):
         return float(learning_rate)
-    value = learning_rate(update)
-    if not is_real(value) or not math.isfinite(value) or value < 0:
+    with user_code(
+        f"the learning_rate{name_of(learning_rate)} of update {update + 1}, a function of the update's index,"
+    ):
+        value = learning_rate(update)
+    # compared, not converted: an integer may be beyond the largest float
+    if not is_real(value) or not 0 <= value <= sys.float_info.max:
         problem = "learning_rate: the schedule must return a finite number >= 0"
-        raise ConfigurationError("learning_rate", [f"{problem}, got {value!r} for update index {update}"])
+        raise ConfigurationError("learning_rate", [f"{problem}, got {shown(value)} for update index {update}"])
     return float(value)
 
 
@@ -358,6 +366,9 @@ def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
     except ConfigurationError as error:
         for sentence in error.problems:
             problems.add(sentence)
-    except TypeError as error:  # a class that was not called, or a function of more arguments
+    except UserCodeError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        # a class that was not called, or a function of more arguments
         what = "learning_rate must be a function of the update index alone"
-        problems.add(f"{what}, got {learning_rate!r}: {error}", wrong_type=True)
+        problems.add(f"{what}, got {shown(learning_rate)}: {error.__cause__}", wrong_type=True)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from multibackend.core.arrays import Arrays
-from multibackend.core.paths import Shapes, arrays_by_path, shapes_by_path
+from multibackend.core.paths import Shapes, arrays_by_path, pick, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -20,6 +20,7 @@ from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.model.build import build_model
 from multibackend_jax.model.indices import index_ranges
+from multibackend_jax.model.outputs import ends_linear
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
@@ -54,7 +55,8 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            output_shapes, ranges = _traced(experiment, model, batch)
+            outputs, ranges = _traced(experiment, model, batch)
+            output_shapes, _ = outputs
             for loss in experiment.loss_terms.values():
                 check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
@@ -85,7 +87,7 @@ class JaxBackend:
             precision=precision,
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
-            output_shapes=output_shapes,
+            outputs=outputs,
             index_ranges=ranges,
         )
 
@@ -135,21 +137,27 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
 
 def _traced(
     experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]
-) -> tuple[Shapes, dict[str, IndexRange]]:
-    """Trace the model for the shapes of its outputs, and for the fields that it uses as indices."""
+) -> tuple[tuple[Shapes, tuple[str, ...]], dict[str, IndexRange]]:
+    """Trace the model for its outputs, of whatever structure, and for the fields that it uses as indices.
+
+    Of the outputs their shapes, and the paths of those that end in an activation.
+    """
 
     def arrays(tables: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         parameters = {name: tables[name] for name in model.parameters}
         state = {name: tables[name] for name in model.state}
-        # they may be any structure: only their arrays leave
         outputs, _ = model.apply(parameters, state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
-        return arrays_by_path(outputs)
+        # only arrays leave a traced function; by those paths too that a loss picks them by
+        return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}
 
     shapes: dict[str, tuple[int, ...]] = {}
     tables = {**model.parameters, **model.state}
-    jaxpr = jax.make_jaxpr(arrays)(tables, batch)
-    return shapes, index_ranges(jaxpr, tables, batch)
+    traced = jax.make_jaxpr(arrays)(tables, batch)
+    # JAX lists the arrays of a dict in the order of its keys
+    ends = zip(sorted(shapes), traced.jaxpr.outvars, strict=True)
+    nonlinear = tuple(path for path, array in ends if not ends_linear(traced.jaxpr, array))
+    return (shapes, nonlinear), index_ranges(traced, tables, batch)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

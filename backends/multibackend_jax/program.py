@@ -69,12 +69,14 @@ class JaxProgram:
         precision: Precision,
         device: Any,
         execution: Execution,
-        output_shapes: Shapes,
+        outputs: tuple[Shapes, tuple[str, ...]],
         index_ranges: Mapping[str, IndexRange],
     ) -> None:
+        output_shapes, nonlinear_outputs = outputs
         self.info = ProgramInfo(
             parameter_names=tuple(sorted(model.parameters)),  # the order in which JAX flattens a dict
             output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             index_ranges=index_ranges,
             kinds=model.kinds,
             dropout_layers=model.dropout_layers,

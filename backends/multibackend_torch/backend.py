@@ -24,6 +24,7 @@ from multibackend_torch.model.indices import IndexedFields
 from multibackend_torch.model.names import named_parameters, named_state
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
+from multibackend_torch.model.outputs import nonlinear_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
@@ -66,7 +67,9 @@ class TorchBackend:
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
         indexed = IndexedFields(example, batch, {**named_state(module), **named_parameters(module)})
-        with torch.no_grad(), indexed:
+        takes_logits = any(loss.takes_logits for loss in experiment.loss_terms.values())
+        # the graph tells what an output ends in
+        with torch.set_grad_enabled(takes_logits), indexed:
             outputs = call(module, batch, False)
         check_outputs(outputs, torch.Tensor)
         return TorchProgram(
@@ -78,7 +81,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            output_shapes=shapes_by_path(outputs, experiment.picked_outputs),
+            outputs=(shapes_by_path(outputs, experiment.picked_outputs), nonlinear_outputs(outputs, experiment)),
             index_ranges=indexed.ranges,
         )
 

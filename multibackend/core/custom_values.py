@@ -15,7 +15,9 @@ _LOSS = ("float", "bfloat")
 _METRIC = (*_LOSS, "int", "uint", "bool")  # a metric may count
 
 
-def custom_values(role: str, result: Any, kind: type, *, batch_size: int | None, counts: bool = False) -> tuple[Any, Any]:
+def custom_values(
+    role: str, result: Any, kind: type, *, batch_size: int | None, counts: bool = False
+) -> tuple[Any, Any]:
     """Return (values, weights or None), of which the weights are an array that broadcasts against the values.
 
     Args:

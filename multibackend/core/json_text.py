@@ -17,7 +17,18 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-__all__ = ["DEEPEST", "FILE", "MOST_BYTES", "MOST_VALUES", "JSONTextError", "Limits", "dump", "load", "plain", "read_file"]
+__all__ = [
+    "DEEPEST",
+    "FILE",
+    "MOST_BYTES",
+    "MOST_VALUES",
+    "JSONTextError",
+    "Limits",
+    "dump",
+    "load",
+    "plain",
+    "read_file",
+]
 
 MOST_BYTES = 6 * 2**20
 MOST_VALUES = 200_000  # a value costs up to about 200 bytes of memory while it is read

@@ -11,6 +11,7 @@ nothing, inside a compiled function and out of it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
 import sysconfig
@@ -25,7 +26,17 @@ from multibackend.core.paths import arrays_by_path
 from multibackend.core.validation import shown
 from multibackend.errors import DataError, MultibackendError, UserCodeError
 
-__all__ = ["Layer", "LayerOf", "add_origin", "arguments_of", "check_outputs", "fields_of", "name_of", "user_code"]
+__all__ = [
+    "Layer",
+    "LayerOf",
+    "add_origin",
+    "arguments_of",
+    "check_outputs",
+    "fields_of",
+    "name_of",
+    "origin",
+    "user_code",
+]
 
 # files of Python, of installed packages and of this library: a user's own code is none of these
 _FOREIGN = tuple(
@@ -145,9 +156,21 @@ def name_of(function: object) -> str:
     return "" if name.startswith("<") else f" {name!r}"
 
 
-def add_origin(error: BaseException, origin: str) -> None:
+@contextlib.contextmanager
+def origin(of: str) -> Iterator[None]:
+    """Say of errors inside the `with`, which pass on as they are, whose they are; not of the library's own."""
+    try:
+        yield
+    except Exception as error:
+        add_origin(error, of)
+        raise
+
+
+def add_origin(error: BaseException, of: str) -> None:
     """Say whose an error is that passes on as it is, as a note below it; once for each error."""
-    note = f"raised by {origin}"
+    note = f"raised by {of}"
+    if isinstance(error, MultibackendError):  # whose message has said it
+        return
     if note not in getattr(error, "__notes__", ()):
         error.add_note(note)
 

@@ -13,18 +13,63 @@ multibackend.errors.ConfigurationError: SGD: 1 problem
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
-from collections.abc import Iterable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 from multibackend.errors import ConfigurationError, ConfigurationTypeError
 
-__all__ = ["LARGEST_INTEGER", "Problems", "as_names", "closest", "is_integer", "is_real", "shown"]
+__all__ = [
+    "LARGEST_INTEGER",
+    "Problems",
+    "as_names",
+    "as_path",
+    "by_keyword",
+    "closest",
+    "is_integer",
+    "is_real",
+    "shown",
+]
 
 LARGEST_INTEGER = 2**63 - 1  # what a 64-bit integer holds, numpy's and both frameworks'
 
 _MOST_SHOWN = 200
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def by_keyword(repair: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a method that takes its arguments by name: a call without names is a `ConfigurationTypeError`.
+
+    >>> class Trainer:
+    ...     @by_keyword("fit(updates=5)")
+    ...     def fit(self, *, updates): ...
+    >>> Trainer().fit(5)
+    Traceback (most recent call last):
+        ...
+    multibackend.errors.ConfigurationTypeError: fit: 1 problem
+      - fit takes its arguments by name, got 5 without one; write fit(updates=5)
+    """
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def call(*arguments: P.args, **options: P.kwargs) -> R:
+            if len(arguments) > 1:
+                given = ", ".join(repr(argument) for argument in arguments[1:])
+                name = method.__name__
+                problem = f"{name} takes its arguments by name, got {given:.60} without one; write {repair}"
+                raise ConfigurationTypeError(name, [problem])
+            return method(*arguments, **options)
+
+        return call
+
+    return decorate
 
 
 def is_integer(value: Any) -> bool:
@@ -53,7 +98,7 @@ def shown(value: object) -> str:
 
 
 def as_names(value: Any) -> tuple[Any, ...] | None:
-    """Return a name or a sequence of names as a tuple, whose members are yet to be checked; None for what is neither."""
+    """Return a name or a sequence of names as a tuple, its members not yet checked; None for anything else."""
     if isinstance(value, str):
         return (value,)
     return tuple(value) if isinstance(value, Sequence) else None
@@ -67,6 +112,19 @@ def closest(word: object, options: Iterable[str]) -> str:
     by_lower = {option.lower(): option for option in options}
     nearest = difflib.get_close_matches(word.lower(), list(by_lower), n=1)
     return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
+
+
+def as_path(subject: str, name: str, value: Any) -> Path:
+    """Return a path that a user gave; raise `ConfigurationError` where it can be none.
+
+    >>> as_path("Trainer", "run_dir", "runs/digits").name
+    'digits'
+    """
+    is_path = isinstance(value, str | PathLike) and isinstance(os.fspath(value), str)
+    if is_path and os.fspath(value) and "\0" not in os.fspath(value):
+        return Path(value)
+    reason = "; a path has no NUL" if is_path and os.fspath(value) else ""
+    raise ConfigurationTypeError(subject, [f"{name} must be a path, a string or a Path, got {shown(value)}{reason}"])
 
 
 class Problems:
@@ -148,6 +206,13 @@ class Problems:
         if not isinstance(value, str) or value not in options:
             listed = ", ".join(repr(option) for option in options)
             self.add(f"{name} must be one of {listed}, got {shown(value)}{closest(value, options)}")
+            return False
+        return True
+
+    def instance(self, name: str, value: object, kind: type, what: str) -> bool:
+        """Check that a value is of a class, which `what` says how to make."""
+        if not isinstance(value, kind):
+            self.add(f"{name} must be {what}, got {shown(value)}", wrong_type=True)
             return False
         return True
 

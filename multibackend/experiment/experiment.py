@@ -13,6 +13,7 @@ from typing import Any, cast
 from multibackend.core.bytesize import check_bytes
 from multibackend.core.precision import PRECISIONS, NumberFormat
 from multibackend.core.slips import describe
+from multibackend.core.user_code import origin
 from multibackend.core.validation import Problems, closest
 from multibackend.data import Source, Stream, as_source
 from multibackend.data.streams import is_stream
@@ -47,9 +48,9 @@ class Experiment:
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or
             `(values, weights)`; or terms {name: loss}, each reduced by its own weights, then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
-            HuggingFace's), a data frame whose columns are fields (pandas, polars), or an iterable of examples in an order of its own (a generator function,
-            a loader, see `multibackend.data.IterableSource`).
+        train_data: a dict of arrays of one length, a data frame whose columns are fields (pandas, polars), a
+            map-style dataset (torch's, grain's, HuggingFace's), or an iterable of examples in an order of its own
+            (a generator function, a loader, see `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
             memory, a divisor of `gradient_accumulation_steps=EffectiveBatch(n)`; `Trainer` decides.
         name: of the run, in logs.
@@ -299,7 +300,7 @@ class Experiment:
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
         steps = self.gradient_accumulation_steps
-        auto = self.micro_batch_size == AUTO
+        auto = isinstance(self.micro_batch_size, str) and self.micro_batch_size == AUTO
         if auto and not isinstance(steps, EffectiveBatch):
             problems.add(
                 "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the "
@@ -328,7 +329,8 @@ class Experiment:
             if data is None and name == "eval_data":
                 continue
             try:
-                source = as_source(data)
+                with origin(f"{name}, as its first example was read"):
+                    source = as_source(data)
             except DataError as error:
                 problems.add(f"{name}: {error}")
                 continue

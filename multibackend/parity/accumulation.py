@@ -11,6 +11,7 @@ import numpy as np
 from multibackend.core.arrays import Arrays
 from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import Block, Line, Readable
+from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -85,6 +86,9 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     >>> report.matches, report.reasons                           # doctest: +SKIP
     (False, ("batch statistics: ...",))
     """
+    problems = Problems("check_accumulation")
+    problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
+    problems.raise_if_any()
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size = int(experiment.micro_batch_size)
     steps = max(2, experiment.held_steps)  # a single one is one batch already
@@ -126,7 +130,7 @@ def _run(experiment: Experiment, backend: str, start: Arrays) -> _Window:
     trainer = Trainer(experiment, backend)
     trainer.load_parameters(start)
     before = trainer.snapshot().model_state
-    trainer.fit(updates=1)
+    trainer.fit(updates=1, progress=False)
     after = trainer.snapshot()
     # p' = p - g under plain descent at rate 1
     gradient = {name: start[name] - array for name, array in after.parameters.items()}

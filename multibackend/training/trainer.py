@@ -10,9 +10,12 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
+from multibackend.core.text import Block, Readable
+from multibackend.core.validation import as_path, by_keyword
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
+from multibackend.loggers.progress import ProgressBar
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
 from multibackend.training.early_stopping import EarlyStopping
@@ -22,7 +25,8 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.fit import Fit
 from multibackend.training.in_use import InUse, by_one_thread
-from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.plan import Plan, as_parameters, check_arguments, check_fit, check_snapshot
+from multibackend.training.printing import run_blocks, run_sentence
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -33,8 +37,8 @@ from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Sav
 __all__ = ["FitResult", "Trainer"]
 
 
-class Trainer:
-    """Trains an experiment on one backend.
+class Trainer(Readable):
+    """Trains an experiment on one backend; `print(trainer)` says what it trains, how, and where it stands.
 
     Args:
         experiment: what to train.
@@ -100,8 +104,17 @@ class Trainer:
         may_differ: Sequence[str] = (),
     ) -> None:
         # everything that can be known to be wrong is found here, before a model is built
-        check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
-        directory = None if run_dir is None else Path(run_dir)
+        check_arguments(
+            experiment,
+            backend,
+            callbacks,
+            device,
+            windows_per_dispatch,
+            read_ahead,
+            record_gradient_norms,
+            may_differ,
+        )
+        directory = None if run_dir is None else as_path("Trainer", "run_dir", run_dir)
         check_resuming(directory, checkpointing, resume)
         # read before anything is compiled: the saved run decides the batch size that was left open
         # and the names by which dropout masks are drawn
@@ -113,11 +126,11 @@ class Trainer:
         plan, program = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead).compile()
         if device is None:
             device = plan.backend.devices()[0]
+        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
         # behind the listeners of the user, who hear an event first
         listeners = [*callbacks]
         if directory is not None:
-            listeners.append(JsonLog(directory))
-        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
+            listeners.append(JsonLog(directory, is_locked=lambda: saver is not None and saver.holds_directory))
         self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
         self.in_use = InUse()
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
@@ -135,6 +148,7 @@ class Trainer:
         if self.micro_batch is not None:
             self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
+    @by_keyword("fit(updates=5) or fit(epochs=5)")
     @by_one_thread
     def fit(
         self,
@@ -147,6 +161,7 @@ class Trainer:
         best: str | None = None,
         keep_best: bool = False,
         early_stopping: EarlyStopping | None = None,
+        progress: bool | None = None,
     ) -> FitResult:
         """Train until the run has made so many updates or epochs, counted from its beginning.
 
@@ -161,6 +176,10 @@ class Trainer:
             keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
             early_stopping: a listener for this call, for example `EarlyStopping(metric="loss",
                 patience=3)`.
+            progress: show how far the run is, and at its end updates, loss, time and where it was
+                saved, on the standard error: a bar in a terminal and in a notebook, plain lines
+                elsewhere. None shows it unless one of `callbacks` is a `ProgressBar` already; True
+                shows it all the same, False shows nothing.
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite and `on_nonfinite="raise"`. The
@@ -169,6 +188,8 @@ class Trainer:
                 run has ended.
             DataError: a label or an id is out of range, or no window of a whole epoch, or of 1000 where
                 the data have no end, made an update.
+            FileError: the log in `run_dir` cannot be written; told at the beginning, or else at the
+                end, once the run is saved.
             ConfigurationError: an argument is wrong; every problem is listed.
             TrainerInUseError: `fit` has not returned that was called before, in this thread or in
                 another one.
@@ -178,7 +199,7 @@ class Trainer:
         (350, 0.0712)
         """
         limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
-        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping)
+        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping, progress)
         stoppers = [*self._stoppers]
         if early_stopping is not None:
             stoppers.insert(0, early_stopping)
@@ -188,8 +209,18 @@ class Trainer:
         evaluations = plan_evaluations(
             self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
-        with self._run.emit.joined_by(early_stopping):
+        bar = None
+        if progress or (progress is None and not self._run.emit.reaches(ProgressBar)):
+            bar = ProgressBar()
+        with self._run.emit.joined_by(early_stopping), self._run.emit.joined_by(bar):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
+
+    def blocks(self) -> Sequence[Block]:
+        """What is printed: what is trained and how, and where the run stands."""
+        return run_blocks(self._run)
+
+    def __repr__(self) -> str:
+        return f"<Trainer: {run_sentence(self._run)}>"
 
     @by_one_thread
     def save(self, path: str | Path) -> Path:
@@ -201,7 +232,7 @@ class Trainer:
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(self._run.capture()))
+        return write_checkpoint(as_path("Trainer.save", "path", path), to_contents(self._run.capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -224,7 +255,7 @@ class Trainer:
 
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
-        saved = open_run(path)
+        saved = open_run(as_path("Trainer.resume", "path", path))
         if backend is None:
             backend = saved.backend
         return cls(experiment, backend, resume=saved, **options)
@@ -347,7 +378,7 @@ class Trainer:
             ParameterMatchError: a name is missing or unknown, a shape differs, or only the models
                 could tell which parameter is which.
         """
-        arrays = {name: np.asarray(array) for name, array in parameters.items()}
+        arrays = as_parameters(parameters)
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
     @by_one_thread
@@ -399,5 +430,11 @@ class Trainer:
 
     @by_one_thread
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot and its number of updates; the place in the data stays."""
+        """Go on from a snapshot and its number of updates; the place in the data stays.
+
+        Raises:
+            ConfigurationError: it is no snapshot.
+            ParameterMatchError: it is one of another model.
+        """
+        check_snapshot(snapshot)
         self._run.loop.restore(snapshot)

@@ -62,9 +62,7 @@ class CommandFailed(Exception):
     """A command ended with code 2 and said why: what a mistake on the command line must end in."""
 
 
-def command(
-    name: str, arguments: Callable[[Setting], list[str]], *words: str, backends: tuple[str, ...] = ANY
-) -> Case:
+def command(name: str, arguments: Callable[[Setting], list[str]], *words: str, backends: tuple[str, ...] = ANY) -> Case:
     """Make a case of a command that must end with code 2 and a message, and without a traceback."""
 
     def run(setting: Setting) -> None:
@@ -102,6 +100,7 @@ class _TookTooLong(BaseException):
 @contextlib.contextmanager
 def _limits() -> Iterator[None]:
     """Let a hang be an exception, and so much memory a MemoryError, instead of the end of the process."""
+
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise _TookTooLong
 
@@ -128,7 +127,7 @@ def outcome_of(case: Case, backend: str, directory: Path) -> Outcome:
             value = case.run(setting)
     except _TookTooLong:
         return Outcome("hang", "hang", f"longer than {SECONDS} s", time.perf_counter() - started)
-    except BaseException as error:  # noqa: BLE001 - to judge it, whatever it is
+    except BaseException as error:
         return Outcome(*_judge(case, error), time.perf_counter() - started)
     seconds = time.perf_counter() - started
     if case.error is not None:

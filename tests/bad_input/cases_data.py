@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from bad_input.case import ALL, BOTH, Case, accepted
-from bad_input.setting import DATA, LABELS, Setting, with_field
 
 import multibackend as mb
+from bad_input.case import ALL, BOTH, Case, accepted
+from bad_input.setting import DATA, LABELS, Setting, with_field
 from multibackend.data import ArraySource, IterableSource, MapSource, TableSource, pad_to_buckets
 from multibackend.errors import ConfigurationError, DataError, NonFiniteError
 from multibackend.losses import CrossEntropy
@@ -368,7 +368,13 @@ TARGETS = [
         ALL,
     ),
     Case("evaluate on 5", lambda s: s.trainer().evaluate(5), ConfigurationError, ("5", "data"), ALL),
-    Case("evaluate on nothing", lambda s: s.trainer().evaluate({"x": X[:0], "y": Y[:0]}), ConfigurationError, ("empty",), ALL),
+    Case(
+        "evaluate on nothing",
+        lambda s: s.trainer().evaluate({"x": X[:0], "y": Y[:0]}),
+        ConfigurationError,
+        ("empty",),
+        ALL,
+    ),
 ]
 assert mb
 

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
-from bad_input.case import ALL, Case, accepted
-from bad_input.setting import DATA, LABELS
 
 import multibackend as mb
+from bad_input.case import ALL, Case, accepted
+from bad_input.setting import DATA, LABELS
 from multibackend.errors import ConfigurationError
 from multibackend.losses import CrossEntropy, Custom, MeanSquaredError
 from multibackend.metrics import Accuracy
@@ -176,7 +176,10 @@ PARTS = [
     wrong("loss of a name 1", "name", "1", loss={1: MeanSquaredError(target="y")}),
     wrong("loss term of text", "'a'", "'x'", loss={"a": "x"}),
     wrong(
-        "loss terms without per", "'a'", 'per="example"', loss={"a": Custom(lambda xp, o, b: o), "b": CrossEntropy(target="y")}
+        "loss terms without per",
+        "'a'",
+        'per="example"',
+        loss={"a": Custom(lambda xp, o, b: o), "b": CrossEntropy(target="y")},
     ),
     wrong("loss list", "loss", "mapping", loss=[MeanSquaredError(target="y")]),
     wrong("optimizer None", "optimizer", "None", optimizer=None),
@@ -191,7 +194,12 @@ PARTS = [
     wrong("eval_data lacks a field", "eval_data", "'y'", eval_data={"x": DATA["x"]}),
     wrong("eval_data lacks a metric's field", "'k'", eval_data=DATA, metrics=[Accuracy(target="k")]),
     Case("experiment: unknown argument", lambda s: s.experiment(batch_size=4), TypeError, ("batch_size",), own=True),
-    Case("experiment: replace with a wrong value", lambda s: s.experiment().replace(seed=-1), ConfigurationError, ("seed",)),
+    Case(
+        "experiment: replace with a wrong value",
+        lambda s: s.experiment().replace(seed=-1),
+        ConfigurationError,
+        ("seed",),
+    ),
     Case(
         "experiment: replace an unknown argument",
         lambda s: s.experiment().replace(batch=1),
@@ -212,7 +220,13 @@ PARTS = [
         ("'z'",),
         ALL,
     ),
-    accepted("experiment: labels as int8", lambda s: s.fit(loss=CrossEntropy(target="label"), train_data={**LABELS, "label": LABELS["label"].astype(np.int8)}), lambda r: r.updates == 2),
+    accepted(
+        "experiment: labels as int8",
+        lambda s: s.fit(
+            loss=CrossEntropy(target="label"), train_data={**LABELS, "label": LABELS["label"].astype(np.int8)}
+        ),
+        lambda r: r.updates == 2,
+    ),
 ]
 
 CASES = [*SIZES, *OPTIONS, *PARTS]

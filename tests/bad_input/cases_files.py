@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bad_input.case import ALL, BOTH, Case, accepted
-from bad_input.setting import DATA, Setting
 from safetensors.numpy import load_file, save_file
 
 import multibackend as mb
+from bad_input.case import ALL, BOTH, Case, accepted
+from bad_input.setting import DATA, Setting
 from multibackend import golden
 from multibackend.errors import (
     CheckpointError,

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+
 from bad_input.case import BOTH, Case, accepted
 from bad_input.setting import DATA, LABELS, with_field
-
 from multibackend import losses, metrics
 from multibackend.errors import ConfigurationError, DataError, NonFiniteError, UserCodeError
 

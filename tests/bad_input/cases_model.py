@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from bad_input.case import ALL, BOTH, Case, accepted
-from bad_input.setting import LABELS, Setting, with_field
 
 import multibackend as mb
+from bad_input.case import ALL, BOTH, Case, accepted
+from bad_input.setting import LABELS, Setting, with_field
 from multibackend.errors import ConfigurationError, DataError, UserCodeError
 from multibackend.losses import CrossEntropy
 
@@ -117,7 +117,9 @@ FORWARDS = [
     model_case("returns None", lambda net, x, xp: None, "model", "None", error=DataError),
     model_case("returns text", lambda net, x, xp: "text", "model", "str", error=DataError),
     model_case("returns a number", lambda net, x, xp: 5, "model", "int", error=DataError),
-    model_case("returns a dict", lambda net, x, xp: {"a": net.fc1(x)}, "MeanSquaredError", "one array", "'a'", error=DataError),
+    model_case(
+        "returns a dict", lambda net, x, xp: {"a": net.fc1(x)}, "MeanSquaredError", "one array", "'a'", error=DataError
+    ),
     model_case("returns a tuple", lambda net, x, xp: (net.fc1(x), x), "MeanSquaredError", "one array", error=DataError),
     model_case("returns a list", lambda net, x, xp: [net.fc1(x)], "MeanSquaredError", "one array", error=DataError),
     model_case("returns a scalar", lambda net, x, xp: xp.sum(net.fc1(x)), "outputs", "shape", error=DataError),
@@ -170,7 +172,9 @@ FORWARDS = [
     Case(
         "classes fewer than labels",
         lambda s: s.fit(
-            model=s.model(s.builder(3, 2)), loss=CrossEntropy(target="label"), train_data=with_field("label", np.arange(12), LABELS)
+            model=s.model(s.builder(3, 2)),
+            loss=CrossEntropy(target="label"),
+            train_data=with_field("label", np.arange(12), LABELS),
         ),
         DataError,
         ("label", "outside", "2"),

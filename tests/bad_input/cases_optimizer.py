@@ -7,7 +7,6 @@ from typing import Any
 
 from bad_input.case import ALL, BOTH, Case, accepted
 from bad_input.setting import Setting
-
 from multibackend import optimizers, schedules
 from multibackend.errors import ConfigurationError, UserCodeError
 from multibackend.optimizers import SGD, Group, Native
@@ -25,7 +24,9 @@ def raising(*_arguments: Any, **_options: Any) -> Any:
 
 def rate(name: str, value: Any, *words: str) -> Case:
     """Make a case of a learning rate that is refused when the optimizer is constructed."""
-    return Case(f"learning_rate {name}", lambda s: SGD(learning_rate=value), ConfigurationError, ("learning_rate", *words))
+    return Case(
+        f"learning_rate {name}", lambda s: SGD(learning_rate=value), ConfigurationError, ("learning_rate", *words)
+    )
 
 
 def rate_later(name: str, function: Any, error: type[Exception], *words: str) -> Case:

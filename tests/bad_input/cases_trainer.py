@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from bad_input.case import ALL, BOTH, Case, accepted
-from bad_input.setting import DATA, Setting
 
 import multibackend as mb
+from bad_input.case import ALL, BOTH, Case, accepted
+from bad_input.setting import DATA, Setting
 from multibackend.errors import (
     BackendNotFoundError,
     CapabilityError,
@@ -130,9 +130,18 @@ RULES = [
 ]  # fmt: skip
 
 
-def fit(name: str, /, *words: str, error: type[BaseException] = ConfigurationError, own: bool = False, **options: Any) -> Case:
+def fit(
+    name: str, /, *words: str, error: type[BaseException] = ConfigurationError, own: bool = False, **options: Any
+) -> Case:
     """Make a case of an argument of `fit`."""
-    return Case(f"fit: {name}", lambda s: s.trainer(eval_data=options.pop("eval_data", None)).fit(**options), error, words, ("stub",), own=own)
+    return Case(
+        f"fit: {name}",
+        lambda s: s.trainer(eval_data=options.pop("eval_data", None)).fit(**options),
+        error,
+        words,
+        ("stub",),
+        own=own,
+    )
 
 
 class Accidental(Exception):
@@ -158,7 +167,7 @@ def fit_in_two_threads(setting: Setting) -> None:
     def train() -> None:
         try:
             trainers[0].fit(updates=5)
-        except BaseException as error:  # noqa: BLE001 - handed to the first thread
+        except BaseException as error:
             errors.append(error)
 
     def listen(event: Any) -> None:

@@ -14,8 +14,8 @@ from support.checkpoints import GOLDEN, assert_same_contents, assert_same_tensor
 
 from multibackend.checkpoint import Contents, read_checkpoint, read_manifest, verify, write_checkpoint
 from multibackend.checkpoint.contents import checkpoint_name, parse_name
-from multibackend.core.json_text import MOST_VALUES
 from multibackend.checkpoint.manifest import MANIFEST
+from multibackend.core.json_text import MOST_VALUES
 from multibackend.errors import CheckpointError
 
 

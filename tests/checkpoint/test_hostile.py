@@ -150,7 +150,10 @@ def test_texts_of_manifests(tmp_path: Path, text: bytes, words: str) -> None:
         (tensor_file(header(data_offsets=[2**64, 2**64 + 32])), "data_offsets"),
         (tensor_file(header(shape=[2, 4, 0])), "does not take 32 bytes"),
         (tensor_file(header(shape=[2**62, 2**62, 2**62])), "does not take 32 bytes"),
-        (tensor_file({**header(), "c": {"dtype": "U8", "shape": [0, 2**62], "data_offsets": [48, 48]}}), "no array can"),
+        (
+            tensor_file({**header(), "c": {"dtype": "U8", "shape": [0, 2**62], "data_offsets": [48, 48]}}),
+            "no array can",
+        ),
         (tensor_file(header(shape=[-2, -4])), "shape"),
         (tensor_file(header(shape=[True, 8])), "shape"),
         (tensor_file(header(shape=8)), "shape"),

@@ -79,9 +79,21 @@ class IndexedOrder:
         return f"example {self._order[1][offset]}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
+        return self._source.take(self._indices(epoch, offset, offset + count))
+
+    def _indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        if not self._shuffle:  # without the whole order, which of 10^12 examples would fill any memory
+            return np.arange(start, stop)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._seed, epoch, self.length, shuffle=self._shuffle))
-        return self._source.take(self._order[1][offset : offset + count])
+            try:
+                order = epoch_order(self._seed, epoch, self.length, shuffle=True)
+            except MemoryError as error:
+                raise DataError(
+                    f"the order of {self.length} examples does not fit in memory; pass shuffle=False, or data that are "
+                    "read in an order of their own (an iterable, see mb.data.IterableSource)"
+                ) from error
+            self._order = (epoch, order)
+        return self._order[1][start:stop]
 
 
 class StreamOrder:
