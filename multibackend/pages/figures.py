@@ -12,6 +12,7 @@ __all__ = ["Figure", "falls_far", "finite", "layout", "mode", "power", "tail", "
 Figure = dict[str, Any]
 
 MOST_MARKED = 40  # more points than that are drawn as a line only
+_FEW = 5  # updates, of which each has a tick
 _FAR = 100.0  # a loss that falls by more than this factor is drawn on a log scale
 
 
@@ -25,10 +26,13 @@ def mode(updates: np.ndarray) -> str:
 def layout(values: str, updates: np.ndarray) -> dict[str, Any]:
     """Lay out what all plots share: the axis of updates, and one that is called `values`."""
     ends = [0.0, 1.0]
+    ticks = {}
     if len(updates):
         # plotly's own range would cut the points at the ends
         room = 0.5 + 0.01 * float(updates[-1] - updates[0])
         ends = [float(updates[0]) - room, float(updates[-1]) + room]
+        if updates[-1] - updates[0] < _FEW:
+            ticks = {"dtick": 1}  # there is nothing between two updates
     axis = {"gridcolor": "--rule", "linecolor": "--rule", "zeroline": False, "automargin": True, "fixedrange": False}
     return {
         "height": 340,
@@ -38,7 +42,7 @@ def layout(values: str, updates: np.ndarray) -> dict[str, Any]:
         "font": {"color": "--ink", "size": 14},
         "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--rule", "font": {"color": "--ink"}},
         "legend": {"orientation": "h", "traceorder": "normal", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {**axis, "title": {"text": "update"}, "tickformat": "d", "range": ends},
+        "xaxis": {**axis, "title": {"text": "update"}, "tickformat": "d", "range": ends, **ticks},
         "yaxis": {**axis, "title": {"text": values}},
         "shapes": [],
         "annotations": [],

@@ -56,7 +56,7 @@ def play(bar: ProgressBar, clock: Clock) -> None:
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Update, total, loss, rate and, once there is something to measure, speed and the time left; then one last line."""
+    """Update, total, loss, rate and, once there is something to measure, speed and the time left; one last line."""
     stream, clock = io.StringIO(), Clock(monkeypatch)
     play(ProgressBar(PlainScreen(stream)), clock)
     assert stream.getvalue().splitlines() == [

@@ -10,7 +10,7 @@ from typing import Any
 def write_log(
     directory: Path, *, updates: int = 300, backend: str = "torch", peak: float = 0.1, text: str = "", ends: bool = True
 ) -> Path:
-    """A run that learns, is evaluated every hundredth update, and skips one window; `text` in what a user can choose."""
+    """A run that is evaluated every hundredth update and skips one window; `text` in what a user can choose."""
     directory.mkdir(parents=True)
     log = Log(directory, f"{text}digits", backend)
     log.add("FitStarted", update=0, updates=updates, device="cpu", execution="eager")
