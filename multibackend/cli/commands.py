@@ -32,7 +32,7 @@ from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["backends", "check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
+__all__ = ["check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -59,7 +59,7 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.run_dir is not None:
         # before the first update, since a run may be killed, and after the trainer has refused a
         # directory that holds another run
-        RunFile(file.path.resolve(), tuple(flags), _remembered(options)).write(Path(options.run_dir))
+        RunFile(file.path.resolve(), file.digest, tuple(flags), _remembered(options)).write(Path(options.run_dir))
     updates = options.updates
     if updates is None and options.epochs is None:
         updates = file.updates
@@ -80,7 +80,7 @@ def resume(options: argparse.Namespace, flags: list[str]) -> int:
         options.parser.print_help()
         return 0
     run_dir = Path(options.file)
-    run = RunFile.read(run_dir, options.moved)
+    run = RunFile.read(run_dir, options.moved, trust=options.trust)
     before = dict(run.options)
     now = _remembered(options)
     if any(name in now for name in _LENGTH):
@@ -203,12 +203,6 @@ def _typed(run_dir: Path) -> dict[str, str]:
         return {"command": shlex.join(["multibackend", "train", *words])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def backends(options: argparse.Namespace, flags: list[str]) -> int:
-    """List the backends."""
-    print_blocks(tables.backend_blocks(list_backends()))
-    return 0
 
 
 def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile, Experiment]:

@@ -47,8 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace, flags: list[str]) -> int:
     try:
         check_early(options, flags)
-        from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
-
+        if options.command == "backends":
+            from multibackend.cli import listing as commands  # noqa: PLC0415 - a list must be quick
+        else:
+            from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
         return getattr(commands, options.command)(options, flags)  # argparse has refused others
     except Interrupted as interruption:  # which has said how to go on
         return int(interruption.code or 1)
@@ -109,6 +111,7 @@ def _add_resume(commands: Any) -> None:
     _add_device(parser, execution=None)
     add("--backend", default=None, help="another backend than before")
     add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
+    add("--trust", action="store_true", help="run the experiment file though it changed, or lies in RUN_DIR")
     add("--ema-decay", type=float, help=argparse.SUPPRESS)
     add("--initial", help=argparse.SUPPRESS)
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")

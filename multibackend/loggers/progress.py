@@ -91,9 +91,20 @@ class ProgressBar(Watcher):
     def __init__(self, screen: Screen | None = None, *, ending: bool = True) -> None:
         self._screen = screen or open_screen()
         self._ending = ending
+        self._is_lost = False
         self._fit = _Fit(begun_at=0, total=None, interval=0.0, shown=0.0)
 
     def __call__(self, event: Event) -> None:
+        if self._is_lost:
+            return
+        try:
+            self._hear(event)
+        except (OSError, ValueError):
+            # the window was closed, the pipe is broken, the file is closed or full: a run that nobody can watch
+            # any more goes on
+            self._is_lost = True
+
+    def _hear(self, event: Event) -> None:
         match event:
             case FitStarted():
                 self._begin(event)

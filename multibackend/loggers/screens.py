@@ -20,7 +20,8 @@ def open_screen() -> Screen:
     display = _notebook_display()
     if display is not None:
         return NotebookScreen(display)
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    # a process without a console has no standard error at all
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         try:
             return TerminalScreen()
         except ImportError:  # of rich, without which a run is shown all the same
@@ -66,7 +67,9 @@ class PlainScreen(Screen):
         return sys.maxsize  # a file has no edge
 
     def print(self, line: str) -> None:
-        print(line, file=self._stream or sys.stderr, flush=True)
+        stream = self._stream or sys.stderr
+        if stream is not None:
+            print(line, file=stream, flush=True)
 
 
 class TerminalScreen(Screen):

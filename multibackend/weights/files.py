@@ -1,20 +1,20 @@
 """The weights of a run in one safetensors file, by canonical name: parameters and model state.
 
 The file loads into a plain torch model with `safetensors.torch.load_file` and `load_state_dict(...,
-strict=False)`, and into either backend here.
+strict=False)`, and into either backend here. Read by this library's own reader, which believes
+nothing of a file before it is checked.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import save_file
-
+from multibackend.checkpoint.tensors import TensorError, chunks, prepare
 from multibackend.checkpoint.weights_file import read_weights_file
 from multibackend.core.arrays import Arrays
+from multibackend.core.files import replace_file
+from multibackend.errors import DataError
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Snapshot
 from multibackend.training.saving.restore import open_run
@@ -24,7 +24,11 @@ __all__ = ["load_checkpoint", "load_weights", "save_weights", "write_arrays"]
 
 
 def save_weights(snapshot: Snapshot, path: str | Path) -> None:
-    """Write parameters and model state; the file appears whole or not at all."""
+    """Write parameters and model state; the file appears whole or not at all.
+
+    Raises:
+        FileError: it cannot be written.
+    """
     # by canonical name one list serves torch's `load_state_dict`; which of them are parameters is
     # told beside it
     metadata = {"format": "multibackend-weights-1", "parameters": json.dumps(sorted(snapshot.parameters))}
@@ -54,13 +58,17 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    """Write a safetensors file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    # safetensors writes an array's memory as it lies: a transposed one would come back as another
-    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    save_file(contiguous, temporary, metadata=metadata)
-    temporary.replace(path)
+    """Write a safetensors file that appears whole or not at all.
+
+    Raises:
+        DataError: an array is of a type, or has a name, that is not kept.
+        FileError: it cannot be written.
+    """
+    try:
+        header, ordered = prepare(arrays, metadata)
+    except TensorError as problem:
+        raise DataError(f"{str(path)!r} cannot be written: {problem}") from problem
+    replace_file(path, chunks(header, ordered))
 
 
 def _restore(trainer: Trainer, parameters: Arrays, model_state: Arrays) -> None:

@@ -296,6 +296,29 @@ def test_watchers_hear_of_updates_in_bulk() -> None:
     assert skipped[0] == skipped[1] != []
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError("gone"), ValueError("I/O operation on closed file")])
+def test_a_run_outlives_the_window_that_shows_it(error: Exception) -> None:
+    """A closed terminal or a full disk ends the showing, not the run."""
+
+    class Broken(PlainScreen):
+        lines = 0
+
+        def print(self, line: str) -> None:
+            self.lines += 1
+            raise error
+
+    screen = Broken()
+    trainer = STUB.trainer(STUB.experiment(regression(36)), START, callbacks=[ProgressBar(screen)])
+    assert trainer.fit(updates=4).updates == 4
+    assert screen.lines == 1
+
+
+def test_without_a_standard_error_a_run_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process without a console."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert STUB.trainer(STUB.experiment(regression(36)), START).fit(updates=4).updates == 4
+
+
 def test_screens_say_what_they_lack() -> None:
     """The base class names its own gaps."""
     with pytest.raises(NotImplementedError, match="Screen must show a line"):

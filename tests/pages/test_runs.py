@@ -10,9 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from multibackend.pages.runs.figures import thinned_means
-from multibackend.pages.runs.page import render_runs, settings_side_by_side, write_report
-from multibackend.pages.runs.run_log import RunLog, read_run
 from support.html_pages import Page, read
 from support.reports import EVIL
 from support.run_logs import Log, write_log
@@ -20,7 +17,10 @@ from support.variants import STUB
 
 import multibackend as mb
 from multibackend.cli.main import main
-from multibackend.errors import DataError, PackageNotInstalledError
+from multibackend.errors import DataError, FileError, PackageNotInstalledError
+from multibackend.pages.runs.figures import thinned_means
+from multibackend.pages.runs.page import render_runs, settings_side_by_side, write_report
+from multibackend.pages.runs.run_log import RunLog, read_run
 from multibackend.testing.conformance.problems import START, regression
 
 pytest.importorskip("jinja2", reason="the extra 'html' is not installed")
@@ -172,7 +172,7 @@ def test_means_leave_out_what_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "has no log.jsonl"),
+        (None, "there is no log at"),
         ("", "no call of fit is in it"),
         ('{"event": "FitStarted"}\n', "is not that of a run"),
     ],
@@ -181,7 +181,7 @@ def test_a_directory_without_a_log_is_refused(content: str | None, words: str, t
     """With what it lacks."""
     if content is not None:
         (tmp_path / "log.jsonl").write_text(content)
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, FileError), match=words):
         read_run(tmp_path)
     with pytest.raises(DataError, match="there is no directory"):
         read_run(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import jax
@@ -18,6 +18,8 @@ import numpy as np
 
 from multibackend.core.precision import PRECISIONS, NumberFormat
 from multibackend.errors import DataError
+from multibackend.protocol.tracing import arrays_in, with_arrays
+from multibackend_jax.model.observe import is_array
 from multibackend_jax.model.pure import FlaxModel
 
 __all__ = ["Precision"]
@@ -76,9 +78,11 @@ class Precision:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Return a tree with its floating-point arrays in another dtype."""
+    """Return a tree with its floating-point arrays in another dtype; in dataclasses too, which JAX takes for leaves."""
 
     def cast(leaf: Any) -> Any:
+        if is_dataclass(leaf):
+            return with_arrays(leaf, [cast(array) for array in arrays_in(leaf, is_array)], is_array)
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
         return leaf.astype(dtype) if is_float else leaf
 

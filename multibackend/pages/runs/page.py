@@ -47,7 +47,7 @@ def write_report(
     Raises:
         PackageNotInstalledError: plotly or Jinja2 is not installed.
         ConfigurationError: no file can be written there.
-        DataError: a directory has no log of a run.
+        DataError, FileError: a directory has no log of a run.
 
     >>> write_report(["runs/a", "runs/b"], "report.html")           # doctest: +SKIP
     PosixPath('report.html')

@@ -111,14 +111,16 @@ def _ends_of_stretches(times: np.ndarray) -> np.ndarray:
 
 
 def read_run(directory: str | Path) -> RunLog:
-    """Read a run's log; raises `DataError` where there is none, or none of a run."""
+    """Read a run's log.
+
+    Raises:
+        DataError: there is no such directory, or the log is not that of a run.
+        FileError: there is no log, or it cannot be read.
+    """
     path = Path(directory)
     if not path.is_dir():
         raise DataError(f"there is no directory {str(directory)!r}; give the run_dir of a Trainer, or of `train`")
-    try:
-        lines = read_log(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{str(directory)!r} has no log.jsonl, which a run with that run_dir writes") from error
+    lines = read_log(path)
     reader = _Reader(RunLog(path.resolve().name))
     try:
         for line in lines:
