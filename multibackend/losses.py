@@ -12,6 +12,7 @@ Specs become native functions by `functools.singledispatch` in each backend's `l
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -19,13 +20,17 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
-from multibackend.core.validation import Problems, is_integer
+from multibackend.core.slips import accepts, describe
+from multibackend.core.validation import Problems, is_integer, shown
 from multibackend.errors import DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
 Batch = Mapping[str, Any]
+
+_PROBABILITIES_SUM_TO = 1e-2  # 1 within this, also in bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,15 @@ class Loss:
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where a numpy batch does not fit outputs of shape [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        """Whether the outputs must be logits, from which the loss makes probabilities itself."""
+        return False
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        """Say what speaks against outputs [batch, ...] being logits, with figures; "" where nothing does."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Targeted(Loss):
@@ -98,12 +112,23 @@ def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
+_SMALLEST_WEIGHT = 1e-30
+_LARGEST_WEIGHT = 1e30
+
+
 def _check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
         value = wrong[0].item()
         raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
+    # Sums of them, and what is divided by those, must be numbers in float32.
+    extreme = weights[(weights > _LARGEST_WEIGHT) | ((weights < _SMALLEST_WEIGHT) & (weights > 0))]
+    if extreme.size:
+        raise DataError(
+            f"the weights in {name!r} must be 0 or from {_SMALLEST_WEIGHT} to {_LARGEST_WEIGHT}, got "
+            f"{extreme[0].item()!r}; only the ratios of weights matter, so multiply all of them by one number"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +182,29 @@ class Huber(_Elementwise):
 class BinaryCrossEntropy(_Elementwise):
     """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        return (
+            f"{self.title} takes logits, and all {outputs.size} outputs of the first micro-batch lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, as probabilities do; if the model ends in a sigmoid, "
+            "drop it: the loss has one"
+        )
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        super().validate(batch, output_shape)
+        targets = np.asarray(batch[self.target])
+        if targets.size and not (targets.min() >= 0 and targets.max() <= 1):  # NaN is in no interval
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0].item()
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must be in [0, 1], got {wrong!r}; for labels of several "
+                "classes use CrossEntropy"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy(_Targeted):
@@ -185,6 +233,10 @@ class CrossEntropy(_Targeted):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
             return
+        if not isinstance(self.class_weights, Sequence | np.ndarray) or len(self.class_weights) == 0:
+            what = "class_weights must be a sequence with a number >= 0 per class"
+            problems.add(f"{what}, got {shown(self.class_weights)}", wrong_type=True)
+            return
         for index, weight in enumerate(self.class_weights):
             problems.number(f"class_weights[{index}]", weight, minimum=0.0)
         if self.label_smoothing:
@@ -206,11 +258,15 @@ class CrossEntropy(_Targeted):
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iu":
-            raise DataError(f"{self.title}: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must hold integer labels, got "
+                f"{labels.dtype}{_repaired_labels(self.target, labels, output_shape)}"
+            )
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
                 f"{self.title}: logits must have the shape of the labels and one more axis, the "
-                f"classes, at the end; got logits {output_shape} and labels {labels.shape}"
+                f"classes, at the end; got logits {output_shape} and labels "
+                f"{labels.shape}{_repaired_labels(self.target, labels, output_shape)}"
             )
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
@@ -219,6 +275,22 @@ class CrossEntropy(_Targeted):
         if self.weights is not None:
             broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         self._check_labels(labels, classes)
+
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        gap = float(np.abs(outputs.sum(axis=-1) - 1).max())
+        if gap > _PROBABILITIES_SUM_TO:
+            return ""
+        return (
+            f"{self.title} takes logits, and the outputs of the first micro-batch are probabilities: all lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, and each row of {outputs.shape[-1]} sums to 1 within "
+            f"{gap:.1e}; if the model ends in a softmax, drop it: the loss has one"
+        )
 
     def _check_labels(self, labels: np.ndarray, classes: int) -> None:
         # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
@@ -231,6 +303,21 @@ class CrossEntropy(_Targeted):
                 f"{self.title}: label {int(labels[outside][0])} in {self.target!r} is outside "
                 f"[0, {classes}) and is not ignore_index={self.ignore_index}"
             )
+
+
+def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, ...]) -> str:
+    """Return the line that makes labels of what was given as such; empty where nothing tells."""
+    last = labels.ndim - 1
+    if labels.ndim and labels.shape == output_shape and np.all(labels.sum(axis=-1) == 1):
+        return f"; they are one-hot: pass data[{target!r}].argmax({last})"
+    if labels.shape == output_shape and labels.dtype.kind == "f" and np.all(labels >= 0):
+        return f"; probabilities of classes are no labels: data[{target!r}].argmax({last}), or write a custom loss"
+    index = "" if labels.shape[:-1] != output_shape[:-1] or labels.shape[-1:] != (1,) else f"[{':, ' * last}0]"
+    if labels.dtype.kind == "f" and np.all(labels == np.rint(labels)):
+        return f"; they are whole numbers: pass data[{target!r}]{index}.astype(np.int64)"
+    if labels.dtype.kind == "f":
+        return "; numbers that are not whole are no classes: MeanSquaredError is a loss for those"
+    return f"; pass data[{target!r}]{index}" if index else ""
 
 
 @dataclass(frozen=True)
@@ -281,6 +368,22 @@ class Custom(Loss):
         weights = np.asarray(batch[self.weights], np.float64)
         return weights.sum(axis=tuple(range(leading, weights.ndim)))
 
+    def values_of(self, role: str, result: Any, batch: Batch, kind: type) -> tuple[Any, Any]:
+        """Check what the function returned, in arrays of that `kind`; return (values, weights or None).
+
+        Raises:
+            DataError: it is no values and weights, or not what `per` says.
+        """
+        size = len(next(iter(batch.values())))
+        values, weights = custom_values(role, result, kind, batch_size=size if self.per is None else None)
+        if self.per is not None:
+            field = () if self.weights is None else tuple(batch[self.weights].shape)
+            self.check_values(tuple(values.shape), size, field)
+        if weights is not None or self.weights is None:
+            return values, weights
+        # of a field, which is checked in the same way as weights that the function returns
+        return custom_values(role, (values, batch[self.weights]), kind, batch_size=None)
+
     def check_values(self, values_shape: tuple[int, ...], batch_size: int, weights_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where what the function returned is not what `per` says."""
         if self.per is None:
@@ -288,19 +391,33 @@ class Custom(Loss):
         expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
         if values_shape != expected:
             raise DataError(
-                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} "
+                f'the custom loss returned values of shape {values_shape}, but per="{self.per}" '
                 f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 
 
-def check_function(problems: Problems, name: str, function: object) -> None:
-    """Add a problem unless `function` is callable, or a mapping from backend names to callables."""
+def check_function(problems: Problems, name: str, function: object, arguments: str = "xp, outputs, batch") -> None:
+    """Add a problem unless `function` takes these arguments, or maps backend names to functions (outputs, batch)."""
     if isinstance(function, Mapping):
+        if not function:
+            problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
-    elif not callable(function):
-        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+            elif not accepts(native, 2):
+                problems.add(f"{name}[{backend!r}] must take (outputs, batch), got {describe(native)}")
+    elif callable(function):
+        if not accepts(function, len(arguments.split(","))):
+            problems.add(f"{name} must take ({arguments}), got {describe(function)}{_signature_of(function)}")
+    else:
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
+
+
+def _signature_of(function: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return ""
 
 
 def check_output(problems: Problems, output: object) -> None:

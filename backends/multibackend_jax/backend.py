@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from multibackend.core.arrays import Arrays
-from multibackend.core.paths import Shapes, arrays_by_path, shapes_by_path
+from multibackend.core.paths import Shapes, arrays_by_path, pick, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -19,6 +19,7 @@ from multibackend.protocol import Execution
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.model.build import build_model
+from multibackend_jax.model.outputs import ends_linear
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
@@ -53,7 +54,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            output_shapes = _output_shapes(experiment, model, batch)
+            output_shapes, nonlinear = _outputs_of(experiment, model, batch)
             for loss in experiment.loss_terms.values():
                 check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
@@ -65,7 +66,7 @@ class JaxBackend:
             mode = choose_mode(device.platform, workload)
         windows = execution.windows_per_dispatch
         if windows is None:
-            steps = experiment.accumulation.steps(0)
+            steps = experiment.held_steps
             windows = choose_windows_per_dispatch(
                 device.platform,
                 workload,
@@ -84,7 +85,7 @@ class JaxBackend:
             precision=precision,
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
-            output_shapes=output_shapes,
+            outputs=(output_shapes, nonlinear),
         )
 
     def memory_of(
@@ -92,7 +93,7 @@ class JaxBackend:
     ) -> int:
         try:
             program = self.compile(experiment, example=example, execution=execution)
-            return program_bytes(program, example, experiment.accumulation.steps(0))
+            return program_bytes(program, example, experiment.held_steps)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -131,17 +132,22 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
     return precision.mixed(model)
 
 
-def _output_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]) -> Shapes:
-    """Trace the model for the shapes of its outputs, which may be any structure: only their arrays leave."""
+def _outputs_of(
+    experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]
+) -> tuple[Shapes, tuple[str, ...]]:
+    """Trace the model for the shapes of its outputs, of whatever structure, and for those that end in an activation."""
 
-    def arrays() -> dict[str, jax.Array]:
-        outputs, _ = model.apply(model.parameters, model.state, batch, None, False)
+    def arrays(parameters: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        outputs, _ = model.apply(parameters, model.state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
-        return arrays_by_path(outputs)
+        # only arrays leave a traced function; by those paths too that a loss picks them by
+        return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}
 
     shapes: dict[str, tuple[int, ...]] = {}
-    jax.eval_shape(arrays)
-    return shapes
+    traced = jax.make_jaxpr(arrays)(model.parameters).jaxpr
+    # JAX lists the arrays of a dict in the order of its keys
+    ends = zip(sorted(shapes), traced.outvars, strict=True)
+    return shapes, tuple(path for path, array in ends if not ends_linear(traced, array))
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

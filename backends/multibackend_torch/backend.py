@@ -11,6 +11,7 @@ import torch
 
 from multibackend.core.arrays import Arrays
 from multibackend.core.paths import shapes_by_path
+from multibackend.core.user_code import check_outputs
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
@@ -21,6 +22,7 @@ from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
+from multibackend_torch.model.outputs import nonlinear_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
@@ -62,8 +64,11 @@ class TorchBackend:
         call = precision.mixed(caller(experiment.model, module), device)
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
-        with torch.no_grad():
+        takes_logits = any(loss.takes_logits for loss in experiment.loss_terms.values())
+        # the graph tells what an output ends in
+        with torch.set_grad_enabled(takes_logits):
             outputs = call(module, batch, False)
+        check_outputs(outputs, torch.Tensor)
         return TorchProgram(
             experiment,
             module,
@@ -73,7 +78,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            output_shapes=shapes_by_path(outputs, experiment.picked_outputs),
+            outputs=(shapes_by_path(outputs, experiment.picked_outputs), nonlinear_outputs(outputs, experiment)),
         )
 
     def memory_of(

@@ -123,13 +123,15 @@ class TorchProgram:
         execution: Execution,
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
-        output_shapes: Shapes,
+        outputs: tuple[Shapes, tuple[str, ...]],
     ) -> None:
         dropout_layers, draws = dropout
+        output_shapes, nonlinear_outputs = outputs
         batch_norm_layers, self._momentum = statistics
         self.info = ProgramInfo(
             parameter_names=tuple(named_parameters(module)),
             output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             kinds=kinds_of(module),
             dropout_layers=dropout_layers,
             batch_norm_layers=batch_norm_layers,
@@ -232,20 +234,22 @@ class TorchProgram:
         return self._functions.finish(state, window, weights, learning_rate)
 
     def read(self, results: Sequence[WindowRow]) -> WindowResults:
-        totals = torch.stack([total for row in results for total in row.totals]).cpu().double().numpy()
-        ends = np.cumsum([len(row.totals) for row in results])[:-1]
         weights = np.array([row.weights for row in results])
+        finite = np.array([row.finite for row in results])
         sums = []
-        for of_window, row in zip(np.split(totals, ends), results, strict=True):
-            by_micro_batch = (of_window * row.inverse_divisors).reshape(-1, weights.shape[1])
-            sums.append(by_micro_batch.sum(axis=0) * row.inverse_weight)
+        for row in results:
+            with np.errstate(invalid="ignore"):  # a loss may be infinite, and what it is multiplied by 0
+                by_micro_batch = np.multiply(row.totals, row.inverse_divisors).reshape(-1, weights.shape[1])
+                sums.append(by_micro_batch.sum(axis=0) * row.inverse_weight)
+        # of a window that is dropped for what is not finite the losses tell why
+        has_loss = ~finite | (weights.sum(axis=1) > 0)
         norms = np.zeros((len(results), len(self.info.parameter_names)))  # of frozen parameters 0
         norms[:, self._trained] = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
-            terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums), np.nan),
+            terms=np.where(has_loss[:, None], np.array(sums), np.nan),
             grad_norm=np.array([row.norm for row in results]),
             weights=weights,
-            finite=np.array([row.finite for row in results]),
+            finite=finite,
             applied=np.array([row.applied for row in results]),
             gradient_norms=norms * np.array([row.gradient_scale for row in results])[:, None],
             loss_scale=np.array([row.loss_scale for row in results]),

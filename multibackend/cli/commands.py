@@ -20,6 +20,7 @@ from multibackend.cli.prediction_files import check_output, read_data, write_pre
 from multibackend.cli.run_file import RunFile
 from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import print_blocks
+from multibackend.core.user_code import user_code
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import NATIVE, Experiment
 from multibackend.loggers.progress import ProgressBar
@@ -70,7 +71,8 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         _write_weights(trainer, Path(options.run_dir))
         print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
-        file.after(trainer)
+        with user_code(f"{file.path}: after(trainer)"):
+            file.after(trainer)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from multibackend.cli.completion import SHELLS, completion_script
 from multibackend.cli.early import check_early
+from multibackend.core.precision import PRECISIONS
 from multibackend.errors import Interrupted, MultibackendError
 
 __all__ = ["main"]
@@ -212,7 +213,7 @@ def _add_command(
     metavar, meaning = file
     parser.add_argument("file", nargs="?", metavar=metavar, help=meaning)
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
-    parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
+    parser.add_argument("--precision", help=f"override the experiment's precision: {', '.join(PRECISIONS)}")
     parser.set_defaults(parser=parser)
     return parser
 

@@ -49,8 +49,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         problems = Problems(type(self).__name__)
-        if not isinstance(self.name, str):
-            problems.add(f"name must be a string, got {self.name!r}", wrong_type=True)
+        if not isinstance(self.name, str) or not self.name:
+            problems.add(f"name must be a string that is not empty, got {self.name!r}", wrong_type=True)
         check_output(problems, self.output)
         self._check(problems)
         problems.raise_if_any()

@@ -76,7 +76,8 @@ class Custom(Metric):
         problems.choice("over", self.over, ("elements", "set"))
         if not self.name:
             problems.add("name must be given for a custom metric: it is the key of the result")
-        check_function(problems, "function", self.function)
+        arguments = "outputs, batch" if self.over == "set" else "xp, outputs, batch"
+        check_function(problems, "function", self.function, arguments)
         if self.over == "set" and isinstance(self.function, Mapping):
             problems.add('over="set" takes one function for every backend: it is called with numpy arrays')
         if self.reads is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from multibackend.core.arrays import Arrays
 from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import Block, Line, Readable
+from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -85,9 +86,12 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     >>> report.matches, report.reasons                           # doctest: +SKIP
     (False, ("batch statistics: ...",))
     """
+    problems = Problems("check_accumulation")
+    problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
+    problems.raise_if_any()
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size = int(experiment.micro_batch_size)
-    steps = max(2, experiment.accumulation.steps(0))  # a single one is one batch already
+    steps = max(2, experiment.held_steps)  # a single one is one batch already
     window = _one_window(experiment, size * steps)
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from multibackend.core.history import UpdateRecord
-from multibackend.core.validation import Problems
+from multibackend.core.validation import Problems, shown
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
 from multibackend.parity.causes import diagnose
@@ -71,6 +71,7 @@ def compare(
     (True, True)
     """
     experiments, names = _check(experiment, backends, updates, precision)
+    _check_options(names, executions=executions, devices=devices, progress=progress, trace=trace)
     natives = [load_backend(name) for name in names]
     executions = executions or {}
     devices = devices or {}
@@ -147,10 +148,14 @@ def _check(
     else:
         experiments = (experiment, experiment)
         subject = "backends must be two names"
-    if isinstance(backends, str) or len(backends) != 2:
-        problems.add(f"{subject}, such as ('torch', 'jax'), got {backends!r}")
+    is_names = isinstance(backends, Sequence) and not isinstance(backends, str)
+    if not is_names or len(backends) != 2:
+        problems.add(f"{subject}, such as ('torch', 'jax'), got {shown(backends)}")
+    # by identity, so that one experiment is told once: its loss may be a dict, which has no hash
+    for each in {id(each): each for each in experiments}.values():
+        problems.instance("experiment", each, Experiment, "a multibackend.Experiment")
     problems.integer("updates", updates, minimum=1)
-    if len(experiments) == 2:
+    if len(experiments) == 2 and not problems.found:
         _check_alike(problems, *experiments, precision)
     problems.raise_if_any()
     first, second = experiments
@@ -161,6 +166,23 @@ def _check(
     if first is second:
         return (changed, changed), names
     return (changed, second.replace(precision=precision)), names
+
+
+def _check_options(
+    names: tuple[str, str], *, executions: object, devices: object, progress: object, trace: object
+) -> None:
+    problems = Problems("compare")
+    for name, value in (("executions", executions), ("devices", devices)):
+        if value is None:
+            continue
+        if problems.instance(name, value, Mapping, f"a mapping from the backends {names} to names"):
+            for backend in value:
+                problems.choice(f"the keys of {name}", backend, names)
+    if progress is not None and not callable(progress):
+        problems.add(f"progress must be a function of two lists of records, got {shown(progress)}", wrong_type=True)
+    if trace is not None:
+        problems.boolean("trace", trace)
+    problems.raise_if_any()
 
 
 def _check_alike(problems: Problems, first: Experiment, second: Experiment, precision: str | None) -> None:

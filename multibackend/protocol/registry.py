@@ -85,13 +85,21 @@ def check_backend(name: str) -> BackendPlugin:
     plugin = plugins().get(name)
     if plugin is None:
         known = ", ".join(map(repr, plugins())) or "none"
-        slip = closest(name, plugins())
+        slip = closest(name, plugins()) or _framework_of(name)
         raise BackendNotFoundError(f"no backend is called {name!r}; registered are {known}{slip}")
     missing = ", ".join(_missing(plugin))
     if missing:
         problem = f"the backend {name!r} needs {missing}, not installed here"
         raise BackendNotInstalledError(f"{problem}; run: {plugin.install}")
     return plugin
+
+
+def _framework_of(name: object) -> str:
+    """Return `; did you mean 'jax'?` for the name of a package that a backend needs, such as flax."""
+    for plugin in plugins().values():
+        if str(name).lower() in (*plugin.requires, *plugin.distributions):
+            return f"; did you mean {plugin.name!r}?"
+    return ""
 
 
 def _missing(plugin: BackendPlugin) -> list[str]:

@@ -15,6 +15,7 @@ from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 
 __all__ = [
+    "MOST_UNREAD_WINDOWS",
     "EvaluationSums",
     "Execution",
     "NativeArrays",
@@ -27,6 +28,10 @@ __all__ = [
     "inverse",
     "is_native_slot",
 ]
+
+
+# windows that a trainer hands to the device before it reads what they measured
+MOST_UNREAD_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,13 @@ class Rates:
     first: int
     values: np.ndarray
 
+    @staticmethod
+    def room(windows_per_dispatch: int) -> int:
+        """How many rates a trainer hands over at least, a constant of the run because programs are compiled for it:
+        those of two dispatches, and of all windows whose results may be unread.
+        """
+        return 2 * windows_per_dispatch + MOST_UNREAD_WINDOWS
+
 
 @dataclass(frozen=True)
 class WindowResults:
@@ -125,15 +137,16 @@ class WindowResults:
 
     Attributes:
         terms: float64 [windows, terms], scale * weighted mean of each term of the loss; 0 where its
-            weights sum to 0, NaN where those of all do.
+            weights sum to 0, NaN where those of all do and the window is finite.
         grad_norm: float64 [windows], the global norm after normalisation and before clipping.
         weights: float64 [windows, terms], the sums of the weights.
-        finite: bool [windows], whether the gradient was finite.
+        finite: bool [windows], whether both the gradient and every term of the loss were finite.
         applied: bool [windows], whether the window made an update.
         gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`;
             normalised as `grad_norm` is.
         loss_scale: float64 [windows], what the gradients were computed with; 1 but for fp16. A
-            gradient that is not finite at a scale above 1 is an overflow, which never fails a run.
+            gradient that is not finite at a scale above 1, of a loss that is, is an overflow, which
+            never fails a run.
     """
 
     terms: np.ndarray
@@ -152,7 +165,8 @@ class WindowResults:
     @property
     def overflowed(self) -> np.ndarray:
         """bool [windows]: dropped because the loss scale was too large."""
-        return ~self.finite & (self.loss_scale > LossScale.smallest)
+        finite_loss = np.isfinite(self.terms).all(axis=1)
+        return ~self.finite & finite_loss & (self.loss_scale > LossScale.smallest)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from multibackend.checkpoint.tensors import TensorError, chunks, prepare
 from multibackend.checkpoint.weights_file import read_weights_file
 from multibackend.core.arrays import Arrays
 from multibackend.core.files import replace_file
+from multibackend.core.validation import as_path
 from multibackend.errors import DataError
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Snapshot
@@ -32,7 +33,7 @@ def save_weights(snapshot: Snapshot, path: str | Path) -> None:
     # by canonical name one list serves torch's `load_state_dict`; which of them are parameters is
     # told beside it
     metadata = {"format": "multibackend-weights-1", "parameters": json.dumps(sorted(snapshot.parameters))}
-    write_arrays(Path(path), {**snapshot.model_state, **snapshot.parameters}, metadata)
+    write_arrays(as_path("save_weights", "path", path), {**snapshot.model_state, **snapshot.parameters}, metadata)
 
 
 def load_weights(trainer: Trainer, path: str | Path) -> None:
@@ -42,7 +43,8 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         DataError: the file is not there, or is no weights file.
         ParameterMatchError: its parameters and the model's do not pair up.
     """
-    parameters, model_state = read_weights_file(Path(path)).divided()
+    path = as_path("load_weights", "path", path)
+    parameters, model_state = read_weights_file(path).divided()
     _restore(trainer, parameters, model_state)
 
 

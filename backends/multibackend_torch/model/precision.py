@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map
 from multibackend.core.precision import PRECISIONS, NumberFormat
 from multibackend.protocol.tracing import arrays_in, with_arrays
 from multibackend_torch.model.calls import Call
-from multibackend_torch.model.observe import is_tensor
 
 __all__ = ["Precision"]
 
@@ -70,13 +69,18 @@ class Precision:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Cast the floating-point tensors of a tree, those in dataclasses too, of which torch's trees know nothing."""
+    """Cast the floating-point tensors of a tree, also inside dataclasses of which torch's trees know nothing."""
 
-    def cast(leaf: Any) -> Any:
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    def cast_leaf(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
-            return leaf.to(dtype) if leaf.is_floating_point() else leaf
-        if not is_dataclass(leaf):
-            return leaf
-        return with_arrays(leaf, [cast(tensor) for tensor in arrays_in(leaf, is_tensor)], is_tensor)
+            return cast(leaf)
+        return with_arrays(leaf, [cast(tensor) for tensor in arrays_in(leaf, _is_tensor)], _is_tensor)
 
-    return tree_map(cast, tree)
+    return tree_map(cast_leaf, tree)
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor)

@@ -14,7 +14,7 @@ from multibackend.protocol import Position, Program, Rates, Snapshot, Traceable,
 from multibackend.protocol.tracing import Trace
 from multibackend.schedules import RateTable
 from multibackend.training.input.feed import Feed
-from multibackend.training.results import MOST_UNREAD, learning_rate_of
+from multibackend.training.results import learning_rate_of
 from multibackend.training.trainer import Trainer
 
 __all__ = ["Runner", "Step", "perturbed"]
@@ -76,7 +76,7 @@ class Runner:
         return Step(step.stack, results, step.rate, start, self.program.snapshot(state))
 
     def _run(self, state: Any, stack: WindowStack, update: int, rate: float) -> tuple[Any, WindowResults]:
-        rates = Rates(update, np.full(2 * self._room + MOST_UNREAD, rate))
+        rates = Rates(update, np.full(Rates.room(self._room), rate))
         state, unread = self.program.run(state, self.program.place(stack), rates)
         return state, self.program.read(unread)
 

@@ -9,15 +9,20 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.paths import Shapes
+from multibackend.core.user_code import origin
 from multibackend.data.streams import is_stream
+from multibackend.errors import DataError
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
-from multibackend.losses import Loss, check_batch
+from multibackend.losses import check_batch
 from multibackend.protocol import Position, WindowStack
 from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.read_ahead import ReadAhead
 
 __all__ = ["Feed"]
+
+
+_SOURCE = "train_data, as it was read"
 
 
 class Feed:
@@ -64,7 +69,8 @@ class Feed:
     def example(self) -> dict[str, np.ndarray]:
         """A micro-batch, for its shapes."""
         if self._example is None:
-            self._example = self._first_examples()
+            with origin(_SOURCE):
+                self._example = self._first_examples()
         return self._example
 
     def settle(self, position: Position, update: int) -> Position:
@@ -108,22 +114,12 @@ class Feed:
 
     def check(self, batch: Mapping[str, Any], output_shapes: Shapes, source: Any = None) -> None:
         """Let the losses check a host batch."""
+        padded = getattr(source or self._source, "padded", ())
         for loss in self._losses:
-            check_batch(loss, batch, self._padded_shapes(loss, batch, output_shapes, source or self._source))
-
-    def _padded_shapes(self, loss: Loss, batch: Mapping[str, Any], output_shapes: Shapes, source: Any) -> Shapes:
-        """The shapes of the outputs, as long as the batch's own target where sequences are padded.
-
-        Its length may differ from the example's.
-        """
-        target = getattr(loss, "target", "")
-        path = loss.output or ""
-        shape = output_shapes.get(path)
-        if not shape or target not in getattr(source, "padded", ()):
-            return output_shapes
-        if shape[1:2] != np.shape(self.example()[target])[1:2]:
-            return output_shapes
-        return {**output_shapes, path: (shape[0], np.shape(batch[target])[1], *shape[2:])}
+            shapes = output_shapes
+            if getattr(loss, "target", "") in padded:
+                shapes = _as_long_as(batch, self.example(), loss, output_shapes)
+            check_batch(loss, batch, shapes)
 
     def _begin_next(
         self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
@@ -152,13 +148,25 @@ class Feed:
         # a schedule given as a function may surprise with a larger window, which then costs
         # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
-        stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
+        with origin(_SOURCE):
+            stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
+        self._check_kinds(stack)
         self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
         if stack.ragged is not None:
             self.check(stack.ragged, output_shapes)
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
+
+    def _check_kinds(self, stack: WindowStack) -> None:
+        """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
+        for name, first in self.example().items():
+            array = stack.fields.get(name)
+            if array is not None and array.dtype.kind != first.dtype.kind:
+                raise DataError(
+                    f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
+                    f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
+                )
 
     def _first_examples(self) -> dict[str, np.ndarray]:
         size = self._reader.micro_batch_size
@@ -172,6 +180,15 @@ class Feed:
         if getattr(self._source, "in_memory", False) or not getattr(self._source, "read_ahead", True):
             return False
         return self._is_stream or _same(self.example(), self._first_examples())
+
+
+def _as_long_as(batch: Mapping[str, Any], example: Mapping[str, Any], loss: Any, output_shapes: Shapes) -> Shapes:
+    """The shapes of outputs that are as long as the batch's own padded target, which the example's may not be."""
+    path = loss.output or ""
+    shape = output_shapes.get(path)
+    if not shape or shape[1:2] != np.shape(example[loss.target])[1:2]:
+        return output_shapes
+    return {**output_shapes, path: (shape[0], np.shape(batch[loss.target])[1], *shape[2:])}
 
 
 def _flat(array: np.ndarray) -> np.ndarray:

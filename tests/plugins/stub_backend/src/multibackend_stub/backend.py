@@ -95,12 +95,13 @@ class StubProgram:
 
     def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> tuple[State, Row]:
         """Run one window: accumulate, check, clip, update."""
-        loss, gradient = self.accumulate(state, micro_batches)
-        norms = self.norms(gradient)
-        norm = float(np.sqrt(np.square(norms).sum()))
-        finite = bool(np.isfinite(norm))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for below
+            loss, gradient = self.accumulate(state, micro_batches)
+            norms = self.norms(gradient)
+            norm = float(np.sqrt(np.square(norms).sum()))
+        finite = self.is_finite(loss, norm)
         applied = finite and weight > 0 and not state.failed
-        row = Row(loss if weight > 0 else np.nan, norm, weight, finite, applied, norms)
+        row = Row(loss if weight > 0 or not finite else np.nan, norm, weight, finite, applied, norms)
         if applied:
             return self.step(state, self.clip(gradient, norm), self.rate(state, rates)), row
         # The host learns of the failure only after the whole dispatch: the windows behind it must change nothing.
@@ -143,6 +144,10 @@ class StubProgram:
         if limit is None or norm <= limit:
             return gradient
         return {name: array * (limit / norm) for name, array in gradient.items()}
+
+    def is_finite(self, loss: float, norm: float) -> bool:
+        # either: an infinite loss may have a finite gradient
+        return bool(np.isfinite(loss) and np.isfinite(norm))
 
     def rate(self, state: State, rates: Rates) -> float:
         # by the update, not by the window: a skipped window uses up no rate
