@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from multibackend.core.arrays import Arrays
-from multibackend.core.paths import Shapes, arrays_by_path, shapes_by_path
+from multibackend.core.paths import Shapes, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
-from multibackend.losses import check_batch
+from multibackend.losses import check_batch, check_gradient
 from multibackend.protocol import Execution
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
@@ -24,6 +24,7 @@ from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.step.dispatch import Dispatch
+from multibackend_jax.step.losses import loss_sum
 from multibackend_jax.step.scan import Scan
 from multibackend_jax.step.window import WindowFunctions
 from multibackend_jax.step.workload import Workload, choose_mode, choose_windows_per_dispatch, measure_workload
@@ -53,9 +54,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            output_shapes = _output_shapes(experiment, model, batch)
-            for loss in experiment.loss_terms.values():
-                check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
+            output_shapes = _checked_shapes(experiment, model, batch, example)
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
@@ -131,17 +130,28 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
     return precision.mixed(model)
 
 
-def _output_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]) -> Shapes:
-    """Trace the model for the shapes of its outputs, which may be any structure: only their arrays leave."""
+def _checked_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array], example: Arrays) -> Shapes:
+    """Trace the model and the loss; return the shapes of the outputs, which may be any structure."""
 
-    def arrays() -> dict[str, jax.Array]:
-        outputs, _ = model.apply(model.parameters, model.state, batch, None, False)
+    def totals(parameters: dict[str, jax.Array]) -> list[jax.Array]:
+        outputs, _ = model.apply(parameters, model.state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
-        return arrays_by_path(outputs)
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, example, shapes)  # before the loss meets outputs that do not fit
+        return [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
 
     shapes: dict[str, tuple[int, ...]] = {}
-    jax.eval_shape(arrays)
+    check_gradient(_depends(jax.make_jaxpr(totals)(model.parameters).jaxpr))
     return shapes
+
+
+def _depends(jaxpr: Any) -> bool:
+    """Whether any result is computed from any argument; what an equation calls is taken as a whole."""
+    needed = {variable for variable in jaxpr.outvars if not hasattr(variable, "val")}  # literals have values
+    for equation in reversed(jaxpr.eqns):
+        if equation.primitive.name != "stop_gradient" and not needed.isdisjoint(equation.outvars):
+            needed |= {variable for variable in equation.invars if not hasattr(variable, "val")}
+    return not needed.isdisjoint(jaxpr.invars)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:
