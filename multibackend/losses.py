@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
 from multibackend.core.slips import accepts, describe
 from multibackend.core.validation import Problems, is_integer, shown
-from multibackend.errors import DataError
+from multibackend.errors import ConfigurationError, DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
@@ -382,8 +382,15 @@ def _signature_of(function: Callable[..., Any]) -> str:
         return ""
 
 
-def check_gradient(depends: bool) -> None:
-    """Raise `DataError` where no term of the loss depends on the model's parameters."""
+def check_gradient(parameters: Iterable[str], depends: bool) -> None:
+    """Raise unless the model has parameters, and some term of the loss depends on them.
+
+    Raises:
+        ConfigurationError: the model has none.
+        DataError: the loss depends on none.
+    """
+    if not any(True for _ in parameters):
+        raise ConfigurationError("Model", ["the model has no parameter, so there is nothing to train"])
     if not depends:
         raise DataError(
             "the loss does not depend on the model's parameters, so there is nothing to train: it reads the batch "

@@ -141,7 +141,7 @@ def _checked_shapes(experiment: Experiment, model: FlaxModel, batch: dict[str, j
         return [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
 
     shapes: dict[str, tuple[int, ...]] = {}
-    check_gradient(_depends(jax.make_jaxpr(totals)(model.parameters).jaxpr))
+    check_gradient(model.parameters, _depends(jax.make_jaxpr(totals)(model.parameters).jaxpr))
     return shapes
 
 

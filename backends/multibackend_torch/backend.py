@@ -71,7 +71,7 @@ class TorchBackend:
         for loss in experiment.loss_terms.values():
             check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
         totals = [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
-        check_gradient(any(total.requires_grad for total in totals))
+        check_gradient(dict(module.named_parameters()), any(total.requires_grad for total in totals))
         return TorchProgram(
             experiment,
             module,

@@ -9,7 +9,7 @@ import numpy as np
 
 from multibackend.core.validation import Problems, shown
 from multibackend.data.fields import as_array
-from multibackend.errors import ConfigurationError, ConfigurationTypeError, DataError, ParameterMatchError
+from multibackend.errors import ConfigurationTypeError, DataError, ParameterMatchError
 from multibackend.experiment import AUTO, NATIVE, Experiment
 from multibackend.protocol import Backend, Execution, Program, Snapshot
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
@@ -159,8 +159,6 @@ class Plan:
             # compiled again, because masks are part of the program
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
-            if not program.info.parameter_names:
-                raise ConfigurationError("Model", ["the model has no parameter, so there is nothing to train"])
             # labels and targets are held against the model's outputs before the first update
             self.feed.check(example, program.info.output_shapes)
         return plan, program

@@ -371,7 +371,7 @@ TARGETS = [
     Case(
         "evaluate on nothing",
         lambda s: s.trainer().evaluate({"x": X[:0], "y": Y[:0]}),
-        ConfigurationError,
+        DataError,
         ("empty",),
         ALL,
     ),

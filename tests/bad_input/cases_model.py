@@ -122,8 +122,12 @@ FORWARDS = [
     ),
     model_case("returns a tuple", lambda net, x, xp: (net.fc1(x), x), "MeanSquaredError", "one array", error=DataError),
     model_case("returns a list", lambda net, x, xp: [net.fc1(x)], "MeanSquaredError", "one array", error=DataError),
-    model_case("returns a scalar", lambda net, x, xp: xp.sum(net.fc1(x)), "[batch, ...]", "a single number", error=DataError),
-    model_case("sums the batch away", lambda net, x, xp: xp.sum(net.fc1(x), 0), "outputs", "shape", "'y'", error=DataError),
+    model_case(
+        "returns a scalar", lambda net, x, xp: xp.sum(net.fc1(x)), "[batch, ...]", "a single number", error=DataError
+    ),
+    model_case(
+        "sums the batch away", lambda net, x, xp: xp.sum(net.fc1(x), 0), "outputs", "shape", "'y'", error=DataError
+    ),
     model_case("adds an axis", lambda net, x, xp: net.fc1(x)[:, None], "outputs", "(3, 1, 2)", "'y'", error=DataError),
     model_case("numpy inside", lambda net, x, xp: np.asarray(net.fc1(x)), "model"),
     model_case("divides by a Python zero", lambda net, x, xp: net.fc1(x) * (1 / 0), "model", "ZeroDivisionError"),
@@ -144,7 +148,7 @@ FORWARDS = [
         "two inputs for a model of one",
         lambda s: s.fit(model=s.model(inputs=("x", "y"))),
         UserCodeError,
-        ("model", "argument"),
+        ("model", "Linear", "'y'", "[3, 2]"),
         BOTH,
     ),
     Case("call raises", lambda s: s.fit(model=s.model(call=raising)), UserCodeError, ("call", "OwnError"), BOTH),

@@ -157,10 +157,10 @@ NATIVE = [
     native("builder returns 5", ConfigurationError, "Native", "int", builder=lambda *arguments: 5),
     native("builder returns a class", ConfigurationError, "Native", "type", builder=lambda *arguments: dict),
     native("builder raises", UserCodeError, "OwnError", "Native", builder=raising),
-    native("builder takes nothing", UserCodeError, "Native", "argument", builder=lambda: None),
+    Case("native: builder takes nothing", lambda s: s.fit(optimizer=Native(learning_rate=0.1, torch=lambda: None)), UserCodeError, ("Native", "1 argument"), ("torch",)),
     Case("native: for another backend only", lambda s: s.fit(optimizer=Native(learning_rate=0.1, other=raising)), ConfigurationError, ("other",), BOTH),
     Case("native: a class of torch", lambda s: s.experiment(optimizer=torch_sgd()), ConfigurationError, ("optimizer", "SGD(")),
-    Case("native: a function of optax", lambda s: s.experiment(optimizer=optax_sgd()), ConfigurationError, ("optimizer", "SGD(")),
+    Case("native: a function of optax", lambda s: s.experiment(optimizer=optax_sgd()), ConfigurationError, ("optimizer", "mb.optimizers has SGD")),
 ]  # fmt: skip
 
 

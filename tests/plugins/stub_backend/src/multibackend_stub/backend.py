@@ -243,10 +243,7 @@ class StubBackend:
         if execution.mode not in ("auto", "plain") or execution.device not in (None, "cpu"):
             raise ConfigurationError(
                 "Trainer",
-                [
-                    f"execution {execution.mode!r} on device {execution.device!r} is not here; the stub backend has "
-                    "'auto' and 'plain' on 'cpu'"
-                ],
+                [f"execution {execution.mode!r} on device {execution.device!r} is not here, but 'auto' on 'cpu'"],
             )
         builder = experiment.model.builder("stub")
         with user_code(f"the stub builder{name_of(builder)}", hint="it is called without arguments"):
