@@ -68,7 +68,6 @@ def list_backends() -> tuple[BackendInfo, ...]:
     return tuple(_info(plugin) for plugin in plugins().values())
 
 
-@functools.cache
 def load_backend(name: str) -> Backend:
     """Return the backend of that name, its framework imported; one object for each name.
 
@@ -76,7 +75,7 @@ def load_backend(name: str) -> Backend:
         BackendNotFoundError: no such backend is registered.
         BackendNotInstalledError: it is, but its framework is not installed.
     """
-    plugin = plugins().get(name)
+    plugin = plugins().get(name) if isinstance(name, str) else None
     if plugin is None:
         known = ", ".join(map(repr, plugins())) or "none"
         slip = closest(name, plugins()) or _framework_of(name)
@@ -85,7 +84,12 @@ def load_backend(name: str) -> Backend:
     if missing:
         problem = f"the backend {name!r} needs {missing}, not installed here"
         raise BackendNotInstalledError(f"{problem}; run: {plugin.install}")
-    module, _, attribute = plugin.backend.partition(":")
+    return _made(plugin.backend)
+
+
+@functools.cache
+def _made(reference: str) -> Backend:
+    module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)()
 
 

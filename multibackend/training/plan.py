@@ -25,7 +25,6 @@ __all__ = ["Plan", "as_parameters", "check_arguments", "check_fit", "check_snaps
 
 def check_arguments(
     experiment: object,
-    backend: object,
     callbacks: object,
     device: object,
     windows_per_dispatch: object,
@@ -36,7 +35,6 @@ def check_arguments(
     """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
     problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
-    problems.instance("backend", backend, str, "the name of a backend, such as 'torch' or 'jax'")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         problem = f"callbacks must be a sequence of functions, got {callbacks!r}"
         problems.add(problem, wrong_type=True)

@@ -51,8 +51,9 @@ ARGUMENTS = [
     backend("TORCH", "'TORCH'", "did you mean"),
     backend("flax", "'flax'", "jax"),
     backend("", "''"),
-    backend(None, "None", error=ConfigurationError),
-    backend(5, "5", error=ConfigurationError),
+    backend(None, "None"),
+    backend(5, "5"),
+    backend(["torch"], "['torch']"),
     Case("trainer: experiment 5", lambda s: mb.Trainer(5, "stub"), ConfigurationError, ("experiment", "5")),  # type: ignore[arg-type]
     Case("trainer: arguments swapped", lambda s: mb.Trainer(s.backend, s.experiment()), ConfigurationError, ("experiment",), ("stub",)),  # type: ignore[arg-type]
     *[argument(f"device {bad!r}", "device", repr(bad), device=bad) for bad in ("cuda:99", "npu", 5, "")],
@@ -143,10 +144,6 @@ def fit(
         ("stub",),
         own=own,
     )
-
-
-class Accidental(Exception):
-    """Raised by a listener, for its own ends."""
 
 
 def fit_inside(setting: Setting) -> Any:
