@@ -143,7 +143,8 @@ class Labelled(Targeted):
         if labels.dtype.kind not in "iub":
             raise DataError(f"{self.title}: the target {self.target!r} must hold integer labels, got {labels.dtype}")
         shape = shapes.get(self.output or "")
-        if shape:
+        # of one logit, for two classes, and of outputs that do not fit, the classes are not known here
+        if shape and len(shape) == labels.ndim + 1 and shape[-1] > 1:
             check_labels(f"{self.title}: ", self.target, labels, shape[-1], self.ignore_index)
 
     def check_outputs(self, outputs: Any, batch: Batch) -> None:

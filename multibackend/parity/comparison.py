@@ -151,7 +151,7 @@ def _check(
     is_names = isinstance(backends, Sequence) and not isinstance(backends, str)
     if not is_names or len(backends) != 2:
         problems.add(f"{subject}, such as ('torch', 'jax'), got {shown(backends)}")
-    for each in dict.fromkeys(experiments):
+    for each in {id(each): each for each in experiments}.values():
         problems.instance("experiment", each, Experiment, "a multibackend.Experiment")
     problems.integer("updates", updates, minimum=1)
     if len(experiments) == 2 and not problems.found:
