@@ -1,6 +1,7 @@
 """What happens in a run, as typed events. A listener is any function that takes an event.
 
     FitStarted
+    RunDescribed?   (a trainer's first call of `fit`)
     Remark*
     (UpdateFinished | WindowSkipped | EpochFinished | EvaluationFinished)*
     FitFinished | FitFailed
@@ -38,6 +39,7 @@ __all__ = [
     "Listener",
     "MicroBatchChosen",
     "Remark",
+    "RunDescribed",
     "SmallMicroBatch",
     "Stop",
     "UpdateFinished",
@@ -89,6 +91,13 @@ class SmallMicroBatch(Event):
     layers: tuple[str, ...]
     micro_batch_size: int
     message: str
+
+
+@dataclass(frozen=True)
+class RunDescribed(Event):
+    """What is trained, and with which settings and versions, in words by name; once for each trainer."""
+
+    settings: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -241,6 +250,15 @@ class Broadcast:
                     self.stop = answer
         if first_error is not None:
             raise first_error
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody but watchers hears."""
+        return any(not isinstance(listener, Watcher) for listener in self._listeners)
+
+    def reaches(self, kind: type) -> bool:
+        """Whether a listener of that class hears."""
+        return any(isinstance(listener, kind) for listener in self._listeners)
 
     @contextlib.contextmanager
     def joined_by(self, listener: Listener | None) -> Iterator[None]:

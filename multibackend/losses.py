@@ -30,6 +30,8 @@ __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "Mea
 
 Batch = Mapping[str, Any]
 
+_PROBABILITIES_SUM_TO = 1e-2  # 1 within this, also in bfloat16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -79,6 +81,15 @@ class Loss:
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where a numpy batch does not fit outputs of shape [batch, ...]."""
+
+    @property
+    def takes_logits(self) -> bool:
+        """Whether the outputs must be logits, from which the loss makes probabilities itself."""
+        return False
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        """Say what speaks against outputs [batch, ...] being logits, with figures; "" where nothing does."""
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +182,19 @@ class Huber(_Elementwise):
 class BinaryCrossEntropy(_Elementwise):
     """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        return (
+            f"{self.title} takes logits, and all {outputs.size} outputs of the first micro-batch lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, as probabilities do; if the model ends in a sigmoid, "
+            "drop it: the loss has one"
+        )
+
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         super().validate(batch, output_shape)
         targets = np.asarray(batch[self.target])
@@ -251,6 +275,22 @@ class CrossEntropy(_Targeted):
         if self.weights is not None:
             broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
         check_labels(f"{self.title}: ", self.target, labels, classes, self.ignore_index)
+
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        gap = float(np.abs(outputs.sum(axis=-1) - 1).max())
+        if gap > _PROBABILITIES_SUM_TO:
+            return ""
+        return (
+            f"{self.title} takes logits, and the outputs of the first micro-batch are probabilities: all lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, and each row of {outputs.shape[-1]} sums to 1 within "
+            f"{gap:.1e}; if the model ends in a softmax, drop it: the loss has one"
+        )
 
 
 def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, ...]) -> str:

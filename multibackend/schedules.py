@@ -55,6 +55,8 @@ class Finite(Protocol):
         """The update index from which on the rate stays as it is; None where it has none."""
         ...
 
+    def __call__(self, update: int, /) -> float: ...
+
 
 def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
     """Return the learning rate of the update with that index, checked to be finite and >= 0."""

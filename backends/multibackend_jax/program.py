@@ -61,11 +61,13 @@ class JaxProgram:
         precision: Precision,
         device: Any,
         execution: Execution,
-        output_shapes: Shapes,
+        outputs: tuple[Shapes, tuple[str, ...]],
     ) -> None:
+        output_shapes, nonlinear_outputs = outputs
         self.info = ProgramInfo(
             parameter_names=tuple(sorted(model.parameters)),  # the order in which JAX flattens a dict
             output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             kinds=model.kinds,
             dropout_layers=model.dropout_layers,
             batch_norm_layers=tuple(model.statistics),

@@ -23,6 +23,7 @@ from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
+from multibackend_torch.model.outputs import nonlinear_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
@@ -65,6 +66,7 @@ class TorchBackend:
         call = precision.mixed(caller(experiment.model, module), device)
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
+        # with its graph, which tells what an output ends in, and whether the loss has a gradient
         outputs = call(module, batch, False)
         check_outputs(outputs, torch.Tensor)
         output_shapes = shapes_by_path(outputs, experiment.picked_outputs)
@@ -81,7 +83,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            output_shapes=output_shapes,
+            outputs=(output_shapes, nonlinear_outputs(outputs, experiment)),
         )
 
     def memory_of(

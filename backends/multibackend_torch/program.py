@@ -123,13 +123,15 @@ class TorchProgram:
         execution: Execution,
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
-        output_shapes: Shapes,
+        outputs: tuple[Shapes, tuple[str, ...]],
     ) -> None:
         dropout_layers, draws = dropout
+        output_shapes, nonlinear_outputs = outputs
         batch_norm_layers, self._momentum = statistics
         self.info = ProgramInfo(
             parameter_names=tuple(named_parameters(module)),
             output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             kinds=kinds_of(module),
             dropout_layers=dropout_layers,
             batch_norm_layers=batch_norm_layers,

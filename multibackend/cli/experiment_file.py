@@ -2,16 +2,21 @@
 
     def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
 
+A file may also hold the experiment itself, `experiment = mb.Experiment(...)`; it then has no flags, and what it trains
+of its own accord belongs under `if __name__ == "__main__":`, because commands run the file.
+
 Two more names are read where the file defines them: `UPDATES`, the number of updates that a run
 makes unless told otherwise, and `after(trainer)`, which `multibackend train` calls at its end.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import inspect
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multibackend.cli.early import check_file
+from multibackend.core.extras import told_missing
 from multibackend.core.user_code import user_code
 from multibackend.core.validation import is_integer, shown
 from multibackend.errors import ExperimentFileError
@@ -50,7 +57,7 @@ class ExperimentFile:
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
         def build(*args: Any, **kwargs: Any) -> Any:
-            with user_code(f"{self.path}: experiment()"):
+            with user_code(f"{self.path}: experiment()"), told_missing(self.path):
                 return self.function(*args, **kwargs)
 
         # with its own signature and docstring, which decide the flags
@@ -61,17 +68,23 @@ class ExperimentFile:
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
         return experiment
 
+    def print_flags(self) -> None:
+        """Print the help of the function's flags, without a usage of their own: the command's stands above it."""
+        help_text = io.StringIO()
+        with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+            self.build(["--help"])
+        # paragraphs: the usage, what the function says of itself, the flags
+        _, _, flags = help_text.getvalue().partition("\n\n")
+        print(f"\n{self.path} is run with flags of its own:\n{flags.rstrip()}")
+
 
 def load_experiment_file(path: str | Path) -> ExperimentFile:
     """Run an experiment file and find its function; raises `ExperimentFileError`."""
     path = Path(path)
-    if not path.is_file():
-        raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
+    check_file(path)
     digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
     module = _run(path)
-    function = getattr(module, "experiment", None)
-    if not callable(function):
-        raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
+    function = _function_of(path, module)
     updates = getattr(module, "UPDATES", _DEFAULT_UPDATES)
     if not is_integer(updates) or updates < 0:
         raise ExperimentFileError(f"{path}: UPDATES must be an integer >= 0, got {shown(updates)}")
@@ -79,6 +92,25 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     if after is not None and not callable(after):
         raise ExperimentFileError(f"{path}: after must be a function of the trainer, got {shown(after)}")
     return ExperimentFile(path, digest, function, int(updates), after)
+
+
+def _function_of(path: Path, module: ModuleType) -> Callable[..., Any]:
+    """Return the file's function, or one that returns the experiment that the file holds."""
+    value = getattr(module, "experiment", None)
+    if callable(value):
+        return value
+    if isinstance(value, Experiment):
+
+        def experiment() -> Experiment:
+            return value
+
+        return experiment
+    named = [name for name, other in vars(module).items() if isinstance(other, Experiment)]
+    slip = f"; it has an Experiment called {named[0]!r}: call it experiment" if named else ""
+    raise ExperimentFileError(
+        f"{path} defines no function experiment(...) that returns a multibackend.Experiment, nor a variable "
+        f"experiment that is one{slip}"
+    )
 
 
 def digest_of(path: Path) -> str:
@@ -99,7 +131,7 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # so that dataclasses and pickles in the file find their module
     sys.path.insert(0, str(path.resolve().parent))  # so that it may import its neighbours
     try:
-        with user_code(str(path)):
+        with user_code(str(path)), told_missing(path):
             spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)

@@ -9,8 +9,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
+from multibackend.cli.completion import SHELLS, completion_script
+from multibackend.cli.early import check_early
 from multibackend.core.precision import PRECISIONS
 from multibackend.errors import Interrupted, MultibackendError
 
@@ -22,18 +25,33 @@ _BACKEND = "the backend (default: %(default)s)"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser()
+    parser, commands = _parsers()
     options, flags = parser.parse_known_args(words)
+    if options.version:
+        print(f"multibackend {version('multibackend')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    if options.command == "completion":
+        print(completion_script(options.shell, commands), end="")
+        return 0
     options.line = shlex.join(["multibackend", *words])
-    if flags and "file" not in options:
-        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    if "file" not in options and flags:  # no experiment file, whose flags they could be
+        commands[options.command].error(f"unrecognized arguments: {' '.join(flags)}")
     if "file" in options and options.file is None:
         options.parser.print_help()
         return 0 if options.help else 2
+    return _run(options, flags)
 
-    from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help must be quick
 
+def _run(options: argparse.Namespace, flags: list[str]) -> int:
     try:
+        check_early(options, flags)
+        if options.command == "backends":
+            from multibackend.cli import listing as commands  # noqa: PLC0415 - a list must be quick
+        else:
+            from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
         return getattr(commands, options.command)(options, flags)  # argparse has refused others
     except Interrupted as interruption:  # which has said how to go on
         return int(interruption.code or 1)
@@ -42,17 +60,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="multibackend",
         description="Train one experiment on PyTorch or JAX/Flax, and hold the runs against each other.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="show the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     # in the order in which the help lists them
-    for add in (_add_train, _add_resume, _add_compare, _add_evaluate, _add_convert, _add_check, _add_record):
+    for add in (
+        _add_train,
+        _add_resume,
+        _add_compare,
+        _add_evaluate,
+        _add_predict,
+        _add_convert,
+        _add_check,
+        _add_record,
+    ):
         add(commands)
+    _add_report(commands)
     commands.add_parser("backends", help="list the backends")
-    return parser
+    completion = commands.add_parser("completion", help="a script that lets a shell complete commands and flags")
+    completion.add_argument("shell", choices=SHELLS, help="put its output where the shell reads it when it starts")
+    return parser, dict(commands.choices)
 
 
 def _add_train(commands: Any) -> None:
@@ -63,6 +95,7 @@ def _add_train(commands: Any) -> None:
     add("--run-dir", help="write the log and the weights to this directory")
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when")
     add("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
+    _add_initial(parser)
     add("--resume", default="never", help="go on from --run-dir: never, auto (if it can) or must")
     _add_training(parser)
 
@@ -81,6 +114,7 @@ def _add_resume(commands: Any) -> None:
     add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
     add("--trust", action="store_true", help="run the experiment file though it changed, or lies in RUN_DIR")
     add("--ema-decay", type=float, help=argparse.SUPPRESS)
+    add("--initial", help=argparse.SUPPRESS)
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
     _add_training(parser)
 
@@ -104,6 +138,7 @@ def _add_compare(commands: Any) -> None:
     add("--backends", default="torch,jax", help="two names (default: %(default)s)")
     add("--updates", type=int, help="how many updates both runs make")
     add("--every", type=int, help="print the losses of every N-th update")
+    _add_initial(parser)
     add("--html", metavar="PAGE", help="write the report to this file, a page that needs no network")
 
 
@@ -114,6 +149,19 @@ def _add_evaluate(commands: Any) -> None:
     add("--backend", default="torch", help=_BACKEND)
     add("--run-dir", help="the directory that `train` wrote")
     add("--weights", help="a weights file, instead of the one in --run-dir")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _add_command(commands, "predict", "what a trained model returns for data, to a file")
+    add = parser.add_argument
+    _add_device(parser)
+    add("--backend", default="torch", help=_BACKEND)
+    add("--run-dir", "--run", help="the directory that `train` wrote")
+    add("--weights", help="a weights file, instead of the one in --run-dir")
+    add("--data", metavar="DATA", help=".npz or .safetensors with the model's fields, or .npy (default: eval_data)")
+    add("--part", metavar="PATH", help="the part of what the model returns, such as cls or heads.0 (default: all)")
+    add("--batch-size", type=int, metavar="N", help="examples at once")
+    add("--output", metavar="OUTPUT", help="write to this file: .npz, .safetensors or .csv")
 
 
 def _add_convert(commands: Any) -> None:
@@ -142,6 +190,13 @@ def _add_record(commands: Any) -> None:
     place.add_argument("--check", metavar="GOLDEN", help="hold the run against the trace in this file")
 
 
+def _add_report(commands: Any) -> None:
+    text = "one page of a run or several: loss, rate, gradient norm, speed, evaluations, settings side by side"
+    parser = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a directory that a run wrote its log to")
+    parser.add_argument("--output", default="report.html", metavar="PAGE", help="of the page (default: %(default)s)")
+
+
 def _add_command(
     commands: Any,
     name: str,
@@ -161,6 +216,14 @@ def _add_command(
     parser.add_argument("--precision", help=f"override the experiment's precision: {', '.join(PRECISIONS)}")
     parser.set_defaults(parser=parser)
     return parser
+
+
+def _add_initial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--initial",
+        metavar="START",
+        help="start from: native, a backend's name for its builder's values, or a weights file",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser, execution: str | None = "auto") -> None:

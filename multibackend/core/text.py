@@ -93,12 +93,12 @@ def write_text(blocks: Iterable[Block], *, width: int | None = None, color: bool
 
 def print_blocks(blocks: Iterable[Block], stream: TextIO | None = None) -> None:
     """Print blocks; in colour, and tables no wider than the window, where the stream is a terminal."""
-    stream = stream or sys.stdout
-    if not stream.isatty():
-        print(write_text(blocks), file=stream)
+    target = sys.stdout if stream is None else stream
+    if not target.isatty():
+        print(write_text(blocks), file=target)
         return
     width = shutil.get_terminal_size().columns
-    print(write_text(blocks, width=width, color="NO_COLOR" not in os.environ), file=stream)
+    print(write_text(blocks, width=width, color="NO_COLOR" not in os.environ), file=target)
 
 
 def write_html(blocks: Iterable[Block]) -> str:

@@ -13,21 +13,63 @@ multibackend.errors.ConfigurationError: SGD: 1 problem
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import numbers
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from multibackend.errors import ConfigurationError, ConfigurationTypeError
 
-__all__ = ["LARGEST_INTEGER", "Problems", "as_names", "as_path", "closest", "is_integer", "is_real", "shown"]
+__all__ = [
+    "LARGEST_INTEGER",
+    "Problems",
+    "as_names",
+    "as_path",
+    "by_keyword",
+    "closest",
+    "is_integer",
+    "is_real",
+    "shown",
+]
 
 LARGEST_INTEGER = 2**63 - 1  # what a 64-bit integer holds, numpy's and both frameworks'
 
 _MOST_SHOWN = 200
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def by_keyword(repair: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a method that takes its arguments by name: a call without names is a `ConfigurationTypeError`.
+
+    >>> class Trainer:
+    ...     @by_keyword("fit(updates=5)")
+    ...     def fit(self, *, updates): ...
+    >>> Trainer().fit(5)
+    Traceback (most recent call last):
+        ...
+    multibackend.errors.ConfigurationTypeError: fit: 1 problem
+      - fit takes its arguments by name, got 5 without one; write fit(updates=5)
+    """
+
+    def decorate(method: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(method)
+        def call(*arguments: P.args, **options: P.kwargs) -> R:
+            if len(arguments) > 1:
+                given = ", ".join(repr(argument) for argument in arguments[1:])
+                name = method.__name__
+                problem = f"{name} takes its arguments by name, got {given:.60} without one; write {repair}"
+                raise ConfigurationTypeError(name, [problem])
+            return method(*arguments, **options)
+
+        return call
+
+    return decorate
 
 
 def is_integer(value: Any) -> bool:

@@ -18,6 +18,7 @@ from multibackend.errors import DataError
 
 __all__ = [
     "as_array",
+    "check_keys",
     "check_name",
     "check_numbers",
     "check_one_shape",
@@ -147,13 +148,24 @@ def flat_items(value: Mapping[Any, Any] | tuple[Any, ...], prefix: str = "") -> 
     if not value and prefix:
         raise DataError(f"the field {prefix[:-1]!r} is an empty {type(value).__name__}; drop it or fill it")
     is_mapping = isinstance(value, Mapping)
-    for key, item in value.items() if is_mapping else enumerate(value):
+    if isinstance(value, Mapping):
+        check_keys(value, prefix)
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
         if is_mapping:
             check_name(key)
         if isinstance(item, Mapping) or (isinstance(item, tuple) and not _is_leaf(item)):
             yield from flat_items(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
+
+
+def check_keys(value: Mapping[Any, Any], prefix: str) -> None:
+    """Raise `DataError` where the keys of a dict inside a field are those by which a tuple is told."""
+    if prefix and value and {str(key) for key in value} == _indices(len(value)):
+        raise DataError(
+            f"the field {prefix.removesuffix('.')!r} is a dict with the keys {', '.join(map(repr, value))}, which "
+            "reads as a tuple: give it as a tuple, or name its keys otherwise"
+        )
 
 
 def nested(batch: Mapping[str, Any], name: str) -> Any:
@@ -204,8 +216,11 @@ def _with_tuples(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     parts = {key: _with_tuples(value) for key, value in tree.items()}
-    # Tuples were flattened to the names "0", "1", ...; a dict with just these keys becomes one too.
-    indices = [str(index) for index in range(len(parts))]
-    if parts and parts.keys() == set(indices):
-        return tuple(parts[index] for index in indices)
+    # Tuples were flattened to the names "0", "1", ..., and `check_keys` has refused dicts of these.
+    if parts and parts.keys() == _indices(len(parts)):
+        return tuple(parts[str(index)] for index in range(len(parts)))
     return parts
+
+
+def _indices(count: int) -> set[str]:
+    return {str(index) for index in range(count)}

@@ -17,6 +17,7 @@ from multibackend.core.user_code import add_origin
 from multibackend.core.validation import is_integer, shown
 from multibackend.data.fields import (
     as_array,
+    check_keys,
     check_name,
     check_numbers,
     check_one_shape,
@@ -235,6 +236,7 @@ def _flat_columns(arrays: Mapping[str, Any], prefix: str = "") -> Iterator[tuple
     """Iterate over columns with dotted names; unlike in `flat_items` a tuple is a column."""
     if not arrays and prefix:
         raise DataError(f"the field {prefix[:-1]!r} is an empty dict; drop it or fill it")
+    check_keys(arrays, prefix)
     for name, values in arrays.items():
         check_name(name)
         if isinstance(values, Mapping):

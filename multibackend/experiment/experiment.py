@@ -48,10 +48,9 @@ class Experiment:
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or
             `(values, weights)`; or terms {name: loss}, each reduced by its own weights, then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
-            HuggingFace's), a data frame whose columns are fields (pandas, polars), or an iterable of
-            examples in an order of its own (a generator function, a loader, see
-            `multibackend.data.IterableSource`).
+        train_data: a dict of arrays of one length, a data frame whose columns are fields (pandas, polars), a
+            map-style dataset (torch's, grain's, HuggingFace's), or an iterable of examples in an order of its own
+            (a generator function, a loader, see `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
             memory, a divisor of `gradient_accumulation_steps=EffectiveBatch(n)`; `Trainer` decides.
         name: of the run, in logs.

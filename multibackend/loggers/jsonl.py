@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.checkpoint.lock import Lock
+from multibackend.checkpoint.lock import LOCK, Lock
 from multibackend.core.files import cause_of
 from multibackend.errors import CheckpointError, FileError, LogWarning
 from multibackend.events import Event, FitFinished, FitStarted, UpdateFinished
@@ -90,7 +90,8 @@ class JsonLog:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:
         """Hold the directory's lock; yields False where another run has it."""
-        if self._is_locked():
+        # where there is no lock nobody saves, and lines are appended whole
+        if self._is_locked() or not os.path.lexists(self._directory / LOCK):
             yield True
             return
         try:
@@ -136,7 +137,8 @@ def read_log(directory: str | Path) -> list[dict[str, Any]]:
     Raises:
         FileError: there is no log, or it cannot be read.
 
-    >>> [line["record"]["loss"] for line in read_log("runs/digits") if line["event"] == "UpdateFinished"]  # doctest: +SKIP
+    >>> events = read_log("runs/digits")                                                         # doctest: +SKIP
+    >>> [line["record"]["loss"] for line in events if line["event"] == "UpdateFinished"]         # doctest: +SKIP
     [2.31, 1.98, ...]
     """
     path = Path(directory) / _FILE
@@ -197,16 +199,15 @@ def _append(path: Path, data: bytes) -> None:
 
 def _plain(value: Any) -> Any:
     """Return what JSON can hold: NaN and infinities become None, dataclasses and arrays what they consist of."""
-    if isinstance(value, float):  # numpy's float64 too
-        return float(value) if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
+        value = value.tolist()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    return repr(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    is_plain = value is None or isinstance(value, str | bool | int | float)
+    return value if is_plain else repr(value)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,6 +31,7 @@ _SECONDS_BETWEEN_FRAMES = 0.1
 _FIRST_INTERVAL = 5.0
 _LONGEST_INTERVAL = 600.0
 _MOST_SKIPPED = 5  # windows that are told one by one, the others as a number at the end
+_MOST_MARKS = 100  # frames over which the pace is measured
 _BAR = (8, 40)  # cells of a bar at least and at most
 _GAP = "  "
 
@@ -51,9 +53,9 @@ class _Fit:
         total: where it ends, an estimate where epochs decide; None where nobody knows.
         interval: seconds until the next frame or line.
         shown: when the last one was.
-        started: when the first results came: what is before it went into compiling.
-        measured_from: the last update of those first results.
-        examples: of the updates since then.
+        marks: (time, update, examples so far) of the first results and of frames since: what is before
+            them went into compiling, and what is long ago says little of what is left.
+        examples: so far.
         first, last: the updates of this call.
         unshown: whether the last one was not shown yet.
         skipped: windows.
@@ -64,12 +66,11 @@ class _Fit:
     total: int | None
     interval: float
     shown: float
-    started: float | None = None
+    marks: deque[tuple[float, int, int]] = field(default_factory=lambda: deque(maxlen=_MOST_MARKS))
+    examples: int = 0
     first: UpdateRecord | None = None
     last: UpdateRecord | None = None
     unshown: bool = False
-    measured_from: int = 0
-    examples: int = 0
     skipped: int = 0
     remarked: bool = False
 
@@ -90,9 +91,20 @@ class ProgressBar(Watcher):
     def __init__(self, screen: Screen | None = None, *, ending: bool = True) -> None:
         self._screen = screen or open_screen()
         self._ending = ending
+        self._is_lost = False
         self._fit = _Fit(begun_at=0, total=None, interval=0.0, shown=0.0)
 
     def __call__(self, event: Event) -> None:
+        if self._is_lost:
+            return
+        try:
+            self._hear(event)
+        except (OSError, ValueError):
+            # the window was closed, the pipe is broken, the file is closed or full: a run that nobody can watch
+            # any more goes on
+            self._is_lost = True
+
+    def _hear(self, event: Event) -> None:
         match event:
             case FitStarted():
                 self._begin(event)
@@ -131,12 +143,10 @@ class ProgressBar(Watcher):
     def _enter(self, event: UpdatesFinished) -> None:
         fit = self._fit
         now = time.perf_counter()
-        if fit.started is None:
-            fit.started = now
+        fit.examples += event.examples
+        if fit.first is None:
             fit.first = event.first
-            fit.measured_from = event.last.update
-        else:
-            fit.examples += event.examples
+            fit.marks.append((now, event.last.update, fit.examples))
         fit.last = event.last
         fit.unshown = True
         if fit.total is not None:
@@ -165,23 +175,30 @@ class ProgressBar(Watcher):
     def _pace(self, now: float, update: int) -> list[Part]:
         """Examples per second and the time left, where there was something to measure."""
         fit = self._fit
-        assert fit.started is not None
-        measured = update - fit.measured_from
-        if measured <= 0 or now <= fit.started:
+        since, first, examples = fit.marks[0]
+        seconds = now - since
+        made = update - first
+        if made <= 0 or seconds <= 0:
             return []
-        seconds = now - fit.started
-        parts = [Part(f"{fit.examples / seconds:,.0f} examples/s", 4)]
+        fit.marks.append((now, update, fit.examples))
+        parts = [Part(f"{(fit.examples - examples) / seconds:,.0f} examples/s", 4)]
         if fit.total is not None and update < fit.total:
-            parts.append(Part(f"{clock(seconds * (fit.total - update) / measured)} left", 2))
+            parts.append(Part(f"{clock(seconds * (fit.total - update) / made)} left", 2))
         return parts
 
     def _draw(self, parts: Sequence[Part], done: float) -> None:
         """Draw as much as fits; the bar takes what room is left."""
         width = self._screen.width
-        shown = fitting(parts, width)
-        room = width - len(_GAP.join(shown)) - len(_GAP)
+        if self._fit.total is None:  # nobody knows how full a bar would be
+            self._screen.draw(fitting(parts, width), done, 0)
+            return
         least, most = _BAR
-        cells = min(room, most) if room >= least and self._fit.total else 0
+        bar = Part("#" * least, 3)
+        shown = fitting([bar, *parts], width)
+        cells = 0
+        if shown[0] == bar.text:
+            cells = min(least + width - len(_GAP.join(shown)), most)
+            shown = shown[1:]
         self._screen.draw(shown, done, cells)
 
     def _counter(self, update: int) -> str:

@@ -20,7 +20,8 @@ def open_screen() -> Screen:
     display = _notebook_display()
     if display is not None:
         return NotebookScreen(display)
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    # a process without a console has no standard error at all
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         try:
             return TerminalScreen()
         except ImportError:  # of rich, without which a run is shown all the same
@@ -66,7 +67,9 @@ class PlainScreen(Screen):
         return sys.maxsize  # a file has no edge
 
     def print(self, line: str) -> None:
-        print(line, file=self._stream or sys.stderr, flush=True)
+        stream = self._stream or sys.stderr
+        if stream is not None:
+            print(line, file=stream, flush=True)
 
 
 class TerminalScreen(Screen):
@@ -98,7 +101,7 @@ class TerminalScreen(Screen):
             # drawn when there is something new, by no thread of its own
             self._live = self._live_class(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
-        full, empty = ("#", ".") if self._console.options.ascii_only else ("━", "━")
+        full, empty = ("#", ".") if self._console.options.ascii_only else ("━", "─")
         reached = round(min(done, 1.0) * cells)
         text = self._text_class(no_wrap=True, overflow="crop")
         if cells:

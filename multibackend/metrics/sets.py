@@ -6,16 +6,16 @@ batch size shows; counts and sums are kept where they are exact, scores and labe
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from multibackend.core.extras import import_extra
 from multibackend.core.paths import is_array
 from multibackend.core.validation import Problems
-from multibackend.errors import DataError, PackageNotInstalledError
+from multibackend.errors import DataError
 from multibackend.losses import Batch, broadcast_weights
 from multibackend.metrics.base import Collector, Labelled, Targeted, check_same_shape
 
@@ -170,7 +170,7 @@ class ROCAUC(_Scored):
     multiclass: str = "ovr"
 
     def __post_init__(self) -> None:
-        _scikit_learn()
+        import_extra("sklearn.metrics", "metrics", by="ROCAUC")
         super().__post_init__()
 
     def _check(self, problems: Problems) -> None:
@@ -212,7 +212,7 @@ class _Scores:
         options: dict[str, Any] = {"sample_weight": None if self._metric.weights is None else weights}
         if classes > 2:
             options["multi_class"] = self._metric.multiclass
-        return float(_scikit_learn().roc_auc_score(labels, scores, **options))
+        return float(import_extra("sklearn.metrics", "metrics", by="ROCAUC").roc_auc_score(labels, scores, **options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,13 +351,3 @@ def _columns(array: np.ndarray) -> np.ndarray:
 def _softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-def _scikit_learn() -> Any:
-    # by name, so that a program which uses none of this needs no scikit-learn
-    try:
-        return importlib.import_module("sklearn.metrics")
-    except ImportError as error:
-        raise PackageNotInstalledError(
-            "ROCAUC needs scikit-learn, which is not installed; run: pip install 'multibackend[metrics]'"
-        ) from error

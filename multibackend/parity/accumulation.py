@@ -130,7 +130,7 @@ def _run(experiment: Experiment, backend: str, start: Arrays) -> _Window:
     trainer = Trainer(experiment, backend)
     trainer.load_parameters(start)
     before = trainer.snapshot().model_state
-    trainer.fit(updates=1)
+    trainer.fit(updates=1, progress=False)
     after = trainer.snapshot()
     # p' = p - g under plain descent at rate 1
     gradient = {name: start[name] - array for name, array in after.parameters.items()}

@@ -151,6 +151,7 @@ def _check(
     is_names = isinstance(backends, Sequence) and not isinstance(backends, str)
     if not is_names or len(backends) != 2:
         problems.add(f"{subject}, such as ('torch', 'jax'), got {shown(backends)}")
+    # by identity, so that one experiment is told once: its loss may be a dict, which has no hash
     for each in {id(each): each for each in experiments}.values():
         problems.instance("experiment", each, Experiment, "a multibackend.Experiment")
     problems.integer("updates", updates, minimum=1)
@@ -203,7 +204,7 @@ def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Pro
         target = min(done + stride, updates)
         records = []
         for index, trainer in enumerate(trainers):
-            result = trainer.fit(updates=target)
+            result = trainer.fit(updates=target, progress=False)
             seconds[index] += result.seconds
             records.append(list(result.history.since(done)))
         if progress is not None:

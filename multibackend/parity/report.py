@@ -47,6 +47,8 @@ class CompareReport(Readable, ComparisonResult):
         matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)`
             keeps it for `Model(matching=FILE)`.
         settings: what was run, in words: optimizer, loss, sizes, seed and so on.
+        native: for each backend by canonical name: under which name and in which layout the framework
+            itself keeps an array; empty where a backend does not tell.
     """
 
     def blocks(self) -> Sequence[Block]:

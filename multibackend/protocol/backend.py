@@ -81,6 +81,8 @@ class ProgramInfo:
         parameter_names: canonical, in the order of `WindowResults.gradient_norms`.
         output_shapes: of the arrays in the model's outputs for the example micro-batch, by their paths and by
             those that a loss or metric picks: `multibackend.core.paths.shapes_by_path`.
+        nonlinear_outputs: the paths of those arrays whose last operation is neither a sum nor a product of matrices
+            or a convolution: they may be probabilities.
         kinds: for each parameter and state array, in order of definition, the sort of layer that it
             belongs to, for example "Linear"; "" for a module of the user's own. Matching pairs
             arrays of the same sort.
@@ -92,6 +94,7 @@ class ProgramInfo:
 
     parameter_names: tuple[str, ...]
     output_shapes: Shapes = field(default_factory=dict)
+    nonlinear_outputs: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
     dropout_layers: tuple[str, ...] = ()
     batch_norm_layers: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ from multibackend.core.validation import closest
 from multibackend.errors import BackendNotFoundError, BackendNotInstalledError
 from multibackend.protocol import Backend, BackendPlugin
 
-__all__ = ["BackendInfo", "list_backends", "load_backend", "plugins"]
+__all__ = ["BackendInfo", "check_backend", "list_backends", "load_backend", "plugins"]
 
 GROUP = "multibackend.backends"
 
@@ -75,6 +75,17 @@ def load_backend(name: str) -> Backend:
         BackendNotFoundError: no such backend is registered.
         BackendNotInstalledError: it is, but its framework is not installed.
     """
+    return _made(check_backend(name).backend)
+
+
+@functools.cache
+def _made(reference: str) -> Backend:
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def check_backend(name: str) -> BackendPlugin:
+    """Return the plugin of that name; raises what `load_backend` would, and imports no framework."""
     plugin = plugins().get(name) if isinstance(name, str) else None
     if plugin is None:
         known = ", ".join(map(repr, plugins())) or "none"
@@ -84,13 +95,7 @@ def load_backend(name: str) -> Backend:
     if missing:
         problem = f"the backend {name!r} needs {missing}, not installed here"
         raise BackendNotInstalledError(f"{problem}; run: {plugin.install}")
-    return _made(plugin.backend)
-
-
-@functools.cache
-def _made(reference: str) -> Backend:
-    module, _, attribute = reference.partition(":")
-    return getattr(importlib.import_module(module), attribute)()
+    return plugin
 
 
 def _framework_of(name: object) -> str:

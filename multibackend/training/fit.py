@@ -8,19 +8,26 @@ import warnings
 from collections.abc import Sequence
 
 from multibackend import events
-from multibackend.errors import BatchStatisticsWarning
+from multibackend.errors import BatchStatisticsWarning, OutputsWarning
 from multibackend.experiment.batch_norm import SMALL_MICRO_BATCH, small_micro_batch_message
 from multibackend.training.auto_batch_size import memory_errors
+from multibackend.training.doubts import doubts_about_outputs
 from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.evaluation import EvaluationPlan
 from multibackend.training.evaluation_state import EvaluationState
+from multibackend.training.remarks import nothing_to_do, schedule_cut_off
 from multibackend.training.result import FitResult
+from multibackend.training.results import learning_rate_of
 from multibackend.training.run import Run
 from multibackend.training.saving.interrupts import SignalHandler
 from multibackend.training.saving.saver import Place
+from multibackend.training.settings import settings_of
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["Fit"]
+
+# how far above a method that warns the line is that called `fit`, whose decorators are two frames
+_CALLER = 8
 
 
 class Fit:
@@ -49,6 +56,8 @@ class Fit:
         self._stoppers = stoppers
         self._ema = ema
         self._signals = SignalHandler(self._ask_to_stop, active=run.saver is not None)
+        self._begun_at = 0
+        self._remarks: list[str] = []
 
     def to_end(self) -> FitResult:
         """Train, and tell of it. Raises `Interrupted` where a signal ended it."""
@@ -86,7 +95,14 @@ class Fit:
         self._close()
         seconds = time.perf_counter() - started
         stopped = run.emit.stop and run.emit.stop.reason
-        run.emit(events.FitFinished, update=run.state.update, seconds=seconds, stopped=stopped)
+        saved = None if run.saver is None else run.saver.run_dir
+        run.emit(
+            events.FitFinished,
+            update=run.state.update,
+            seconds=seconds,
+            stopped=stopped,
+            saved=None if saved is None else str(saved),
+        )
         evaluations = EvaluationState.of(self._evaluations, self._stoppers)
         return FitResult(
             history=run.state.history,
@@ -97,6 +113,11 @@ class Fit:
             evaluations=tuple(evaluations.made),
             best=evaluations.best,
             stopped=stopped,
+            experiment=run.plan.experiment.name,
+            backend=run.plan.backend.name,
+            begun_at=self._begun_at,
+            saved=saved,
+            remarks=tuple(self._remarks),
         )
 
     def _open(self) -> None:
@@ -104,6 +125,7 @@ class Fit:
         run = self._run
         run.results.read_all()
         update = run.state.update
+        self._begun_at = update
         if run.saver is not None:
             run.saver.open(update, run.loop.micro_batches)
         if self._evaluations is not None:
@@ -112,14 +134,39 @@ class Fit:
         planned = self._stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
         execution = {"device": run.device, "execution": run.program.execution.mode}
         run.emit(events.FitStarted, update=update, updates=planned, **execution, initial=run.plan.initial)
-        if run.remark is not None:
-            run.emit(events.Remark, message=run.remark)
-        run.remark = None
+        self._describe()
+        self._remark(planned)
         if run.goes_on:  # after the event, at which early stopping forgets what it remembers
             run.state.evaluations.hand_over(self._evaluations, self._stoppers)
         run.goes_on = False
         run.state.evaluations = EvaluationState()
         self._warn_of_small_micro_batches()
+        self._warn_of_outputs()
+
+    def _describe(self) -> None:
+        """Once for each trainer, tell its settings."""
+        run = self._run
+        if run.is_described or not run.emit.is_heard:
+            return
+        run.is_described = True
+        experiment = run.plan.experiment
+        settings = {"precision": str(experiment.precision), **settings_of(experiment, [run.plan.backend.name])}
+        run.emit(events.RunDescribed, settings=settings | {"start": run.plan.initial})
+
+    def _remark(self, planned: int | None) -> None:
+        """Tell what whoever called may not expect."""
+        run = self._run
+        remarks = [run.remark]  # of its start, which is told once
+        run.remark = None
+        micro_batches = run.loop.micro_batches
+        if micro_batches and run.loop.reached(self._stop):
+            place = {"updates": run.state.update, "epochs": run.loop.epochs(), "micro_batches": micro_batches}
+            remarks.append(nothing_to_do(self._stop, **place))
+        else:
+            remarks.append(schedule_cut_off(learning_rate_of(run.plan.experiment), planned))
+        for remark in filter(None, remarks):
+            self._remarks.append(remark)
+            run.emit(events.Remark, message=remark)
 
     def _run_windows(self) -> None:
         """Hand windows to the device until the end, evaluating and saving on the way."""
@@ -189,4 +236,15 @@ class Fit:
         run.has_warned = True
         message = small_micro_batch_message(layers, size)
         run.emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
-        warnings.warn(message, BatchStatisticsWarning, stacklevel=6)
+        warnings.warn(message, BatchStatisticsWarning, stacklevel=_CALLER)
+
+    def _warn_of_outputs(self) -> None:
+        """Once per run, where a loss of logits gets probabilities."""
+        run = self._run
+        if run.has_seen_outputs:
+            return
+        run.has_seen_outputs = True
+        plan = run.plan
+        for doubt in doubts_about_outputs(plan.experiment, run.program, run.state.program_state, plan.feed.example()):
+            run.emit(events.Remark, message=doubt)
+            warnings.warn(doubt, OutputsWarning, stacklevel=_CALLER)

@@ -13,6 +13,7 @@ import numpy as np
 from multibackend.core.history import History, SkippedWindow
 from multibackend.core.text import Block, Line, Readable
 from multibackend.core.words import ending, made_updates
+from multibackend.pages.runs.history import history_figure
 from multibackend.training.early_stopping import BestValue
 from multibackend.training.evaluation import Evaluation
 
@@ -69,6 +70,21 @@ class FitResult(Readable):
         if self.best is not None:
             lines.append(f"best {self.best.metric}: {self.best.value:.4f} after update {self.best.update}")
         return [Line(line) for line in lines]
+
+    def plot(self) -> Any:
+        """Draw loss, learning rate, gradient norm and the evaluations: a figure of plotly, which a notebook shows.
+
+        Raises:
+            PackageNotInstalledError: plotly is not installed: `pip install 'multibackend[html]'`.
+
+        >>> trainer.fit(epochs=3).plot().write_html("run.html")                 # doctest: +SKIP
+        """
+        points: dict[str, list[tuple[int, float]]] = {}
+        for evaluation in self.evaluations:
+            for name, value in evaluation.metrics.items():
+                if np.ndim(value) == 0:
+                    points.setdefault(name, []).append((evaluation.update, float(value)))
+        return history_figure(f"{self.experiment} on {self.backend}", self.history, points)
 
     def __repr__(self) -> str:
         return f"<FitResult: {self._sentence()}>"

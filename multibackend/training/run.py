@@ -53,7 +53,9 @@ class Run:
         saver: of the run's directory; None where the run is not saved.
         goes_on: whether the next `fit` takes up the evaluations of a saved run.
         has_warned: whether small micro-batches were spoken of.
+        has_seen_outputs: whether the model's outputs were held against what the loss takes.
         remark: what is to be said of its start, at its first `fit`; None once it was.
+        is_described: whether listeners were told its settings.
     """
 
     plan: Plan
@@ -66,7 +68,9 @@ class Run:
     saver: Saver | None
     goes_on: bool
     has_warned: bool = False
+    has_seen_outputs: bool = False
     remark: str | None = None
+    is_described: bool = False
 
     @classmethod
     def begin(

@@ -10,10 +10,12 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
-from multibackend.core.validation import as_path
+from multibackend.core.text import Block, Readable
+from multibackend.core.validation import as_path, by_keyword
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
+from multibackend.loggers.progress import ProgressBar
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
 from multibackend.training.early_stopping import EarlyStopping
@@ -24,6 +26,7 @@ from multibackend.training.evaluation import (
 from multibackend.training.fit import Fit
 from multibackend.training.in_use import InUse, by_one_thread
 from multibackend.training.plan import Plan, as_parameters, check_arguments, check_fit, check_snapshot
+from multibackend.training.printing import run_blocks, run_sentence
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -34,8 +37,8 @@ from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Sav
 __all__ = ["FitResult", "Trainer"]
 
 
-class Trainer:
-    """Trains an experiment on one backend.
+class Trainer(Readable):
+    """Trains an experiment on one backend; `print(trainer)` says what it trains, how, and where it stands.
 
     Args:
         experiment: what to train.
@@ -122,11 +125,11 @@ class Trainer:
         plan, program = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead).compile()
         if device is None:
             device = plan.backend.devices()[0]
+        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
         # behind the listeners of the user, who hear an event first
         listeners = [*callbacks]
         if directory is not None:
-            listeners.append(JsonLog(directory))
-        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
+            listeners.append(JsonLog(directory, is_locked=lambda: saver is not None and saver.holds_directory))
         self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
         self.in_use = InUse()
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
@@ -144,6 +147,7 @@ class Trainer:
         if self.micro_batch is not None:
             self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
+    @by_keyword("fit(updates=5) or fit(epochs=5)")
     @by_one_thread
     def fit(
         self,
@@ -156,6 +160,7 @@ class Trainer:
         best: str | None = None,
         keep_best: bool = False,
         early_stopping: EarlyStopping | None = None,
+        progress: bool | None = None,
     ) -> FitResult:
         """Train until the run has made so many updates or epochs, counted from its beginning.
 
@@ -170,6 +175,10 @@ class Trainer:
             keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
             early_stopping: a listener for this call, for example `EarlyStopping(metric="loss",
                 patience=3)`.
+            progress: show how far the run is, and at its end updates, loss, time and where it was
+                saved, on the standard error: a bar in a terminal and in a notebook, plain lines
+                elsewhere. None shows it unless one of `callbacks` is a `ProgressBar` already; True
+                shows it all the same, False shows nothing.
 
         Raises:
             NonFiniteError: a loss or a gradient is not finite and `on_nonfinite="raise"`. The
@@ -178,6 +187,8 @@ class Trainer:
                 run has ended.
             DataError: a label or an id is out of range, or no window of a whole epoch, or of 1000 where
                 the data have no end, made an update.
+            FileError: the log in `run_dir` cannot be written; told at the beginning, or else at the
+                end, once the run is saved.
             ConfigurationError: an argument is wrong; every problem is listed.
             TrainerInUseError: `fit` has not returned that was called before, in this thread or in
                 another one.
@@ -187,7 +198,7 @@ class Trainer:
         (350, 0.0712)
         """
         limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
-        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping)
+        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping, progress)
         stoppers = [*self._stoppers]
         if early_stopping is not None:
             stoppers.insert(0, early_stopping)
@@ -197,8 +208,18 @@ class Trainer:
         evaluations = plan_evaluations(
             self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
-        with self._run.emit.joined_by(early_stopping):
+        bar = None
+        if progress or (progress is None and not self._run.emit.reaches(ProgressBar)):
+            bar = ProgressBar()
+        with self._run.emit.joined_by(early_stopping), self._run.emit.joined_by(bar):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
+
+    def blocks(self) -> Sequence[Block]:
+        """What is printed: what is trained and how, and where the run stands."""
+        return run_blocks(self._run)
+
+    def __repr__(self) -> str:
+        return f"<Trainer: {run_sentence(self._run)}>"
 
     @by_one_thread
     def save(self, path: str | Path) -> Path:

@@ -45,6 +45,7 @@ PUBLIC = [
     "History",
     "Model",
     "MultibackendError",
+    "Summary",
     "Trainer",
     "UpdateRecord",
     "check_accumulation",
@@ -57,6 +58,7 @@ PUBLIC = [
     "metrics",
     "optimizers",
     "schedules",
+    "summary",
 ]
 
 

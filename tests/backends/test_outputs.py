@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,12 @@ import pytest
 from support.variants import QUICK, STUB
 
 import multibackend as mb
+from multibackend import golden
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.losses import CrossEntropy, MeanSquaredError
 from multibackend.metrics import F1, R2, RMSE, Accuracy, Custom
 from multibackend.testing import assert_arrays_match
-from multibackend.testing.tolerances import FORMULA
+from multibackend.testing.tolerances import FEW_UPDATES_RESUMED, FORMULA
 from multibackend.training.saving.experiment_description import describe, differences
 
 RANDOM = np.random.default_rng(3)
@@ -125,9 +127,38 @@ def test_trains_and_evaluates(backend: str, kind: str) -> None:
         assert_arrays_match({name: found[name] for name in expected}, expected, relative=FORMULA)
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_losses_of_a_dataclass_are_wide_in_bf16(backend: str) -> None:
+    """A framework's trees know no plain dataclass; what it holds is cast all the same."""
+    dtypes = []
+
+    def spread(xp: Any, outputs: Any, batch: Any) -> Any:
+        dtypes.append(str(outputs.dtype).rpartition(".")[2])
+        return outputs
+
+    loss = mb.losses.Custom(spread, output="reg")
+    mb.Trainer(experiment("dataclass", precision="bf16", loss=loss, metrics=()), backend).evaluate()
+    assert set(dtypes) == {"float32"}
+
+
 def test_both_backends_match() -> None:
     report = mb.compare(experiment(), updates=6, executions=QUICK)
     assert report.matches
+
+
+def test_goes_on_from_the_other_backend_and_from_a_golden_trace(tmp_path: Path) -> None:
+    """A run that torch began and JAX ends is the run of torch alone; JAX repeats what torch recorded."""
+    whole = mb.Trainer(experiment(), "torch")
+    whole.fit(updates=2)
+    path = whole.save(tmp_path / "saved")
+    expected = whole.fit(updates=4).history
+    rest = mb.Trainer.resume(path, experiment(), backend="jax", execution=QUICK["jax"])
+    found = rest.fit(updates=4).history
+    for name in ("loss/cls", "loss/reg"):
+        assert_arrays_match(found[name], expected[name], relative=FEW_UPDATES_RESUMED)
+    trace = golden.record(experiment(), "torch", updates=3)
+    again = golden.repeat(trace, experiment(), "jax", execution=QUICK["jax"])
+    assert golden.hold(trace, again).matches
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax"])

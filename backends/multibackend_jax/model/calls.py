@@ -60,8 +60,8 @@ def rngs_repair(error: Exception) -> str:
     if not re.search(r"\brngs\b|Rng", f"{type(error).__name__} {error}"):
         return ""
     return (
-        "a layer lacks its random numbers: let the builder take them and hand them on, jax=lambda rngs: Net(rngs=rngs), "
-        "and inside nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)"
+        "a layer lacks its random numbers: let the builder take them and hand them on, "
+        "jax=lambda rngs: Net(rngs=rngs), and inside nnx.Linear(3, 4, rngs=rngs), nnx.Dropout(0.1, rngs=rngs)"
     )
 
 

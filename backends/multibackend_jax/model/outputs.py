@@ -1,4 +1,4 @@
-"""What a Flax model returned, of whatever structure, through a compiled function and on the host."""
+"""What a Flax model returned, of whatever structure: through a compiled function, on the host, and what it ends in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from multibackend.protocol.tracing import arrays_in, with_arrays
 from multibackend_jax.model.observe import is_array
 
-__all__ = ["Outputs"]
+__all__ = ["Outputs", "ends_linear"]
 
 
 @jax.tree_util.register_pytree_node_class
@@ -51,3 +51,29 @@ def _cast(array: Any, dtype: Any) -> Any:
 
 def _is_shape(leaf: object) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+# primitives that only move or cast elements, and those that a linear layer may end in
+_MOVES = {"reshape", "squeeze", "transpose", "broadcast_in_dim", "convert_element_type", "copy", "slice", "rev"}
+_SUMS_AND_PRODUCTS = {"add", "add_any", "sub", "dot_general", "conv_general_dilated", "concatenate", "gather"}
+
+
+def ends_linear(jaxpr: Any, array: Any) -> bool:
+    """Tell whether the last operation that computes an output of a jaxpr is a sum or product of matrices.
+
+    True where nothing is known, as of an input or a constant.
+    """
+    makers = {made: equation for equation in jaxpr.eqns for made in equation.outvars}
+    # a literal has a value and no name
+    while not hasattr(array, "val") and array in makers:
+        equation = makers[array]
+        # a function within the function: jit, a custom derivative, a checkpoint
+        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        if inner is not None:
+            body = getattr(inner, "jaxpr", inner)
+            index = equation.outvars.index(array)
+            return index >= len(body.outvars) or ends_linear(body, body.outvars[index])
+        if equation.primitive.name not in _MOVES:
+            return equation.primitive.name in _SUMS_AND_PRODUCTS
+        array = equation.invars[0]
+    return True

@@ -14,7 +14,7 @@ from multibackend.data.streams import is_stream
 from multibackend.errors import DataError
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
-from multibackend.losses import Loss, check_batch
+from multibackend.losses import check_batch
 from multibackend.protocol import Position, WindowStack
 from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.read_ahead import ReadAhead
@@ -114,22 +114,12 @@ class Feed:
 
     def check(self, batch: Mapping[str, Any], output_shapes: Shapes, source: Any = None) -> None:
         """Let the losses check a host batch."""
+        padded = getattr(source or self._source, "padded", ())
         for loss in self._losses:
-            check_batch(loss, batch, self._padded_shapes(loss, batch, output_shapes, source or self._source))
-
-    def _padded_shapes(self, loss: Loss, batch: Mapping[str, Any], output_shapes: Shapes, source: Any) -> Shapes:
-        """The shapes of the outputs, as long as the batch's own target where sequences are padded.
-
-        Its length may differ from the example's.
-        """
-        target = getattr(loss, "target", "")
-        path = loss.output or ""
-        shape = output_shapes.get(path)
-        if not shape or target not in getattr(source, "padded", ()):
-            return output_shapes
-        if shape[1:2] != np.shape(self.example()[target])[1:2]:
-            return output_shapes
-        return {**output_shapes, path: (shape[0], np.shape(batch[target])[1], *shape[2:])}
+            shapes = output_shapes
+            if getattr(loss, "target", "") in padded:
+                shapes = _as_long_as(batch, self.example(), loss, output_shapes)
+            check_batch(loss, batch, shapes)
 
     def _begin_next(
         self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
@@ -180,6 +170,15 @@ class Feed:
         if getattr(self._source, "in_memory", False) or not getattr(self._source, "read_ahead", True):
             return False
         return self._is_stream or _same(self.example(), self._first_examples())
+
+
+def _as_long_as(batch: Mapping[str, Any], example: Mapping[str, Any], loss: Any, output_shapes: Shapes) -> Shapes:
+    """The shapes of outputs that are as long as the batch's own padded target, which the example's may not be."""
+    path = loss.output or ""
+    shape = output_shapes.get(path)
+    if not shape or shape[1:2] != np.shape(example[loss.target])[1:2]:
+        return output_shapes
+    return {**output_shapes, path: (shape[0], np.shape(batch[loss.target])[1], *shape[2:])}
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
