@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +31,7 @@ def check_arguments(
     windows_per_dispatch: object,
     read_ahead: object,
     record_gradient_norms: object,
-    may_differ: object,
+    may_differ: Any,
 ) -> None:
     """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
@@ -74,7 +75,7 @@ def check_fit(
     return stop
 
 
-def check_snapshot(snapshot: object) -> None:
+def check_snapshot(snapshot: Any) -> None:
     """Raise `ConfigurationError` unless this can be what `Trainer.restore` goes on from."""
     problems = Problems("Trainer.restore")
     if problems.instance("snapshot", snapshot, Snapshot, "a snapshot, of Trainer.snapshot()"):

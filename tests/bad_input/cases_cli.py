@@ -155,8 +155,8 @@ def resume(name: str, content: bytes) -> Case:
 
 RESUME = [
     command("resume without a directory", lambda s: ["resume", "--updates", "2"]),
-    command("resume of nothing", lambda s: ["resume", str(s.path / "none")], "run.json"),
-    command("resume of a file", lambda s: ["resume", file(s)], "run.json"),
+    command("resume of nothing", lambda s: ["resume", str(s.path / "none")], "no directory", "--run-dir"),
+    command("resume of a file", lambda s: ["resume", file(s)], "no directory", "--run-dir"),
     resume("empty", b""),
     resume("cut", b'{"format": '),
     resume("a list", b"[]"),
@@ -185,7 +185,7 @@ COMMANDS = [
     command("evaluate without eval_data", lambda s: ["evaluate", file(s), "--backend", "stub", "--run-dir", run(s), "--no-evaluated"], "eval_data"),
     on_file("without files", "convert", words=("--weights", "--output")),
     on_file("of no file", "convert", "--weights", "/none", "--output", "/tmp/none", words=("/none",)),
-    on_file("to no backend", "convert", "--weights", "/none", "--output", "/none", "--to", "flaxx", words=("flaxx", "jax")),
+    command("convert to no backend", lambda s: ["convert", file(s), "--weights", file(s), "--output", "/none", "--to", "flaxx"], "flaxx", "jax"),
     on_file("one backend", "compare", "--backends", "torch", words=("two",)),
     on_file("three backends", "compare", "--backends", "torch,jax,stub", words=("two",)),
     on_file("no backend", "compare", "--backends", "", words=("two",)),
