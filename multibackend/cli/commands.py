@@ -102,6 +102,9 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     if options.html is not None:
         prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
+    if options.every is not None and options.every < 1:
+        problem = f"--every must be >= 1, the updates between two lines, got {options.every}"
+        raise ConfigurationError("compare", [problem])
     names = tuple(options.backends.split(","))
     live = None
     if len(names) == 2:  # else `parity.compare` says what is wrong

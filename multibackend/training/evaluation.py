@@ -62,7 +62,7 @@ def evaluate(
     for batch in batches(source, size):
         check(batch, program.info.output_shapes, source)
         for metric in experiment.metrics:
-            metric.check_data(batch)
+            metric.check_data(batch, program.info.output_shapes)
         totals.add(program.evaluate(state, batch, **options), batch)
     return totals.results()
 

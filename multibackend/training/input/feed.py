@@ -150,23 +150,13 @@ class Feed:
         self._capacity = max(self._capacity, self.accumulation.largest or size)
         with origin(_SOURCE):
             stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
-        self._check_kinds(stack)
+        _check_kinds(stack, self.example())
         self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
         if stack.ragged is not None:
             self.check(stack.ragged, output_shapes)
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
-
-    def _check_kinds(self, stack: WindowStack) -> None:
-        """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
-        for name, first in self.example().items():
-            array = stack.fields.get(name)
-            if array is not None and array.dtype.kind != first.dtype.kind:
-                raise DataError(
-                    f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
-                    f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
-                )
 
     def _first_examples(self) -> dict[str, np.ndarray]:
         size = self._reader.micro_batch_size
@@ -198,3 +188,14 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def _same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     return all(np.array_equal(array, second[name], equal_nan=array.dtype.kind == "f") for name, array in first.items())
+
+
+def _check_kinds(stack: WindowStack, example: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
+    for name, first in example.items():
+        array = stack.fields.get(name)
+        if array is not None and array.dtype.kind != first.dtype.kind:
+            raise DataError(
+                f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
+                f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
+            )

@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend.core.arrays import Fields
 from multibackend.core.rng import epoch_order, stream_seed
+from multibackend.core.user_code import add_origin
 from multibackend.data.sources import Source
 from multibackend.data.streams import Stream, is_stream
 from multibackend.errors import DataError
@@ -151,7 +152,8 @@ class StreamOrder:
             self._forget(offset)
             try:
                 chunk = next(self._chunks, None)
-            except BaseException:
+            except BaseException as error:
+                add_origin(error, f"the iterable given as train_data or eval_data, in epoch {epoch}")
                 self._known = (-1, 0)  # a generator that raised has ended, its epoch has not: begin anew next time
                 raise
             if chunk is None:
