@@ -15,6 +15,7 @@ from rich.console import Console
 from multibackend import golden, parity
 from multibackend.checkpoint import list_checkpoints
 from multibackend.cli import tables
+from multibackend.cli.examples import copy_examples
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.run_file import RunFile
 from multibackend.errors import ConfigurationError
@@ -27,7 +28,7 @@ from multibackend.training.trainer import FitResult, Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["backends", "check", "compare", "convert", "evaluate", "record", "resume", "train"]
+__all__ = ["backends", "check", "compare", "convert", "evaluate", "examples", "record", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -173,6 +174,13 @@ def record(options: argparse.Namespace, flags: list[str]) -> int:
 def backends(options: argparse.Namespace, flags: list[str]) -> int:
     """List the backends."""
     tables.print_backends(Console(), list_backends())
+    return 0
+
+
+def examples(options: argparse.Namespace, flags: list[str]) -> int:
+    """Copy the examples to a folder."""
+    for path in copy_examples(options.folder):
+        print(path)
     return 0
 
 

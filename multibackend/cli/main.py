@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (_add_train, _add_resume, _add_compare, _add_evaluate, _add_convert, _add_check, _add_record):
         add(commands)
     commands.add_parser("backends", help="list the backends")
+    _add_examples(commands)
     return parser
 
 
@@ -135,6 +136,11 @@ def _add_record(commands: Any) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--output", metavar="GOLDEN", help="write the trace to this file, where the run has moved")
     place.add_argument("--check", metavar="GOLDEN", help="hold the run against the trace in this file")
+
+
+def _add_examples(commands: Any) -> None:
+    parser = commands.add_parser("examples", help="copy the examples to a folder")
+    parser.add_argument("folder", nargs="?", default="examples", metavar="FOLDER", help="(default: %(default)s)")
 
 
 def _add_command(
