@@ -19,6 +19,7 @@ EXAMPLES = ROOT / "examples"
 NOTEBOOKS = ROOT / "docs" / "notebooks"
 
 LINK_TO_EXAMPLE = re.compile(r"\]\((?:\.\./)+examples/(\w+)\.py\)")
+SEARCH = 'class="md-search" data-md-component="search"'
 LOADING = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
 # what a page links to without loading it
 LINKS = {"canonical", "next", "prev", "edit"}
@@ -37,6 +38,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Let links to an example's file lead to its page here."""
     up = "../" * page.file.src_uri.count("/")
     return LINK_TO_EXAMPLE.sub(rf"]({up}examples/\1.md)", markdown)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Give the search a name, and let the keyboard reach listings that scroll; the theme does neither."""
+    named = output.replace(SEARCH, f'{SEARCH} aria-label="Search"')
+    return named.replace("<pre>", '<pre tabindex="0">')
 
 
 def on_post_build(config: MkDocsConfig) -> None:
