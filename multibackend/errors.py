@@ -11,7 +11,8 @@ parameters of two models cannot be paired ├── ExperimentFileError         
 not define a usable `experiment` function ├── CheckpointError                            a
 checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
 (ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
-GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
+FileError                   (OSError)      a log, weights or another file cannot be written or read
+├── GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
 (ArithmeticError)  a gradient is NaN or infinite ├── OutOfMemoryError            (MemoryError)  the
 device has no memory left └── MatchError                  (AssertionError)   two things that should
 match do not
@@ -19,6 +20,7 @@ match do not
 BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an
 error Interrupted                     (SystemExit)   a signal ended the run, which was saved
 CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
+LogWarning                      (UserWarning)  lines of a run's log are not written, or not read
 """
 
 from __future__ import annotations
@@ -36,8 +38,10 @@ __all__ = [
     "ConfigurationTypeError",
     "DataError",
     "ExperimentFileError",
+    "FileError",
     "GoldenFileError",
     "Interrupted",
+    "LogWarning",
     "MatchError",
     "MultibackendError",
     "NonFiniteError",
@@ -129,6 +133,18 @@ class Interrupted(SystemExit, KeyboardInterrupt):
         super().__init__(code)
 
 
+class FileError(MultibackendError, OSError):
+    """A file that a run writes beside its checkpoints cannot be written or read: its log, weights, ...
+
+    `path` is the file or its directory. The training is not at fault: where a run's log could not
+    be written, the run was still saved.
+    """
+
+    def __init__(self, message: str, *, path: object = None) -> None:
+        self.path = None if path is None else str(path)
+        super().__init__(message)
+
+
 class GoldenFileError(MultibackendError, ValueError):
     """A golden file is missing, or holds what `multibackend.golden.record` does not write."""
 
@@ -173,3 +189,7 @@ class BatchStatisticsWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint was passed over because it is damaged, or an old one could not be removed."""
+
+
+class LogWarning(UserWarning):
+    """Lines of a run's log cannot be written for now, or were passed over because they are none."""

@@ -11,25 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from multibackend.core.files import cause_of
 from multibackend.errors import CheckpointError
 
 __all__ = ["Disk", "explain"]
 
 _FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)  # macOS: fsync leaves data in the drive's cache
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP}  # some network and user-space file systems
-_CAUSES = {
-    errno.ENOSPC: "the disk is full; free some space, or keep fewer checkpoints",
-    errno.EDQUOT: "the disk quota is used up; free some space, or keep fewer checkpoints",
-    errno.EROFS: "the file system is read-only; choose another directory",
-    errno.EACCES: "permission denied; check who owns the directory",
-    errno.EPERM: "permission denied; check who owns the directory",
-    errno.ENOENT: "the directory has vanished; something removed it while the run was going on",
-    errno.ENOTDIR: "a part of the path is a file, not a directory",
-    errno.EFBIG: "the file would be larger than is allowed here (see `ulimit -f`)",
-    errno.EIO: "the device reports an input/output error; what it holds may be lost",
-    errno.ESTALE: "the network file system has dropped the directory",
-    errno.ENAMETOOLONG: "the path is too long",
-}
 
 
 class Disk:
@@ -100,7 +88,6 @@ class Disk:
             self.sync_directory(directory.parent)
 
 
-def explain(error: OSError, doing: str, path: object) -> CheckpointError:
+def explain(error: OSError | ValueError, doing: str, path: object) -> CheckpointError:
     """Say what an operating system's error means for a checkpoint."""
-    cause = _CAUSES.get(error.errno or 0, error.strerror or str(error))
-    return CheckpointError(f"{doing} {path} failed: {cause} ({error})", path=path)
+    return CheckpointError(f"{doing} {path} failed: {cause_of(error)}", path=path)

@@ -31,7 +31,7 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
                     names[key] = entry.name
     except FileNotFoundError:
         return []
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: the path has a null character
         raise explain(error, "listing the checkpoints in", folder) from error
     # by key, since the alphabet puts update 10^8 before update 99999999
     return [folder / names[key] for key in sorted(names)]

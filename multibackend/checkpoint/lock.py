@@ -7,10 +7,12 @@ import fcntl
 import json
 import os
 import socket
+import time
 import warnings
 import weakref
 from pathlib import Path
 
+from multibackend.core.json_text import load
 from multibackend.errors import CheckpointError, CheckpointWarning
 
 __all__ = ["LOCK", "Lock"]
@@ -18,6 +20,8 @@ __all__ = ["LOCK", "Lock"]
 LOCK = ".lock"
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _MOST_TEXT = 1000
+_PATIENCE = 0.25  # seconds: a log outside of `fit` holds the lock for a write
+_PAUSE = 0.005
 
 
 class Lock:
@@ -67,28 +71,36 @@ class Lock:
         self._release()
 
     def _take(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _UNSUPPORTED:
-                warnings.warn(
-                    f"{self._directory} is on a file system without locks ({error}): make sure that no other run "
-                    "writes there",
-                    CheckpointWarning,
-                    stacklevel=4,  # the store's caller
-                )
-                return
-            raise self._fault(
-                f"another run writes in {self._directory}: {self._holder()}. Choose another run directory, or end it"
-            ) from error
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    self._warn_of_no_locks(error)
+                    return
+                if time.monotonic() >= deadline:
+                    raise self._fault(
+                        f"another run writes in {self._directory}: {self._holder()}. "
+                        "Choose another run directory, or end it"
+                    ) from error
+            time.sleep(_PAUSE)
         holder = {"pid": os.getpid(), "host": socket.gethostname()}
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(holder).encode(), 0)
 
+    def _warn_of_no_locks(self, error: OSError) -> None:
+        warnings.warn(
+            f"{self._directory} is on a file system without locks ({error}): make sure that no other run writes there",
+            CheckpointWarning,
+            stacklevel=5,  # the store's caller
+        )
+
     def _holder(self) -> str:
         """Say who holds the lock, from a text that may be half-written, a stranger's or none."""
         try:
-            holder = json.loads(os.pread(self._descriptor, _MOST_TEXT, 0))
+            holder = load(os.pread(self._descriptor, _MOST_TEXT, 0))
             pid = int(holder["pid"])
             host = str(holder["host"])[:100]
         except (OSError, ValueError, TypeError, KeyError):

@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from multibackend.checkpoint.contents import MOST_UPDATES, Contents, group_problem
-from multibackend.checkpoint.jsontext import MOST_BYTES, JSONTextError, dump, load
+from multibackend.core.json_text import MOST_BYTES, JSONTextError, dump, load
 from multibackend.errors import CheckpointError
 
 __all__ = ["FORMAT", "MANIFEST", "SUFFIX", "VERSION", "FileEntry", "Manifest", "decode", "encode"]

@@ -12,12 +12,21 @@ import numpy as np
 import xxhash
 
 from multibackend.checkpoint.contents import Contents, parse_name
-from multibackend.checkpoint.jsontext import MOST_BYTES
 from multibackend.checkpoint.manifest import MANIFEST, SUFFIX, FileEntry, Manifest, decode
-from multibackend.checkpoint.tensors import ALIGNMENT, LENGTH_BYTES, TensorError, parse_header, view
+from multibackend.checkpoint.tensors import (
+    ALIGNMENT,
+    LENGTH_BYTES,
+    Entry,
+    TensorError,
+    check_booleans,
+    parse_file_header,
+    parse_header,
+    view,
+)
+from multibackend.core.json_text import MOST_BYTES
 from multibackend.errors import CheckpointError
 
-__all__ = ["read_checkpoint", "read_manifest", "verify"]
+__all__ = ["read_checkpoint", "read_manifest", "read_tensor_file", "verify"]
 
 _CHUNK = 4 * 2**20  # bytes read and digested at once; all that `verify` holds of a file
 
@@ -70,6 +79,33 @@ def read_manifest(directory: Path) -> Manifest:
         return folder.manifest()
 
 
+def read_tensor_file(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read (tensors, metadata) of a safetensors file of any writer, whose header is checked as a checkpoint's is.
+
+    Raises:
+        OSError: it cannot be read.
+        TensorError: it is no such file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise TensorError("is not a regular file")
+        size = status.st_size
+        if size > _memory():
+            raise TensorError(f"has {size} bytes, more than this machine's memory")
+        # before a pickle of any size is read: it would claim an absurd header
+        start = _fill(np.empty(min(size, LENGTH_BYTES), np.uint8), descriptor)
+        header = _fill(np.empty(_header_length(start, size), np.uint8), descriptor)
+        places, metadata = parse_file_header(header.tobytes(), size - LENGTH_BYTES - header.size)
+        data = _fill(_aligned(size - LENGTH_BYTES - header.size), descriptor)
+        return {name: view(data, place, name) for name, place in places.items()}, metadata
+    except MemoryError as error:
+        raise TensorError(f"does not fit into memory: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
 @contextmanager
 def _opened(directory: Path) -> Iterator[_Folder]:
     path = Path(directory)
@@ -112,7 +148,7 @@ class _Folder:
 
     def check_total(self, manifest: Manifest, most_bytes: int | None) -> None:
         # a sparse file can be larger than the disk it lies on, and would be read for hours
-        limit = most_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit = most_bytes or _memory()
         total = sum(entry.bytes for entry in manifest.files.values())
         if total <= limit:
             return
@@ -146,7 +182,11 @@ class _Folder:
             for position in range(0, body_bytes, _CHUNK):
                 _fill(scratch[: body_bytes - position], descriptor, digest)
             _check_digest(digest.hexdigest(), entry)
-            _check_count(len(parse_header(header.tobytes(), body_bytes)), entry)
+            places = parse_header(header.tobytes(), body_bytes)
+            _check_count(len(places), entry)
+            for tensor, place in places.items():
+                if place.word == "BOOL":
+                    _scan_booleans(descriptor, LENGTH_BYTES + header.size, place, tensor)
 
     @contextmanager
     def _file(self, name: str) -> Iterator[tuple[int, int]]:
@@ -178,6 +218,18 @@ class _Folder:
 
     def _fault(self, name: str, problem: str) -> CheckpointError:
         return CheckpointError(f"{self._path}: {name} {problem}", path=self._path, file=name)
+
+
+def _memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _scan_booleans(descriptor: int, start: int, place: Entry, name: str) -> None:
+    """Check the bytes of a BOOL tensor as `view` does, in little memory; `start` is where data begin."""
+    for begin in range(place.begin, place.end, _CHUNK):
+        data = os.pread(descriptor, min(_CHUNK, place.end - begin), start + begin)
+        check_booleans(np.frombuffer(data, np.uint8), name)
 
 
 def _check_size(size: int, entry: FileEntry) -> None:

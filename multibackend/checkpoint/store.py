@@ -95,7 +95,7 @@ class CheckpointStore:
         )
         self._disk = disk or Disk()
         # once, here: neither a change of directory nor a link that is turned elsewhere moves a run
-        self.run_dir = Path(os.path.realpath(run_dir))
+        self.run_dir = _resolved(run_dir)
         self._folder = self.run_dir / CHECKPOINTS
         self._current: Handle | None = None
         self._notes: list[str] = []  # what the background thread has to say, kept for the next call
@@ -156,6 +156,15 @@ class CheckpointStore:
     def list(self) -> list[Path]:
         """List the complete checkpoints, oldest first, by their names alone."""
         return list_checkpoints(self.run_dir)
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this store holds its directory, which is where it was."""
+        try:
+            self._lock.check()
+        except CheckpointError:
+            return False
+        return True
 
     def close(self) -> None:
         """Wait for the save in flight, give the lock back, and raise what the save failed with."""
@@ -257,6 +266,13 @@ class CheckpointStore:
             return _metric_value(read_manifest(path).extra, self.retention.best_metric)
         except CheckpointError:
             return None  # whether it can be used is `newest`'s business
+
+
+def _resolved(run_dir: str | Path) -> Path:
+    try:
+        return Path(os.path.realpath(run_dir))
+    except (OSError, ValueError) as error:
+        raise explain(error, "finding the run directory", run_dir) from error
 
 
 def _metric_value(extra: Mapping[str, Any], name: str | None) -> float | None:

@@ -17,9 +17,9 @@ import xxhash
 
 from multibackend.checkpoint.contents import Contents, group_problem, parse_name
 from multibackend.checkpoint.disk import Disk, explain
-from multibackend.checkpoint.jsontext import JSONTextError
 from multibackend.checkpoint.manifest import MANIFEST, SUFFIX, FileEntry, decode, encode
 from multibackend.checkpoint.tensors import TensorError, chunks, prepare
+from multibackend.core.json_text import JSONTextError
 from multibackend.errors import CheckpointError
 
 __all__ = ["SAVING", "TRASH", "remove_checkpoint", "write_checkpoint"]

@@ -55,7 +55,7 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if options.run_dir is not None:
         # before the first update, since a run may be killed, and after the trainer has refused a
         # directory that holds another run
-        RunFile(file.path.resolve(), tuple(flags), _remembered(options)).write(Path(options.run_dir))
+        RunFile(file.path.resolve(), file.digest, tuple(flags), _remembered(options)).write(Path(options.run_dir))
     updates = options.updates
     if updates is None and options.epochs is None:
         updates = file.updates
@@ -75,7 +75,7 @@ def resume(options: argparse.Namespace, flags: list[str]) -> int:
         options.parser.print_help()
         return 0
     run_dir = Path(options.file)
-    run = RunFile.read(run_dir, options.moved)
+    run = RunFile.read(run_dir, options.moved, trust=options.trust)
     before = dict(run.options)
     now = _remembered(options)
     if any(name in now for name in _LENGTH):

@@ -8,6 +8,7 @@ makes unless told otherwise, and `after(trainer)`, which `multibackend train` ca
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -21,16 +22,17 @@ from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
 
-__all__ = ["ExperimentFile", "load_experiment_file"]
+__all__ = ["ExperimentFile", "digest_of", "load_experiment_file"]
 
 _DEFAULT_UPDATES = 100
 
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """What an experiment file defines."""
+    """What an experiment file defines, and `digest_of` the file that defined it."""
 
     path: Path
+    digest: str
     function: Callable[..., Any]
     updates: int
     after: Callable[[Trainer], None] | None
@@ -56,12 +58,21 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     path = Path(path)
     if not path.is_file():
         raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
+    digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
     module = _run(path)
     function = getattr(module, "experiment", None)
     if not callable(function):
         raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
     updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
-    return ExperimentFile(path, function, updates, after=getattr(module, "after", None))
+    return ExperimentFile(path, digest, function, updates, after=getattr(module, "after", None))
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hexadecimal; raises `ExperimentFileError`."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ExperimentFileError(f"{path} cannot be read: {error}") from error
 
 
 def _run(path: Path) -> ModuleType:

@@ -76,6 +76,7 @@ def _add_resume(commands: Any) -> None:
     _add_device(parser, execution=None)
     add("--backend", default=None, help="another backend than before")
     add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
+    add("--trust", action="store_true", help="run the experiment file though it changed, or lies in RUN_DIR")
     add("--ema-decay", type=float, help=argparse.SUPPRESS)
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
     _add_training(parser)

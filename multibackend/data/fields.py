@@ -15,7 +15,17 @@ from multibackend.core.arrays import Fields
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
-__all__ = ["as_array", "check_numbers", "check_one_shape", "concatenate", "empty_rows", "flat_items", "named", "nested"]
+__all__ = [
+    "as_array",
+    "check_keys",
+    "check_numbers",
+    "check_one_shape",
+    "concatenate",
+    "empty_rows",
+    "flat_items",
+    "named",
+    "nested",
+]
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
@@ -84,12 +94,23 @@ def named(
 
 def flat_items(value: Mapping[Any, Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over the leaves with dotted names. A tuple of plain numbers is a leaf."""
+    if isinstance(value, Mapping):
+        check_keys(value, prefix)
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, item in items:
         if isinstance(item, Mapping) or (isinstance(item, tuple) and not _is_leaf(item)):
             yield from flat_items(item, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", item
+
+
+def check_keys(value: Mapping[Any, Any], prefix: str) -> None:
+    """Raise `DataError` where the keys of a dict inside a field are those by which a tuple is told."""
+    if prefix and value and {str(key) for key in value} == _indices(len(value)):
+        raise DataError(
+            f"the field {prefix.removesuffix('.')!r} is a dict with the keys {', '.join(map(repr, value))}, which "
+            "reads as a tuple: give it as a tuple, or name its keys otherwise"
+        )
 
 
 def nested(batch: Mapping[str, Any], name: str) -> Any:
@@ -140,8 +161,11 @@ def _with_tuples(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     parts = {key: _with_tuples(value) for key, value in tree.items()}
-    # Tuples were flattened to the names "0", "1", ...; a dict with just these keys becomes one too.
-    indices = [str(index) for index in range(len(parts))]
-    if parts and parts.keys() == set(indices):
-        return tuple(parts[index] for index in indices)
+    # Tuples were flattened to the names "0", "1", ..., and `check_keys` has refused dicts of these.
+    if parts and parts.keys() == _indices(len(parts)):
+        return tuple(parts[str(index)] for index in range(len(parts)))
     return parts
+
+
+def _indices(count: int) -> set[str]:
+    return {str(index) for index in range(count)}

@@ -13,7 +13,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from multibackend.core.arrays import Fields
-from multibackend.data.fields import as_array, check_numbers, check_one_shape, concatenate, flat_items, named
+from multibackend.data.fields import (
+    as_array,
+    check_keys,
+    check_numbers,
+    check_one_shape,
+    concatenate,
+    flat_items,
+    named,
+)
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
@@ -191,6 +199,7 @@ def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 def _flat_columns(arrays: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over columns with dotted names; unlike in `flat_items` a tuple is a column."""
+    check_keys(arrays, prefix)
     for name, values in arrays.items():
         if isinstance(values, Mapping):
             yield from _flat_columns(values, f"{prefix}{name}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from multibackend.core.files import replace_file
+from multibackend.core.json_text import read_file
 from multibackend.core.precision import PRECISIONS
 from multibackend.errors import GoldenFileError
 from multibackend.golden.laws import Law
@@ -23,6 +24,8 @@ _WORDS = ("experiment", "backend", "versions", "device", "precision", "dropout")
 _COUNTS = ("seed", "updates")
 _SUMMARIES = ("data", "start", "end", "state_start", "state_end")
 _TYPES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+_LARGEST_EXTENT = 2**59  # float64 numbers, in less than the 2^63 bytes that numpy can count
+_LARGEST_INTEGER = 2**63
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # which JSON does not know
 
 
@@ -68,14 +71,12 @@ class Golden:
 
 
 def save(golden: Golden, path: str | Path) -> None:
-    """Write a golden file; it appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # beside the file, because only within a file system does one replace another at once; by the
-    # process's number, because tests that run in parallel may write one file
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(_text(golden), encoding="utf-8")
-    temporary.replace(path)
+    """Write a golden file; it appears whole or not at all.
+
+    Raises:
+        FileError: it cannot be written; the message says why.
+    """
+    replace_file(Path(path), [_text(golden).encode("utf-8")])
 
 
 def load(path: str | Path) -> Golden:
@@ -86,7 +87,7 @@ def load(path: str | Path) -> Golden:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_file(path)
     except FileNotFoundError as error:
         raise GoldenFileError(
             f"there is no golden file {str(path)!r}; `multibackend record FILE --output {path}` "
@@ -227,14 +228,20 @@ class _Reader:
                 values[name] = tuple(self.numbers(entry[name], f"{where}.{name}"))
             else:
                 values[name] = self.number(entry[name], f"{where}.{name}")
-            # before anything counts the elements
-            if name == "shape" and not all(isinstance(length, int) and length >= 0 for length in values[name]):
-                self.fail(f"{where}.shape", "whole numbers", list(values[name]))
+            if name == "shape":  # before anything counts the elements
+                self.check_shape(values[name], where)
         if "elements" in values:
             count = len(places(math.prod(values["shape"])))
             if len(values["elements"]) != count:
                 self.fail(where, "as many elements as are kept of its shape", entry)
         return kind(**values)
+
+    def check_shape(self, shape: tuple[Any, ...], where: str) -> None:
+        """Check that an array could have it."""
+        if not all(isinstance(length, int) and length >= 0 for length in shape):
+            self.fail(f"{where}.shape", "whole numbers", list(shape))
+        if math.prod(length for length in shape if length) >= _LARGEST_EXTENT:
+            self.fail(f"{where}.shape", "that of an array", list(shape))
 
     def same_names(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Check that tables of parameters have the same names, and laws their tensors' shapes."""
@@ -273,6 +280,8 @@ class _Reader:
                 number = _NUMBERS.get(value)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 self.fail(where, "numbers", values)
+            if isinstance(number, int) and abs(number) >= _LARGEST_INTEGER:
+                self.fail(where, "numbers of at most 64 bits", values)
             numbers.append(number)
         return numbers
 

@@ -57,14 +57,15 @@ def matching_from(saved: Snapshot, kinds: Mapping[str, str], own: Snapshot, mode
             matching.check(reference.shapes, side.shapes)
         return matching
     try:
-        return match_parameters(reference, side, rename=model.rename, transform=model.transform)
+        matching = match_parameters(reference, side, rename=model.rename, transform=model.transform)
     except ParameterMatchError as error:
         try:
-            matching = match_parameters(side, reference, rename=model.rename, transform=model.transform)
-            return matching.reversed()
+            matching = match_parameters(side, reference, rename=model.rename, transform=model.transform).reversed()
         except ParameterMatchError:
             # of the two errors the one in the direction that the caller asked for
             raise error from None
+    _check_flattened(matching, reference, side)
+    return matching
 
 
 def with_arrays(
@@ -95,11 +96,46 @@ def with_arrays(
         needed = own.parameters.keys() | state
         side = replace(side, shapes=among(side.shapes, needed))
         matching = match_parameters(reference, side, rename=model.rename, transform=model.transform)
+        _check_flattened(matching, reference, side)
         translated = matching.to_other(arrays)
     parameters = {name: translated[name] for name in own.parameters}
     model_state = {**own.model_state, **among(translated, own.model_state)}
     # the average of other parameters is of no use to these
     return replace(own, ema={}, parameters=parameters, model_state=model_state)
+
+
+def _check_flattened(matching: Matching, reference: Side, side: Side) -> None:
+    """Raise `ParameterMatchError` where a matrix of one side lies flat on the other.
+
+    Nothing tells the order of its elements, unlike that of a bias [heads, features], which lies
+    beside a matrix of its own module in either form.
+    """
+    problems = []
+    for link in matching.links:
+        piece = link.reference_piece
+        other_piece = link.rearrangement.shape
+        flat = None
+        if _axes(piece) == 1 < _axes(other_piece):
+            flat = (link.reference, reference)
+        elif _axes(other_piece) == 1 < _axes(piece):
+            flat = (link.other, side)
+        if flat is not None and not _has_matrix_beside(*flat):
+            problems.append(f"{link.reference} {piece} would become {link.other} {other_piece}")
+    if problems:
+        lines = "\n  - ".join(["matrices lie flat, in an order that nothing tells:", *problems])
+        raise ParameterMatchError(
+            f"{lines}\nSave each array in the shape that its model gives it, or say the order: Model(matching=FILE)"
+        )
+
+
+def _axes(shape: tuple[int, ...]) -> int:
+    return sum(length > 1 for length in shape)
+
+
+def _has_matrix_beside(name: str, side: Side) -> bool:
+    """Whether a module holds an array of several axes besides the one of that name."""
+    module = name.rpartition(".")[0]
+    return any(_axes(tuple(shape)) > 1 for other, shape in side.shapes.items() if other.rpartition(".")[0] == module)
 
 
 def _translated(side: Side, arrays: Arrays, model: Model) -> Arrays:

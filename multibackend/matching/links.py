@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core import json_text
 from multibackend.core.arrays import Arrays
+from multibackend.core.files import replace_file
 from multibackend.errors import ParameterMatchError
 
 __all__ = ["Link", "Matching", "Part", "Rearrangement", "Shapes"]
@@ -265,7 +267,13 @@ class Matching:
     def from_json(cls, text: str) -> Matching:
         """Read the text of `to_json`; raises `ParameterMatchError` for what is none."""
         try:
-            content = json.loads(text)
+            return cls._of_json(json_text.load(text.encode("utf-8", "surrogatepass"), json_text.FILE))
+        except json_text.JSONTextError as error:
+            raise ParameterMatchError(f"this is no matching: {error}") from error
+
+    @classmethod
+    def _of_json(cls, content: Any) -> Matching:
+        try:
             name = content.get("format")
             if name != _FORMAT:
                 raise ParameterMatchError(f"this is no matching: its format is {name!r}, not {_FORMAT!r}")
@@ -277,16 +285,19 @@ class Matching:
             raise ParameterMatchError(f"this is no matching: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON to a file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write the JSON to a file; raises `FileError`."""
+        replace_file(Path(path), [(self.to_json() + "\n").encode("utf-8")])
 
     @classmethod
     def load(cls, path: str | Path) -> Matching:
         """Read what `save` wrote; raises `ParameterMatchError`."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
+            content = json_text.read_file(Path(path))
+        except json_text.JSONTextError as error:
+            raise ParameterMatchError(f"{str(path)!r} is no matching: {error}") from error
+        except (OSError, ValueError) as error:  # a ValueError: the path has a null character
             raise ParameterMatchError(f"there is no matching at {str(path)!r}: {error}") from error
+        return cls._of_json(content)
 
     def check(self, reference: Shapes, other: Shapes) -> None:
         """Raise `ParameterMatchError` unless it fits two models' shapes and leaves no array over."""
@@ -331,6 +342,8 @@ def _is_sound(link: Link) -> bool:
 
 
 def _is_sound_part(part: Part) -> bool:
+    if not 0 <= part.axis < len(part.view):
+        return False
     count = part.view[part.axis]
     whole = math.prod(part.piece) * count
     return math.prod(part.view) == math.prod(part.shape) == whole and 0 <= part.index < count

@@ -25,6 +25,7 @@ __all__ = [
     "WindowResults",
     "WindowStack",
     "inverse",
+    "is_native_slot",
 ]
 
 
@@ -197,7 +198,7 @@ class Snapshot:
         parameters: float arrays.
         model_state: BatchNorm statistics and other state that is no parameter.
         optimizer: by slot (torch's names: "momentum_buffer", "exp_avg", "exp_avg_sq"),
-            then by parameter.
+            then by parameter. Those of a framework's own optimizer have a dot in their name.
         update: updates made.
         loss_scale: of an fp16 run; None in other precisions.
         ema: the moving average of the parameters, by their names; empty where none is kept. A state
@@ -251,6 +252,15 @@ class NativeArrays:
 
     to_native: Callable[[Arrays], dict[str, np.ndarray]]
     to_canonical: Callable[[Arrays], dict[str, np.ndarray]]
+
+
+def is_native_slot(slot: str) -> bool:
+    """Whether a slot of an optimizer is one framework's own: of any shape, and of no use to another.
+
+    >>> is_native_slot("exp_avg"), is_native_slot("torch.prev")
+    (False, True)
+    """
+    return "." in slot
 
 
 def inverse(divisors: np.ndarray) -> np.ndarray:

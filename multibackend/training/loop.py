@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from multibackend.core.arrays import Arrays
-from multibackend.errors import CapabilityError, NonFiniteError
+from multibackend.errors import CapabilityError, NonFiniteError, ResumeError
 from multibackend.protocol import (
     Interruptible,
     PartialWindow,
@@ -108,13 +108,21 @@ class Loop:
         self._state.update = snapshot.update
 
     def resume_at(self, position: Position, partial: PartialWindow | None) -> None:
-        """Stand at a place in the data, perhaps in the middle of the window that begins there."""
+        """Stand at a place in the data, perhaps in the middle of the window that begins there.
+
+        Raises:
+            ResumeError: that window has no more micro-batches than are done.
+        """
         state = self._state
         state.begun = None
         state.position = position
         if partial is not None:
             program = self._interruptible()
             stack = self._next(1, None)
+            size = int(stack.sizes[0])
+            if partial.done >= size:
+                problem = f"window: {partial.done} of its micro-batches are done in the checkpoint, and it has {size}"
+                raise ResumeError(f"the checkpoint does not fit the data: {problem}", [problem])
             placed = self._program.place(stack)
             native = program.restore_window(state.program_state, placed, partial)
             state.begun = BegunWindow(stack, placed, partial.done, native)

@@ -107,11 +107,11 @@ class Trainer:
         plan, program = Plan.of(experiment, backend, choices, saved, read_ahead=read_ahead).compile()
         if device is None:
             device = plan.backend.devices()[0]
+        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
         # behind the listeners of the user, who hear an event first
         listeners = [*callbacks]
         if directory is not None:
-            listeners.append(JsonLog(directory))
-        saver = Saver.of(directory, checkpointing, saved, chosen=isinstance(resume, SavedRun))
+            listeners.append(JsonLog(directory, is_locked=lambda: saver is not None and saver.holds_directory))
         self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
 
@@ -159,6 +159,8 @@ class Trainer:
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
             DataError: a label is out of range, or no window of a whole epoch made an update.
+            FileError: the log in `run_dir` cannot be written; told at the beginning, or else at the
+                end, once the run is saved.
             ConfigurationError: an argument is wrong; every problem is listed.
 
         >>> result = trainer.fit(updates=500, evaluate_every=50, keep_best=True)   # doctest: +SKIP

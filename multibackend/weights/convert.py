@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from multibackend.core.arrays import Arrays
 from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
@@ -20,7 +19,7 @@ from multibackend.protocol import NativeArrays, WeightsReader
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
-from multibackend.weights.files import write_arrays
+from multibackend.weights.files import read_arrays, write_arrays
 
 __all__ = ["Conversion", "convert_weights"]
 
@@ -89,6 +88,7 @@ def convert_weights(
         experiment = experiment.replace(metrics=(_Outputs(name="outputs", size=shape),))
     source_trainer = Trainer(experiment, source)
     target_trainer = Trainer(experiment, target)
+    _check_same_shape(source_trainer, target_trainer)
     _load(source_trainer, _read(Path(weights), source))
     matching = start_alike(source_trainer, target_trainer)
     example = Feed(experiment).example()
@@ -116,6 +116,17 @@ class _Outputs(Metric):
 
     def result(self, total: Any, weight: float) -> Any:
         return total
+
+
+def _check_same_shape(source: Trainer, target: Trainer) -> None:
+    """Raise `ParameterMatchError` where outputs are not alike, which as a metric would be broadcast to one shape."""
+    shape = source.program.info.output_shape
+    other = target.program.info.output_shape
+    if shape != other:
+        raise ParameterMatchError(
+            f"the two models are not one: on a micro-batch the outputs of {source.backend} have the shape {shape}, "
+            f"those of {target.backend} {other} (None: no single array); let both builders return the same"
+        )
 
 
 def _outputs(trainer: Trainer, example: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -166,8 +177,4 @@ def _read(path: Path, source: str) -> dict[str, np.ndarray]:
         if not isinstance(backend, WeightsReader):
             raise CapabilityError(f"the backend {source!r} reads no {path.suffix} files; convert them to safetensors")
         return backend.read_weights(path)  # numpy cannot read these, only their framework
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no iterator
-    except (SafetensorError, ValueError, TypeError) as error:  # a TypeError: numpy has no bfloat16
-        raise DataError(f"{str(path)!r} cannot be read as safetensors: {error}") from error
+    return read_arrays(path)[0]

@@ -1,5 +1,7 @@
 """Optimizers that are native to a backend: our rate, groups and windows around an update of theirs."""
 
+from pathlib import Path
+
 import numpy as np
 import optax
 import pytest
@@ -44,6 +46,17 @@ def test_a_native_run_goes_on_from_its_snapshot(backend: str, optimizer: Native)
     for run in (whole, second):
         run.fit(updates=20)
     assert_snapshots_identical(second.snapshot(), whole.snapshot())
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_a_native_run_goes_on_from_its_checkpoint(backend: str, tmp_path: Path) -> None:
+    """Arrays of any shape, which nothing rearranges: the resumed run ends in the bits of the one that never stopped."""
+    whole = trained(backend, ADAM, updates=9)
+    path = whole.save(tmp_path / "saved")
+    resumed = mb.Trainer.resume(path, whole.experiment)
+    for run in (whole, resumed):
+        run.fit(updates=20)
+    assert_snapshots_identical(resumed.snapshot(), whole.snapshot())
 
 
 def test_groups_around_a_native_optimizer() -> None:

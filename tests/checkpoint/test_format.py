@@ -14,8 +14,8 @@ from support.checkpoints import GOLDEN, assert_same_contents, assert_same_tensor
 
 from multibackend.checkpoint import Contents, read_checkpoint, read_manifest, verify, write_checkpoint
 from multibackend.checkpoint.contents import checkpoint_name, parse_name
-from multibackend.checkpoint.jsontext import MOST_VALUES
 from multibackend.checkpoint.manifest import MANIFEST
+from multibackend.core.json_text import MOST_VALUES
 from multibackend.errors import CheckpointError
 
 
@@ -102,6 +102,20 @@ def test_any_layout_of_an_array(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "here", Contents({"parameters": arrays}, {}, update=0))
     found = read_checkpoint(path).tensors["parameters"]
     assert all(np.array_equal(found[name], array) for name, array in arrays.items())
+
+
+def test_bfloat16_is_kept_and_comes_back_as_float32(tmp_path: Path) -> None:
+    """numpy has no such type: written as BF16 bit for bit, read as the same numbers."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    numbers = np.array([1.0, -2.5, 1e-40, np.inf, 3.3895314e38], "f4").astype(ml_dtypes.bfloat16)
+    arrays = {"half": numbers, "odd": np.ones(3, "i1")}
+    path = write_checkpoint(tmp_path / "here", Contents({"parameters": arrays}, {}, update=0))
+    with safetensors.safe_open(path / "parameters.safetensors", framework="torch") as file:
+        assert str(file.get_tensor("half").dtype) == "torch.bfloat16"
+        assert file.get_tensor("half").float().tolist() == numbers.astype("f4").tolist()
+    found = read_checkpoint(path).tensors["parameters"]["half"]
+    assert found.dtype == np.float32
+    assert found.tolist() == numbers.astype("f4").tolist()
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import load_file
@@ -136,3 +138,77 @@ def test_mistakes(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--file FILE" in capsys.readouterr().err
     assert main(["resume", str(run_dir), "--file", str(moved), "--updates", "5"]) == 0
     assert main(["evaluate", str(moved), "--run-dir", str(tmp_path / "none")]) == 2
+
+
+def test_code_is_run_only_where_it_can_be_told_what_it_is(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run directory may come from anywhere: what it names is run unasked only outside of it and unchanged."""
+    run_dir = tmp_path / "run dir"
+    assert main(["train", file, "--updates", "2", "--run-dir", str(run_dir)]) == 0
+    described = json.loads((run_dir / "run.json").read_text())
+    asked = ["resume", str(run_dir), "--updates", "3"]
+
+    def refused(words: str) -> None:
+        capsys.readouterr()
+        assert main(asked) == 2
+        told = capsys.readouterr().err
+        assert words in told
+        assert f"multibackend resume {shlex.quote(str(run_dir))} --trust" in told
+        assert not (run_dir / "planted").exists()
+
+    planted = f"import pathlib\npathlib.Path({str(run_dir / 'planted')!r}).touch()\n" + EXPERIMENT
+    (run_dir / "inside.py").write_text(planted)
+    (tmp_path / "out.py").symlink_to(run_dir / "inside.py")
+    (run_dir / "in.py").symlink_to(file)
+    for name in (str(run_dir / "inside.py"), str(tmp_path / "out.py"), str(run_dir / "in.py")):
+        (run_dir / "run.json").write_text(json.dumps({**described, "file": name}))
+        refused("lies in the run's own directory")
+    (run_dir / "run.json").write_text(json.dumps({**described, "digest": ""}))
+    refused("its digest was not kept")
+    (run_dir / "run.json").write_text(json.dumps(described))
+    Path(file).write_text(EXPERIMENT + "\n# changed\n")
+    refused("has changed since the run began")
+    assert main([*asked, "--trust"]) == 0
+    assert main(["resume", str(run_dir), "--updates", "4"]) == 0  # what was trusted is known from then on
+    assert main(["resume", str(run_dir), "--updates", "5", "--file", str(run_dir / "inside.py")]) == 0
+    assert (run_dir / "planted").exists()
+
+
+def described(**changes: Any) -> bytes:
+    """A run file with those entries made others."""
+    fields = {"format": "multibackend run", "version": 1, "file": "a", "file_from_here": "", "flags": [], "options": {}}
+    return json.dumps({**fields, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" * 100_000,
+        b'{"format": "\xff"}',
+        b"null",
+        b"{}",
+        described(version=2),
+        described(file=5),
+        described(file="a\0b"),
+        described(options={"epochs": []}),
+    ],
+    ids=range(8),
+)
+def test_a_run_file_that_is_none(text: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_bytes(text)
+    assert main(["resume", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert "run.json" in told or "experiment file" in told
+
+
+def test_a_planted_link_is_not_written_through(file: str, tmp_path: Path) -> None:
+    """`run.json` takes a link's place, and the names beside it cannot be guessed."""
+    run_dir, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run_dir.mkdir()
+    elsewhere.write_text("mine")
+    for name in ("run.json", f".run.json.{os.getpid()}", "weights.safetensors", f".weights.safetensors.{os.getpid()}"):
+        (run_dir / name).symlink_to(elsewhere)
+    assert main(["train", file, "--updates", "1", "--run-dir", str(run_dir)]) == 0
+    assert elsewhere.read_text() == "mine"
+    assert not (run_dir / "run.json").is_symlink()

@@ -271,6 +271,16 @@ def test_nested_fields() -> None:
     assert error.problems
 
 
+def test_a_dict_that_reads_as_a_tuple_is_refused() -> None:
+    """By its names it could not be told from one, and the model would get a tuple."""
+    for keys in (("0", "1"), (0, 1)):
+        inner = dict.fromkeys(keys, np.ones(2))
+        assert_raises(DataError, lambda inner=inner: as_source([{"image": {"left": inner}, "y": 1}] * 3), "image.left")
+        assert_raises(DataError, lambda inner=inner: ArraySource({"image": inner, "y": np.ones(2)}), "reads as a tuple")
+    columns = {"image": {"1": np.ones(2), "2": np.ones(2)}, "0": np.ones(2), "1": np.ones(2)}
+    assert ArraySource(columns).fields == ("image.1", "image.2", "0", "1")
+
+
 def test_seeds_and_epochs_reach_the_iterable() -> None:
     """A loader's generator and set_epoch get what depends on (seed, epoch) only."""
     told: list[tuple[str, int]] = []

@@ -284,6 +284,9 @@ def without(content: dict[str, Any], name: str) -> dict[str, Any]:
         (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "norm": None}}}, "end.bias.norm"),
         (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "shape": [1]}}}, "elements"),
         (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "shape": [2.5]}}}, "whole numbers"),
+        (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "shape": [2**70]}}}, "64 bits"),
+        (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "shape": [10**80]}}}, "more than 128 bits"),
+        (lambda c: {**c, "end": {**c["end"], "bias": {**c["end"]["bias"], "shape": [0, 2**62]}}}, "of an array"),
         (lambda c: {**c, "laws": {**c["laws"], "bias": {**c["laws"]["bias"], "shape": [3]}}}, "laws.bias must be"),
         (lambda c: {**c, "skipped": [[1]]}, "skipped must be pairs"),
     ],
@@ -310,7 +313,7 @@ def test_entries_of_any_type_are_refused_with_a_typed_error(path: Path) -> None:
     """Each entry, in turn, replaced by values of other types: read, or refused, never a Python error."""
     content = json.loads(path.read_text())
     for place in list(places(content)):
-        for value in (None, "x", -1, 1.5, [], {}, [None], {"a": 1}):
+        for value in (None, "x", -1, 10**30, 1.5, [], {}, [None], {"a": 1}):
             path.write_text(json.dumps(put(content, place, value)))
             try:
                 trace = golden.load(path)

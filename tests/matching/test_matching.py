@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -241,6 +242,11 @@ def test_a_matching_that_does_not_fit_is_refused() -> None:
         matching.check({**ours, "qkv": (9, 4)}, {**theirs, "z": (1,)})
     with pytest.raises(ParameterMatchError, match="k "):
         matching.check(ours, {name: shape for name, shape in theirs.items() if name != "k"})
+    torn = Link(
+        "qkv", "k", Rearrangement.identity((2, 4)), (6, 4), reference_part=Part((6, 4), (3, 2, 4), 9, 1, (2, 4))
+    )
+    with pytest.raises(ParameterMatchError, match="do not fit each other"):
+        replace(matching, links=(matching.links[0], torn, matching.links[2])).check(ours, theirs)
 
 
 def test_changes_are_told_in_words() -> None:

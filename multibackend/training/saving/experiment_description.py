@@ -147,7 +147,7 @@ def _first_probe(before: Json, now: Json) -> str:
 
 
 def _is_probed(value: Json) -> bool:
-    return isinstance(value, Mapping) and "probes" in value
+    return isinstance(value, Mapping) and isinstance(value.get("probes"), list)
 
 
 def _text(value: Json) -> str:

@@ -15,10 +15,12 @@ from multibackend.errors import CheckpointError, CheckpointWarning, ParameterMat
 from multibackend.matching.arrays import matching_from
 from multibackend.protocol import Program
 from multibackend.protocol.dropout_masks import layer_name
+from multibackend.protocol.values import is_native_slot
 from multibackend.training.loop import Loop
 from multibackend.training.plan import Plan, mask_names
 from multibackend.training.run_state import RunState
 from multibackend.training.saving.experiment_description import check_allowed, describe, differences
+from multibackend.training.saving.fitting import array_problems
 from multibackend.training.saving.saved_run import SavedRun, from_contents, in_names_of
 from multibackend.training.saving.saver import choose_start
 
@@ -90,7 +92,20 @@ def restore(
     except ParameterMatchError as error:
         problems.append(f"model: {error}")
     else:
-        saved = _with_fitting_slots(saved, initial.optimizer, problems, allowed=allowed)
+        is_written_here = saved.backend == plan.backend.name
+        saved = _with_fitting_slots(
+            saved, initial.optimizer, problems, allowed=allowed, is_written_here=is_written_here
+        )
+        kept = saved
+        if _of_another_window(saved, description):
+            kept = replace(saved, partial=None)
+        problems += array_problems(
+            kept,
+            initial,
+            terms=len(plan.experiment.loss_terms),
+            is_averaged=_keeps_average(saved, description, allowed),
+            is_written_here=is_written_here,
+        )
     if problems:
         lines = "".join(f"\n  - {line}" for line in problems)
         raise ResumeError(
@@ -99,7 +114,8 @@ def restore(
             problems,
         )
     saved = _with_fitting_window(saved, description)
-    loop.restore(saved.snapshot)
+    snapshot = saved.snapshot
+    loop.restore(replace(snapshot, model_state={**initial.model_state, **snapshot.model_state}))
     state.micro_batches = saved.micro_batches
     state.idle_examples = saved.idle_examples
     state.skipped = list(saved.skipped)
@@ -109,15 +125,28 @@ def restore(
         state.history = saved.history
     for index, name in enumerate(program.info.parameter_names):
         state.gradient_shares[index] = saved.gradient_shares.get(name, 0.0)
-    loop.resume_at(saved.position, saved.partial)
+    position = saved.position
+    if plan.feed.examples is not None:  # of shorter data, where these may differ, the epoch has ended
+        position = replace(position, offset=min(position.offset, plan.feed.examples))
+    loop.resume_at(position, saved.partial)
+
+
+def _keeps_average(saved: SavedRun, description: Mapping[str, Any], allowed: Sequence[str]) -> bool:
+    """Whether there must be a moving average: the run kept one, and goes on with it."""
+    is_kept = saved.experiment.get("ema_decay") is not None and description["ema_decay"] is not None
+    return is_kept and "ema_decay" not in allowed
 
 
 def _with_fitting_slots(
-    saved: SavedRun, initial: Mapping[str, Any], problems: list[str], *, allowed: Sequence[str]
+    saved: SavedRun, initial: Mapping[str, Any], problems: list[str], *, allowed: Sequence[str], is_written_here: bool
 ) -> SavedRun:
     """Leave the optimizer's part out where another optimizer is allowed; else enter a problem."""
     slots = saved.snapshot.optimizer
-    if set(slots) == set(initial) or (saved.snapshot.update == 0 and not initial):
+    differing = set(slots) ^ set(initial)
+    if not differing or (saved.snapshot.update == 0 and not initial):
+        return saved
+    # a framework's own optimizer has no state before its first update
+    if is_written_here and all(is_native_slot(slot) for slot in differing):
         return saved
     if "optimizer" in allowed:
         message = "the other optimizer begins with a state of its own"
@@ -131,15 +160,18 @@ def _with_fitting_slots(
 
 def _with_fitting_window(saved: SavedRun, description: Mapping[str, Any]) -> SavedRun:
     """Leave a begun window out, with a warning, where something differs that it depends on."""
-    if saved.partial is None:
-        return saved
-    changes = differences(saved.experiment, description)
-    changed = [name for name in _OF_A_WINDOW if name in changes]
-    if not changed:
+    changed = _of_another_window(saved, description)
+    if saved.partial is None or not changed:
         return saved
     message = f"the window that was open begins anew, because of another {', '.join(changed)}"
     warnings.warn(message, CheckpointWarning, stacklevel=5)
     return replace(saved, partial=None)
+
+
+def _of_another_window(saved: SavedRun, description: Mapping[str, Any]) -> list[str]:
+    """Return what differs that a begun window depends on."""
+    changes = differences(saved.experiment, description)
+    return [name for name in _OF_A_WINDOW if name in changes]
 
 
 def find_checkpoint(path: str | Path) -> Path:

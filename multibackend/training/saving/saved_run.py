@@ -20,6 +20,7 @@ from multibackend.core.precision import LossScale
 from multibackend.errors import CheckpointError
 from multibackend.matching import Matching
 from multibackend.protocol import PartialWindow, Position, Snapshot
+from multibackend.protocol.values import is_native_slot
 from multibackend.training.evaluation_state import EvaluationState
 
 __all__ = ["SavedRun", "from_contents", "in_names_of", "to_contents"]
@@ -30,6 +31,8 @@ _SKIPPED_COLUMNS = ("update", "epoch", "offset", "reason")
 _SHARES = "gradient_shares"
 _ACCUMULATOR = "accumulator/"
 _MODEL_STATE = "model_state/"
+_MOST_UPDATES = 2**31 - 2  # JAX counts them in 32 bits
+_LARGEST_COUNT = 2**53  # of examples and the like: numbers that every float64 and int64 holds
 
 T = TypeVar("T")
 
@@ -130,11 +133,11 @@ def _metadata(run: SavedRun) -> dict[str, Any]:
 
 
 def _optimizer_group(snapshot: Snapshot) -> dict[str, np.ndarray]:
-    """Slots as "SLOT/NAME"."""
+    """Slots as "SLOT/NAME", and as "SLOT" what a framework's own optimizer has of no parameter."""
     group = {}
     for slot, arrays in snapshot.optimizer.items():
         for name, array in arrays.items():
-            group[f"{slot}/{name}"] = array
+            group[f"{slot}/{name}" if name else slot] = array
     return group
 
 
@@ -166,7 +169,7 @@ def from_contents(contents: Contents) -> SavedRun:
     """A run's state from a checkpoint; raises `CheckpointError` for one that holds no run."""
     try:
         return _read(contents)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
         # whatever a hostile or foreign file holds in place of what is expected
         raise CheckpointError(
             f"the checkpoint holds no run of this library: {type(error).__name__}: {error}"
@@ -176,29 +179,43 @@ def from_contents(contents: Contents) -> SavedRun:
 def _read(contents: Contents) -> SavedRun:
     state = contents.state
     tensors = contents.tensors
-    data = state["data"]
     columns = tensors.get("history", {})
-    shares = zip(sorted(tensors["parameters"]), columns[_SHARES].tolist(), strict=True)
+    shares = zip(sorted(tensors["parameters"]), _column(columns, _SHARES).tolist(), strict=True)
+    experiment = _typed(state["experiment"], dict)
+    micro_batches = _natural(state["data"]["micro_batches"])
     partial = None
     if contents.micro_batches:
         partial = _read_window(tensors["window"], contents.micro_batches)
+        _check_shapes("window/accumulator", partial.accumulator, tensors["parameters"])
+        _check_shapes("window/model_state", partial.model_state, tensors.get("model_state", {}))
     evaluations = tensors.get("evaluations", {})
     best = tensors.get("best", {})
     return SavedRun(
         snapshot=_read_snapshot(contents),
-        position=Position(_natural(data["epoch"]), _natural(data["offset"])),
+        position=_read_position(state["data"], micro_batches, experiment),
         partial=partial,
-        micro_batches=_natural(data["micro_batches"]),
+        micro_batches=micro_batches,
         history=_read_history(state, columns),
         skipped=_read_skipped(columns),
         idle_examples=_natural(state["idle_examples"]),
         gradient_shares=dict(shares),
         backend=_typed(state["backend"], str),
-        dropout_layers=tuple(_typed(state["randomness"]["dropout_layers"], list)),
-        experiment=_typed(state["experiment"], dict),
-        kinds=_typed(state.get("kinds", {}), dict),
+        dropout_layers=tuple(_strings(state["randomness"]["dropout_layers"])),
+        experiment=experiment,
+        kinds=dict(zip(state.get("kinds", {}), _strings([*state.get("kinds", {}).values()]), strict=True)),
         evaluations=EvaluationState.read(evaluations, state["evaluations"], best),
     )
+
+
+def _read_position(data: Mapping[str, Any], micro_batches: int, experiment: Mapping[str, Any]) -> Position:
+    """Read a place in the data, which a run of so many micro-batches can have reached."""
+    position = Position(_natural(data["epoch"]), _natural(data["offset"]))
+    if position.epoch > micro_batches:
+        raise ValueError(f"it stands in epoch {position.epoch} after {micro_batches} micro-batches")
+    length = experiment.get("data length")
+    if length is not None and position.offset > _natural(length):
+        raise ValueError(f"it stands at example {position.offset} of an epoch of {length}")
+    return position
 
 
 def _read_snapshot(contents: Contents) -> Snapshot:
@@ -207,33 +224,44 @@ def _read_snapshot(contents: Contents) -> Snapshot:
     for key, array in tensors.get("optimizer", {}).items():
         slot, _, name = key.partition("/")
         slots.setdefault(slot, {})[name] = array
+    for slot, arrays in slots.items():
+        if not is_native_slot(slot):
+            _check_shapes(f"optimizer/{slot}", arrays, tensors["parameters"])
+    _check_shapes("ema", tensors.get("ema", {}), tensors["parameters"])
     scale = contents.state["loss_scale"]
     if scale is not None:
-        scale = LossScale(float(scale["scale"]), _typed(scale["updates"], int))
+        scale = LossScale(_scale(scale["scale"]), _natural(scale["updates"]))
+    update = contents.update
+    if update > _MOST_UPDATES or update != contents.state["schedule"]["update"]:
+        schedule = contents.state["schedule"]["update"]
+        raise ValueError(f"update {update} in its manifest, {schedule!r:.40} in its schedule, at most {_MOST_UPDATES}")
     return Snapshot(
         parameters=dict(tensors["parameters"]),
         model_state=dict(tensors.get("model_state", {})),
         optimizer=slots,
-        update=contents.update,
+        update=update,
         loss_scale=scale,
         ema=dict(tensors.get("ema", {})),
     )
 
 
 def _read_history(state: Mapping[str, Any], columns: Arrays) -> History:
-    history = History(_typed(state["history"]["terms"], list))
-    known = among(columns, history.columns)
+    history = History(_strings(state["history"]["terms"]))
+    known = {name: _column(columns, name) for name in among(columns, history.columns)}
     if known:
+        lengths = {name: len(column) for name, column in known.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the columns of its history have the lengths {lengths}")
         history.extend(**known)
     return history
 
 
 def _read_skipped(columns: Arrays) -> list[SkippedWindow]:
     skipped = _below(columns, _SKIPPED)
-    numbers = [skipped[name].tolist() for name in _SKIPPED_COLUMNS if name in skipped]
+    numbers = [_column(skipped, name).tolist() for name in _SKIPPED_COLUMNS if name in skipped]
     windows = []
     for update, epoch, offset, reason in zip(*numbers, strict=True):
-        windows.append(SkippedWindow(update, epoch, offset, _REASONS[reason]))
+        windows.append(SkippedWindow(_natural(update), _natural(epoch), _natural(offset), _REASONS[_natural(reason)]))
     return windows
 
 
@@ -247,6 +275,13 @@ def _read_window(arrays: Arrays, done: int) -> PartialWindow:
     accumulator = _below(arrays, _ACCUMULATOR)
     model_state = _below(arrays, _MODEL_STATE)
     return PartialWindow(done, accumulator, model_state, totals, inverse_divisors, weights)
+
+
+def _check_shapes(part: str, arrays: Arrays, owners: Arrays) -> None:
+    """Raise `ValueError` unless each array has the shape of its owner, as whose kin it will be rearranged."""
+    for name, array in arrays.items():
+        if name in owners and array.shape != owners[name].shape:
+            raise ValueError(f"{part} has {name} of the shape {array.shape}, which itself has {owners[name].shape}")
 
 
 def _above(arrays: Arrays, prefix: str) -> dict[str, np.ndarray]:
@@ -272,12 +307,14 @@ def in_names_of(run: SavedRun, initial: Snapshot, matching: Matching) -> SavedRu
     snapshot = run.snapshot
     translate = matching.to_other
     arrays = translate({**snapshot.model_state, **snapshot.parameters})
-    # parameters of the program that the run lacks are found out as missing by `restore`
+    # what the program has and the run lacks is found out by `restore`
     moved = replace(
         snapshot,
         parameters={name: arrays[name] for name in initial.parameters if name in arrays},
-        model_state={name: arrays.get(name, array) for name, array in initial.model_state.items()},
-        optimizer={slot: translate(values) for slot, values in snapshot.optimizer.items()},
+        model_state={name: arrays[name] for name in initial.model_state if name in arrays},
+        optimizer={
+            slot: values if is_native_slot(slot) else translate(values) for slot, values in snapshot.optimizer.items()
+        },
         ema=translate(snapshot.ema),
     )
     partial = run.partial
@@ -308,7 +345,24 @@ def _typed(value: Any, kind: Callable[..., T]) -> T:
     return value  # type: ignore[return-value]
 
 
+def _strings(value: Any) -> list[str]:
+    return [_typed(item, str) for item in _typed(value, list)]
+
+
+def _column(columns: Arrays, name: str) -> np.ndarray:
+    column = columns[name]
+    if column.ndim != 1:
+        raise ValueError(f"{name} has the shape {column.shape}, not one axis")
+    return column
+
+
+def _scale(value: Any) -> float:
+    if not LossScale.smallest <= float(value) <= LossScale.largest:
+        raise ValueError(f"{value!r:.80} is no loss scale")
+    return float(value)
+
+
 def _natural(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r:.80} should be a whole number >= 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LARGEST_COUNT:
+        raise ValueError(f"{value!r:.80} should be a whole number from 0 to {_LARGEST_COUNT}")
     return value

@@ -179,6 +179,11 @@ class Saver:
             start = saved.path
         return cls(run_dir, rules, start, chosen=chosen)
 
+    @property
+    def holds_directory(self) -> bool:
+        """Whether no other run may write there."""
+        return self._store is not None and self._store.is_locked
+
     def open(self, update: int, micro_batches: int) -> None:
         """Take the directory, and plan the first save after this point.
 

@@ -1,8 +1,9 @@
 """Strict JSON: what is written comes back the same, and reading can cost neither time nor memory.
 
 Python's own reader takes duplicate keys (the last wins), NaN, numbers beyond every float and whole
-numbers of thousands of digits. Here they are errors, and so are more than `MOST_BYTES` bytes,
-`MOST_VALUES` values or `DEEPEST` levels.
+numbers of thousands of digits, and meets deep nesting with a `RecursionError`. Here they are
+errors, and so is more than a text's `Limits` allow. Every JSON that this library reads comes
+through here: checkpoints by `load`, files of their own by `read_file`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,23 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-__all__ = ["DEEPEST", "MOST_BYTES", "MOST_VALUES", "JSONTextError", "dump", "load", "plain"]
+__all__ = [
+    "DEEPEST",
+    "FILE",
+    "MOST_BYTES",
+    "MOST_VALUES",
+    "JSONTextError",
+    "Limits",
+    "dump",
+    "load",
+    "plain",
+    "read_file",
+]
 
 MOST_BYTES = 6 * 2**20
 MOST_VALUES = 200_000  # a value costs up to about 200 bytes of memory while it is read
@@ -33,17 +46,44 @@ class JSONTextError(ValueError):
     """Text or a value is not JSON as it is kept here; the message says why."""
 
 
-def load(text: bytes | memoryview) -> Any:
-    """Read the value of a JSON text in ASCII, checked before anything is built.
+class Limits(NamedTuple):
+    """How much of a text is read, and in which encoding: of a checkpoint ASCII, as it is written there."""
+
+    bytes: int = MOST_BYTES
+    values: int = MOST_VALUES
+    encoding: str = "ascii"
+
+
+_CHECKPOINT = Limits()
+# a file of its own is the user's: a recorded run may be long, and an editor may write any letter
+FILE = Limits(2**28, 20_000_000, "utf-8")
+
+
+def read_file(path: Path) -> Any:
+    """Read the value of a JSON file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        JSONTextError: what is wrong with its text.
+    """
+    with path.open("rb") as file:
+        return load(file.read(FILE.bytes + 1), FILE)
+
+
+def load(text: bytes | memoryview, limits: Limits = _CHECKPOINT) -> Any:
+    """Read the value of a JSON text, checked before anything is built.
 
     Raises:
         JSONTextError: what is wrong with it.
+
+    >>> load(b'{"a": [1, 2]}')
+    {'a': [1, 2]}
     """
     raw = bytes(text)
-    _check_size(raw)
+    _check_size(raw, limits)
     try:
         return json.loads(
-            raw.decode("ascii"),
+            raw.decode(limits.encoding),
             object_pairs_hook=_object,
             parse_constant=_constant,
             parse_int=_integer,
@@ -99,21 +139,35 @@ def _number(value: float, what: str) -> float:
     return float(value)
 
 
-def _check_size(raw: bytes) -> None:
+def _check_size(raw: bytes, limits: Limits = _CHECKPOINT) -> None:
     """Bound what reading costs, from a count of characters alone: no value has been built yet."""
-    if len(raw) > MOST_BYTES:
-        raise JSONTextError(f"it has {len(raw)} bytes, more than the {MOST_BYTES} that are read")
-    if not raw.isascii():
+    if len(raw) > limits.bytes:
+        raise JSONTextError(f"it has {len(raw)} bytes, more than the {limits.bytes} that are read")
+    if limits.encoding == "ascii" and not raw.isascii():
         raise JSONTextError("it has characters beyond ASCII")
     values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
-    if values > MOST_VALUES:
-        raise JSONTextError(f"it has about {values} values, more than the {MOST_VALUES} that are read")
+    if values > limits.values:
+        raise JSONTextError(f"it has about {values} values, more than the {limits.values} that are read")
     depth = 0
     # strings go first, since brackets within them do not nest
-    for bracket in _STRING.sub(b"", raw).translate(None, _NOT_BRACKET):
+    for bracket in _outside_strings(raw, 2 * values + 2).translate(None, _NOT_BRACKET):
         depth += 1 if bracket in b"[{" else -1
         if depth > DEEPEST:
             raise JSONTextError(f"it is nested more than {DEEPEST} deep")
+
+
+def _outside_strings(raw: bytes, most_strings: int) -> bytearray:
+    """Return the text without its strings, of which JSON has no more than keys and values."""
+    # piece by piece: `re.sub` would hold all pieces at once, a hundred bytes for each quotation mark
+    outside = bytearray()
+    end = 0
+    for count, match in enumerate(_STRING.finditer(raw)):
+        if count == most_strings:
+            raise JSONTextError("it is no JSON text: its strings are more than its values")
+        outside += raw[end : match.start()]
+        end = match.end()
+    outside += raw[end:]
+    return outside
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
