@@ -19,6 +19,7 @@ match do not
 
 BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an
 error Interrupted                     (SystemExit)   a signal ended the run, which was saved
+KeyboardInterrupted             (KeyboardInterrupt)  the same by Ctrl-C
 CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
 LogWarning                      (UserWarning)  lines of a run's log are not written, or not read
 """
@@ -41,6 +42,7 @@ __all__ = [
     "FileError",
     "GoldenFileError",
     "Interrupted",
+    "KeyboardInterrupted",
     "LogWarning",
     "MatchError",
     "MultibackendError",
@@ -120,17 +122,29 @@ class ResumeError(CheckpointError, ValueError):
         super().__init__(message)
 
 
-class Interrupted(SystemExit, KeyboardInterrupt):
-    """SIGTERM or Ctrl-C ended `fit` of a run with a directory, after a window, everything saved.
+class Interrupted(SystemExit):
+    """A signal ended `fit` of a run with a directory, after a window, everything saved.
 
-    Uncaught it ends the process with a shell's code, 143 or 130. `message` says how to go on.
+    Uncaught it ends the process with a shell's code, 143 for SIGTERM. Ctrl-C raises
+    `KeyboardInterrupted`, a `KeyboardInterrupt` as well. `message` says how to go on.
     """
 
-    # Neither base is an `Exception`, so that no `except Exception` of a user's swallows it.
-    # SystemExit gives the exit code and keeps the interpreter from printing a traceback.
+    # No `Exception`, so that no `except Exception` of a user's swallows it. SystemExit gives the
+    # exit code and keeps the interpreter from printing a traceback.
     def __init__(self, message: str, code: int) -> None:
         self.message = message
-        super().__init__(code)
+        super().__init__(message)  # what a notebook shows
+        self.code = code
+
+
+class KeyboardInterrupted(Interrupted, KeyboardInterrupt):
+    """Ctrl-C ended `fit` of a run with a directory, everything saved; exit code 130 where nobody catches it.
+
+    >>> try:                                                                    # doctest: +SKIP
+    ...     trainer.fit(epochs=100)
+    ... except KeyboardInterrupt:
+    ...     print(trainer)
+    """
 
 
 class FileError(MultibackendError, OSError):

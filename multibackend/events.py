@@ -1,8 +1,12 @@
 """What happens in a run, as typed events. A listener is any function that takes an event.
 
     FitStarted
+    RunDescribed?   (a trainer's first call of `fit`)
+    Remark*
     (UpdateFinished | WindowSkipped | EpochFinished | EvaluationFinished)*
     FitFinished | FitFailed
+
+A `Watcher` hears `UpdatesFinished`, of many updates at once, in place of each `UpdateFinished`.
 
 A listener may end the run: it returns `Stop(reason)`. The device runs ahead of the host, so updates
 that were already handed to it are still made; after an evaluation there are none. A listener that
@@ -33,9 +37,13 @@ __all__ = [
     "FitStarted",
     "Listener",
     "MicroBatchChosen",
+    "Remark",
+    "RunDescribed",
     "SmallMicroBatch",
     "Stop",
     "UpdateFinished",
+    "UpdatesFinished",
+    "Watcher",
     "WindowSkipped",
 ]
 
@@ -83,10 +91,33 @@ class SmallMicroBatch(Event):
 
 
 @dataclass(frozen=True)
+class RunDescribed(Event):
+    """What is trained, and with which settings and versions, in words by name; once for each trainer."""
+
+    settings: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Remark(Event):
+    """What whoever started this call of `fit` may not expect, as a sentence; also in `FitResult.remarks`."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class UpdateFinished(Event):
     """An update was made. Several may arrive together: the device is read at intervals."""
 
     record: UpdateRecord
+
+
+@dataclass(frozen=True)
+class UpdatesFinished(Event):
+    """The updates from `first` to `last` were made, `examples` in all; what a `Watcher` hears of them."""
+
+    first: UpdateRecord
+    last: UpdateRecord
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -120,11 +151,16 @@ class EvaluationFinished(Event):
 
 @dataclass(frozen=True)
 class FitFinished(Event):
-    """`fit` ended after `seconds`, at update `update`; `stopped` is a listener's reason, if any."""
+    """`fit` ended after `seconds`, at update `update`.
+
+    `stopped` is a listener's reason, if any; `saved` the directory that has the run's last
+    checkpoint, None where it is not saved.
+    """
 
     update: int
     seconds: float
     stopped: str | None = None
+    saved: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +181,19 @@ class Stop:
 Listener = Callable[[Event], Any]
 
 
+class Watcher:
+    """A listener that looks at a run now and then: it hears of updates in bulk, as `UpdatesFinished`.
+
+    A small model makes thousands of updates a second, and an event for each would slow it.
+    """
+
+    def __call__(self, event: Event) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} must say what it does with an event")
+
+
+Happening = tuple[type[Event], Mapping[str, Any]]
+
+
 class Broadcast:
     """Tells listeners of events; costs nothing where nobody listens.
 
@@ -161,26 +210,51 @@ class Broadcast:
         """Tell listeners of one event."""
         self.tell([(kind, details)])
 
-    def tell(self, happened: Iterable[tuple[type[Event], Mapping[str, Any]]]) -> None:
-        """Tell listeners of events in order; raise a listener's error once all others heard all."""
-        if not self._listeners:
+    def tell(self, happened: Iterable[Happening], in_bulk: Iterable[Happening] | None = None) -> None:
+        """Tell listeners of events in order; raise a listener's error once all others heard all.
+
+        Args:
+            happened: the events.
+            in_bulk: the same for watchers, updates together; None where it is one event and the same.
+        """
+        if in_bulk is None:
+            self._tell(self._listeners, happened)
             return
-        listeners = list(self._listeners)
+        watchers = [listener for listener in self._listeners if isinstance(listener, Watcher)]
+        others = [listener for listener in self._listeners if not isinstance(listener, Watcher)]
+        try:
+            self._tell(others, happened)
+        finally:
+            self._tell(watchers, in_bulk)
+
+    def _tell(self, listeners: Sequence[Listener], happened: Iterable[Happening]) -> None:
+        if not listeners:
+            return  # and nobody makes the events
+        hearing = list(listeners)
         first_error: Exception | None = None
         for kind, details in happened:
             event = kind(**self._common, **details)
-            for listener in tuple(listeners):
+            for listener in tuple(hearing):
                 try:
                     answer = listener(event)
                 except Exception as error:  # a user's function, whatever it raises
                     # It hears no more: its next error would hide the first, which is the cause.
-                    listeners = [member for member in listeners if member is not listener]
+                    hearing = [member for member in hearing if member is not listener]
                     first_error = first_error or error
                     continue
                 if isinstance(answer, Stop) and self.stop is None:
                     self.stop = answer
         if first_error is not None:
             raise first_error
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether anybody but watchers hears."""
+        return any(not isinstance(listener, Watcher) for listener in self._listeners)
+
+    def reaches(self, kind: type) -> bool:
+        """Whether a listener of that class hears."""
+        return any(isinstance(listener, kind) for listener in self._listeners)
 
     @contextlib.contextmanager
     def joined_by(self, listener: Listener | None) -> Iterator[None]:

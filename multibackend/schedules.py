@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,7 @@ __all__ = [
     "BatchScaled",
     "Constant",
     "Cosine",
+    "Finite",
     "LearningRate",
     "LinearWarmup",
     "Polynomial",
@@ -41,6 +42,18 @@ __all__ = [
 Schedule = Callable[[int], float]
 LearningRate = float | Schedule
 LR_SCALINGS = ("linear", "sqrt")
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A schedule that tells its length; a function of the user's may have the attribute as well."""
+
+    @property
+    def length(self) -> int | None:
+        """The update index from which on the rate stays as it is; None where it has none."""
+        ...
+
+    def __call__(self, update: int, /) -> float: ...
 
 
 def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
@@ -120,6 +133,10 @@ class BatchScaled(_Checked):
         problems.choice("scaling", self.scaling, LR_SCALINGS)
         problems.integer("base", self.base, minimum=1)
 
+    @property
+    def length(self) -> int | None:
+        return self.learning_rate.length if isinstance(self.learning_rate, Finite) else None
+
     def __call__(self, update: int) -> float:
         ratio = self.examples(update) / int(self.base)
         if self.scaling == "sqrt":
@@ -165,6 +182,10 @@ class LinearWarmup(_Checked):
         self._check_rates(problems, "peak", "start")
         problems.integer("warmup", self.warmup, minimum=1)
 
+    @property
+    def length(self) -> int | None:
+        return int(self.warmup)
+
     def __call__(self, update: int) -> float:
         return self.start + (self.peak - self.start) * _progress(update, 0, self.warmup)
 
@@ -184,6 +205,10 @@ class Cosine(_Checked):
     def _check(self, problems: Problems) -> None:
         self._check_rates(problems, "peak", "final")
         problems.integer("total", self.total, minimum=1)
+
+    @property
+    def length(self) -> int | None:
+        return int(self.total)
 
     def __call__(self, update: int) -> float:
         return _half_cosine(self.peak, self.final, _progress(update, 0, self.total))
@@ -210,6 +235,10 @@ class WarmupCosine(_Checked):
         if warmup_valid and total_valid and self.warmup >= self.total:
             problems.add(f"warmup must be less than total, got warmup={self.warmup} and total={self.total}")
 
+    @property
+    def length(self) -> int | None:
+        return int(self.total)
+
     def __call__(self, update: int) -> float:
         if update < self.warmup:
             return self.start + (self.peak - self.start) * update / self.warmup
@@ -229,6 +258,10 @@ class Polynomial(_Checked):
         self._check_rates(problems, "peak", "final")
         problems.number("power", self.power, minimum=0.0, above_minimum=True)
         problems.integer("total", self.total, minimum=1)
+
+    @property
+    def length(self) -> int | None:
+        return int(self.total)
 
     def __call__(self, update: int) -> float:
         left = 1 - _progress(update, 0, self.total)
@@ -255,6 +288,10 @@ class Step(_Checked):
         for update, factor in self.boundaries.items():
             problems.integer(f"boundaries: the update index {update!r}", update, minimum=0)
             problems.number(f"boundaries[{update!r}]", factor, minimum=0.0)
+
+    @property
+    def length(self) -> int | None:
+        return max(self.boundaries, default=0)
 
     def __call__(self, update: int) -> float:
         factors = (factor for boundary, factor in self.boundaries.items() if update >= boundary)
@@ -284,6 +321,10 @@ class WarmupStableDecay(_Checked):
         ]
         if all(valid) and self.warmup + self.decay > self.total:
             problems.add(f"warmup + decay must be at most total, got {self.warmup} + {self.decay} > {self.total}")
+
+    @property
+    def length(self) -> int | None:
+        return int(self.total)
 
     def __call__(self, update: int) -> float:
         if update < self.warmup:

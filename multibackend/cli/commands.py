@@ -6,11 +6,11 @@ Each returns the exit code: 0 fine, 1 a mismatch. Mistakes in the input are rais
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from multibackend import golden, parity
 from multibackend.checkpoint import list_checkpoints
@@ -18,17 +18,20 @@ from multibackend.cli import tables
 from multibackend.cli.examples import copy_examples
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.run_file import RunFile
+from multibackend.core.text import print_blocks
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.progress import ProgressBar
-from multibackend.parity import html
+from multibackend.pages.runs.page import write_report
+from multibackend.pages.writing import prepare
 from multibackend.protocol.registry import list_backends
+from multibackend.training.saving.interrupts import RUN_FILE
 from multibackend.training.saving.saver import Checkpointing
-from multibackend.training.trainer import FitResult, Trainer
+from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["backends", "check", "compare", "convert", "evaluate", "examples", "record", "resume", "train"]
+__all__ = ["check", "compare", "convert", "evaluate", "examples", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -41,12 +44,12 @@ _REMEMBERED = ("backend", *_OVERRIDES, "device", "execution", "evaluate_every", 
 def train(options: argparse.Namespace, flags: list[str]) -> int:
     """Train an experiment on one backend."""
     file, experiment = _load(options, flags)
-    console = Console()
     trainer = Trainer(
         experiment,
         options.backend,
         run_dir=options.run_dir,
-        callbacks=[ProgressBar(console)],
+        # how the run ended is told below, with what it found
+        callbacks=[ProgressBar(ending=False)],
         checkpointing=_checkpointing(options),
         resume=options.resume,
         may_differ=options.may_differ or (),
@@ -60,10 +63,11 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if updates is None and options.epochs is None:
         updates = file.updates
     result = trainer.fit(updates=updates, epochs=options.epochs, evaluate_every=options.evaluate_every)
-    _print_result(console, trainer, result)
+    print_blocks(result.blocks())
+    _print_evaluations(trainer)
     if options.run_dir is not None:
         _write_weights(trainer, Path(options.run_dir))
-        console.print(f"weights and log written to {options.run_dir}")
+        print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
         file.after(trainer)
     return 0
@@ -93,18 +97,17 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     """Train on two backends and compare."""
     file, experiment = _load(options, flags)
     if options.html is not None:
-        html.prepare(options.html)  # what is wrong with the page is told before the training
-    console = Console()
+        prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
     names = tuple(options.backends.split(","))
     live = None
     if len(names) == 2:  # else `parity.compare` says what is wrong
-        live = tables.LiveComparison(console, names, options.every or max(1, updates // 25))
+        live = tables.LiveComparison(names, options.every or max(1, updates // 25))
     report = parity.compare(experiment, names, updates=updates, progress=live)
-    tables.print_comparison(console, report)
+    print_blocks(report.blocks())
     if options.html is not None:
         path = report.write_html(options.html, command=options.line)
-        console.print(f"The report as a page: {path}", highlight=False, markup=False, soft_wrap=True)
+        print(f"The report as a page: {path}")
     return 0 if report.matches else 1
 
 
@@ -119,7 +122,7 @@ def evaluate(options: argparse.Namespace, flags: list[str]) -> int:
         load_checkpoint(trainer, options.run_dir)
     else:
         load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
-    tables.print_metrics(Console(), f"{experiment.name} on {options.backend}", trainer.evaluate())
+    print_blocks(tables.metric_blocks(f"{experiment.name} on {options.backend}", trainer.evaluate()))
     return 0
 
 
@@ -153,7 +156,7 @@ def check(options: argparse.Namespace, flags: list[str]) -> int:
         names = [name for name in installed if name in experiment.model.builders]
     reports = [parity.check_accumulation(experiment, name) for name in names]
     for report in reports:
-        tables.print_accumulation(Console(), report)
+        print_blocks(report.blocks())
     return 0 if all(report.matches for report in reports) else 1
 
 
@@ -171,9 +174,11 @@ def record(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def backends(options: argparse.Namespace, flags: list[str]) -> int:
-    """List the backends."""
-    tables.print_backends(Console(), list_backends())
+def report(options: argparse.Namespace, flags: list[str]) -> int:
+    """Write a page of a run or several."""
+    settings = {directory: _typed(Path(directory)) for directory in options.run_dirs}
+    path = write_report(options.run_dirs, options.output, settings=settings, command=options.line)
+    print(f"The report as a page: {path}")
     return 0
 
 
@@ -184,13 +189,26 @@ def examples(options: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _typed(run_dir: Path) -> dict[str, str]:
+    """What was typed to start a run; nothing where it was not started by a command, or its file is damaged."""
+    try:
+        fields = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        words = [Path(fields["file"]).name, *fields["flags"]]
+        for name, value in fields["options"].items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return {"command": shlex.join(["multibackend", "train", *words])}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile, Experiment]:
     """Build the file's experiment; a flag that the command and experiment() both have goes to both."""
     if options.help:
         options.parser.print_help()
     file = load_experiment_file(options.file)
     if options.help:
-        file.build(["--help"])  # shows the flags of experiment(), and exits
+        file.print_flags()
+        raise SystemExit(0)
     values = vars(options)
     for name in (*_LENGTH, *_OVERRIDES):
         if name in file.flags and values.get(name) is not None:
@@ -218,17 +236,13 @@ def _checkpointing(options: argparse.Namespace) -> Checkpointing:
     return Checkpointing(**{name: value for name, value in arguments.items() if value is not None})
 
 
-def _print_result(console: Console, trainer: Trainer, result: FitResult) -> None:
-    if result.history:
-        last = result.history[-1]
-        tables.print_metrics(console, f"after update {last.update}", {"loss": last.loss, "grad_norm": last.grad_norm})
-    if trainer.experiment.eval_data is not None:
-        tables.print_metrics(console, "held-out", trainer.evaluate())
-        if trainer.experiment.ema_decay is not None:
-            tables.print_metrics(console, "held-out (average)", trainer.evaluate(ema=True))
-    best = result.best
-    if best is not None:
-        console.print(f"best {best.metric}: {best.value:.4f} after update {best.update}", highlight=False)
+def _print_evaluations(trainer: Trainer) -> None:
+    """Print loss and metrics on the evaluation data, if there are any."""
+    if trainer.experiment.eval_data is None:
+        return
+    print_blocks(tables.metric_blocks("held-out", trainer.evaluate()))
+    if trainer.experiment.ema_decay is not None:
+        print_blocks(tables.metric_blocks("held-out (average)", trainer.evaluate(ema=True)))
 
 
 def _write_weights(trainer: Trainer, run_dir: Path) -> None:

@@ -8,9 +8,11 @@ makes unless told otherwise, and `after(trainer)`, which `multibackend train` ca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import inspect
+import io
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from multibackend.cli.early import check_file
 from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
@@ -52,12 +55,20 @@ class ExperimentFile:
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
         return experiment
 
+    def print_flags(self) -> None:
+        """Print the help of the function's flags, without a usage of their own: the command's stands above it."""
+        help_text = io.StringIO()
+        with contextlib.redirect_stdout(help_text), contextlib.suppress(SystemExit):
+            self.build(["--help"])
+        # paragraphs: the usage, what the function says of itself, the flags
+        _, _, flags = help_text.getvalue().partition("\n\n")
+        print(f"\n{self.path} is run with flags of its own:\n{flags.rstrip()}")
+
 
 def load_experiment_file(path: str | Path) -> ExperimentFile:
     """Run an experiment file and find its function; raises `ExperimentFileError`."""
     path = Path(path)
-    if not path.is_file():
-        raise ExperimentFileError(f"there is no file {str(path)!r}; give the path of an experiment file")
+    check_file(path)
     digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
     module = _run(path)
     function = getattr(module, "experiment", None)

@@ -9,8 +9,11 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
+from multibackend.cli.completion import SHELLS, completion_script
+from multibackend.cli.early import check_early
 from multibackend.errors import Interrupted, MultibackendError
 
 __all__ = ["main"]
@@ -21,15 +24,33 @@ _BACKEND = "the backend (default: %(default)s)"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options, flags = _parser().parse_known_args(words)
+    parser, commands = _parsers()
+    options, flags = parser.parse_known_args(words)
+    if options.version:
+        print(f"multibackend {version('multibackend')}")
+        return 0
+    if options.command is None:
+        parser.print_help()
+        return 2
+    if options.command == "completion":
+        print(completion_script(options.shell, commands), end="")
+        return 0
     options.line = shlex.join(["multibackend", *words])
+    if "file" not in options and flags:  # no experiment file, whose flags they could be
+        commands[options.command].error(f"unrecognized arguments: {' '.join(flags)}")
     if "file" in options and options.file is None:
         options.parser.print_help()
         return 0 if options.help else 2
+    return _run(options, flags)
 
-    from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help must be quick
 
+def _run(options: argparse.Namespace, flags: list[str]) -> int:
     try:
+        check_early(options, flags)
+        if options.command == "backends":
+            from multibackend.cli import listing as commands  # noqa: PLC0415 - a list must be quick
+        else:
+            from multibackend.cli import commands  # noqa: PLC0415 - the whole library; help and mistakes must be quick
         return getattr(commands, options.command)(options, flags)  # argparse has refused others
     except Interrupted as interruption:  # which has said how to go on
         return int(interruption.code or 1)
@@ -38,18 +59,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="multibackend",
         description="Train one experiment on PyTorch or JAX/Flax, and hold the runs against each other.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="store_true", help="show the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     # in the order in which the help lists them
     for add in (_add_train, _add_resume, _add_compare, _add_evaluate, _add_convert, _add_check, _add_record):
         add(commands)
+    _add_report(commands)
     commands.add_parser("backends", help="list the backends")
     _add_examples(commands)
-    return parser
+    completion = commands.add_parser("completion", help="a script that lets a shell complete commands and flags")
+    completion.add_argument("shell", choices=SHELLS, help="put its output where the shell reads it when it starts")
+    return parser, dict(commands.choices)
 
 
 def _add_train(commands: Any) -> None:
@@ -142,6 +168,13 @@ def _add_record(commands: Any) -> None:
 def _add_examples(commands: Any) -> None:
     parser = commands.add_parser("examples", help="copy the examples to a folder")
     parser.add_argument("folder", nargs="?", default="examples", metavar="FOLDER", help="(default: %(default)s)")
+
+
+def _add_report(commands: Any) -> None:
+    text = "one page of a run or several: loss, rate, gradient norm, speed, evaluations, settings side by side"
+    parser = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="a directory that a run wrote its log to")
+    parser.add_argument("--output", default="report.html", metavar="PAGE", help="of the page (default: %(default)s)")
 
 
 def _add_command(

@@ -102,6 +102,11 @@ class History(Sequence[UpdateRecord]):
     def __len__(self) -> int:
         return self._length
 
+    def __repr__(self) -> str:
+        if not len(self):
+            return "<History of no updates>"
+        return f"<History of {len(self)} updates: loss {self[0].loss:.4f} to {self[-1].loss:.4f}>"
+
     def __iter__(self) -> Iterator[UpdateRecord]:
         return self.since(0)
 

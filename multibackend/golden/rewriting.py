@@ -59,7 +59,7 @@ def update(
     digits.json: nothing moved beyond rounding, left as it is
     """
     path = Path(path)
-    reasons: tuple[str, ...] = ("it was not there",)
+    reasons: tuple[str, ...] = ("the first trace, for there was none",)
     if path.exists():
         try:
             report = check(load(path), experiment, backend, updates=updates, device=device, execution=execution)

@@ -144,7 +144,7 @@ def _run(trainer: Trainer, updates: int, matching: Matching, golden: Golden | No
     _start_from(trainer, matching.to_other({**parameters, **state, **drawn}))
 
     start, state_start = _by_recorded_name(trainer.snapshot(), matching, trained)
-    result = trainer.fit(updates=updates)
+    result = trainer.fit(updates=updates, progress=False)
     norms = dict(zip(trainer.program.info.parameter_names, trainer.gradient_norms().T, strict=True))
     end, state_end = _by_recorded_name(trainer.snapshot(), matching, trained)
     partners = _single_links(matching, trained)

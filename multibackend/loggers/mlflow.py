@@ -10,8 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from multibackend.core.extras import import_extra
 from multibackend.events import FitStarted
-from multibackend.loggers.scalars import ScalarLog, describe_run, import_extra
+from multibackend.loggers.scalars import ScalarLog, describe_run
 
 __all__ = ["MlflowLog"]
 

@@ -12,17 +12,14 @@ The step is always the number of the update. Metrics that are arrays are left ou
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 
 from multibackend.core.history import UpdateRecord
 from multibackend.core.validation import Problems
-from multibackend.errors import PackageNotInstalledError
 from multibackend.events import (
     EvaluationFinished,
     Event,
@@ -33,20 +30,9 @@ from multibackend.events import (
     WindowSkipped,
 )
 
-__all__ = ["ScalarLog", "describe_run", "import_extra"]
+__all__ = ["ScalarLog", "describe_run"]
 
 _SECONDS_PER_SPEED = 1.0  # results arrive in bunches: over less, the speed would jump
-
-
-def import_extra(module: str, extra: str, *, by: str = "this listener") -> ModuleType:
-    """Import a package of an extra; raises `PackageNotInstalledError` where it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise PackageNotInstalledError(
-            f"the package {module.partition('.')[0]!r} is not installed, which {by} needs; run: "
-            f"pip install 'multibackend[{extra}]'"
-        ) from error
 
 
 def describe_run(event: FitStarted) -> dict[str, str]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from multibackend.loggers.scalars import ScalarLog, import_extra
+from multibackend.core.extras import import_extra
+from multibackend.loggers.scalars import ScalarLog
 
 __all__ = ["TensorBoardLog"]
 

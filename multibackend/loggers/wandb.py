@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from multibackend.core.extras import import_extra
 from multibackend.events import FitStarted
-from multibackend.loggers.scalars import ScalarLog, describe_run, import_extra
+from multibackend.loggers.scalars import ScalarLog, describe_run
 
 __all__ = ["WandbLog"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.text import Block, Line, Readable
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -26,8 +27,8 @@ _TOLERANCE = 1e-10
 
 
 @dataclass(frozen=True)
-class AccumulationReport:
-    """What `check_accumulation` found.
+class AccumulationReport(Readable):
+    """What `check_accumulation` found; `print(report)` says it in words.
 
     Attributes:
         backend, micro_batch_size, steps: compared with one batch of micro_batch_size * steps.
@@ -45,11 +46,25 @@ class AccumulationReport:
 
     @property
     def matches(self) -> bool:
+        """Whether every difference is within the tolerance."""
         return self.max_relative_difference <= self.tolerance
 
     @property
     def max_relative_difference(self) -> float:
+        """The largest of the differences."""
         return max(self.differences.values())
+
+    def blocks(self) -> Sequence[Block]:
+        """Whether k micro-batches equal one batch, and why not."""
+        sizes = f"{self.steps} × {self.micro_batch_size}"
+        whole = f"one batch of {self.steps * self.micro_batch_size}"
+        verdict = "equal" if self.matches else "do NOT equal"
+        sentence = (
+            f"{self.backend}: {sizes} micro-batches {verdict} {whole}: largest gradient difference "
+            f"{self.max_relative_difference:.1e}, tolerance {self.tolerance:.0e} (float64)"
+        )
+        reasons = [Line(f"  - {reason}") for reason in self.reasons]
+        return [Line(sentence, "good" if self.matches else "bad"), *reasons]
 
 
 @dataclass(frozen=True)
@@ -110,7 +125,7 @@ def _run(experiment: Experiment, backend: str, start: Arrays) -> _Window:
     trainer = Trainer(experiment, backend)
     trainer.load_parameters(start)
     before = trainer.snapshot().model_state
-    trainer.fit(updates=1)
+    trainer.fit(updates=1, progress=False)
     after = trainer.snapshot()
     # p' = p - g under plain descent at rate 1
     gradient = {name: start[name] - array for name, array in after.parameters.items()}

@@ -193,7 +193,7 @@ def _train_side_by_side(trainers: Sequence[Trainer], updates: int, progress: Pro
         target = min(done + stride, updates)
         records = []
         for index, trainer in enumerate(trainers):
-            result = trainer.fit(updates=target)
+            result = trainer.fit(updates=target, progress=False)
             seconds[index] += result.seconds
             records.append(list(result.history.since(done)))
         if progress is not None:

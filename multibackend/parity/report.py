@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multibackend.core.text import Block, Readable
 from multibackend.parity.html import write_html
 from multibackend.parity.result import ComparisonResult
+from multibackend.parity.text import comparison_blocks
 
 __all__ = ["CompareReport"]
 
 
-@dataclass(frozen=True)
-class CompareReport(ComparisonResult):
+@dataclass(frozen=True, repr=False)
+class CompareReport(Readable, ComparisonResult):
     """What `compare` found. The first backend is the reference, whose initial parameters both runs start from.
+
+    `print(report)` says what `multibackend compare` prints: both runs in a table, the tolerance, the
+    verdict, and where and why they part.
 
     Attributes:
         experiment, backends, precision, updates: what was run.
@@ -41,7 +47,21 @@ class CompareReport(ComparisonResult):
         matching: which parameter is which, with the changes of layout; `report.matching.save(FILE)`
             keeps it for `Model(matching=FILE)`.
         settings: what was run, in words: optimizer, loss, sizes, seed and so on.
+        native: for each backend by canonical name: under which name and in which layout the framework
+            itself keeps an array; empty where a backend does not tell.
     """
+
+    def blocks(self) -> Sequence[Block]:
+        """What is printed."""
+        return comparison_blocks(self)
+
+    def __repr__(self) -> str:
+        first, second = self.backends
+        verdict = "match" if self.matches else "do NOT match"
+        return (
+            f"<CompareReport: {self.experiment}, {self.updates} updates in {self.precision}: {first} and {second} "
+            f"{verdict}>"
+        )
 
     def write_html(self, path: str | Path, *, command: str | None = None) -> Path:
         """Write this report as one page of HTML that needs no network: `pip install 'multibackend[html]'`.

@@ -12,6 +12,7 @@ from multibackend.core.history import History
 from multibackend.matching import Matching
 from multibackend.parity.findings import Divergence, LayerFinding
 from multibackend.parity.locate.evidence import Evidence
+from multibackend.parity.native_layouts import NativeLayout
 from multibackend.parity.tolerances import Tolerance
 
 __all__ = ["ComparisonResult"]
@@ -43,6 +44,7 @@ class ComparisonResult:
     gradient_differences: np.ndarray | None = None
     matching: Matching = field(default_factory=lambda: Matching(()))
     settings: Mapping[str, str] = field(default_factory=dict)
+    native: tuple[Mapping[str, NativeLayout], Mapping[str, NativeLayout]] = field(default=({}, {}), repr=False)
 
     @property
     def matches(self) -> bool:

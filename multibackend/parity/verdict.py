@@ -17,10 +17,11 @@ from multibackend.optimizers import Native
 from multibackend.parity.findings import Divergence
 from multibackend.parity.locate.bridge import Bridge
 from multibackend.parity.locate.statistics import differs_by_definition
+from multibackend.parity.native_layouts import NativeLayout, native_layouts
 from multibackend.parity.report import CompareReport
-from multibackend.parity.settings import settings_of
 from multibackend.parity.tolerances import Tolerance, tolerance_for
 from multibackend.protocol import Snapshot
+from multibackend.training.settings import settings_of
 from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = ["report_of"]
@@ -41,7 +42,7 @@ def report_of(
     experiment = first.experiment
     tolerance = tolerance_for(experiment.precision)
     # counted from the runs' beginning, so this trains nothing and returns what they did
-    results = [trainer.fit(updates=updates) for trainer in trainers]
+    results = [trainer.fit(updates=updates, progress=False) for trainer in trainers]
     histories = (results[0].history, results[1].history)
     bridge = Bridge.of(matching, start)
     snapshots = (first.snapshot(), bridge.to_reference(second.snapshot()))
@@ -75,7 +76,13 @@ def report_of(
         gradient_differences=_gradient_differences(trainers, bridge, list(parameters.differences)),
         matching=matching,
         settings=settings_of(experiment, backends),
+        native=(_native(first), _native(second)),
     )
+
+
+def _native(trainer: Trainer) -> Mapping[str, NativeLayout]:
+    snapshot = trainer.snapshot()
+    return native_layouts(trainer.program.info.native_arrays, {**snapshot.model_state, **snapshot.parameters})
 
 
 def _evaluation(trainer: Trainer) -> Mapping[str, Any]:

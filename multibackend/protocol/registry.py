@@ -16,7 +16,7 @@ from multibackend.core.validation import closest
 from multibackend.errors import BackendNotFoundError, BackendNotInstalledError
 from multibackend.protocol import Backend, BackendPlugin
 
-__all__ = ["BackendInfo", "list_backends", "load_backend", "plugins"]
+__all__ = ["BackendInfo", "check_backend", "list_backends", "load_backend", "plugins"]
 
 GROUP = "multibackend.backends"
 
@@ -76,6 +76,12 @@ def load_backend(name: str) -> Backend:
         BackendNotFoundError: no such backend is registered.
         BackendNotInstalledError: it is, but its framework is not installed.
     """
+    module, _, attribute = check_backend(name).backend.partition(":")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def check_backend(name: str) -> BackendPlugin:
+    """Return the plugin of that name; raises what `load_backend` would, and imports no framework."""
     plugin = plugins().get(name)
     if plugin is None:
         known = ", ".join(map(repr, plugins())) or "none"
@@ -85,8 +91,7 @@ def load_backend(name: str) -> Backend:
     if missing:
         problem = f"the backend {name!r} needs {missing}, not installed here"
         raise BackendNotInstalledError(f"{problem}; run: {plugin.install}")
-    module, _, attribute = plugin.backend.partition(":")
-    return getattr(importlib.import_module(module), attribute)()
+    return plugin
 
 
 def _missing(plugin: BackendPlugin) -> list[str]:

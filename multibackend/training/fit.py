@@ -14,10 +14,13 @@ from multibackend.training.auto_batch_size import memory_errors
 from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.evaluation import EvaluationPlan
 from multibackend.training.evaluation_state import EvaluationState
+from multibackend.training.remarks import nothing_to_do, schedule_cut_off
 from multibackend.training.result import FitResult
+from multibackend.training.results import learning_rate_of
 from multibackend.training.run import Run
 from multibackend.training.saving.interrupts import SignalHandler
 from multibackend.training.saving.saver import Place
+from multibackend.training.settings import settings_of
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["Fit"]
@@ -49,6 +52,8 @@ class Fit:
         self._stoppers = stoppers
         self._ema = ema
         self._signals = SignalHandler(self._ask_to_stop, active=run.saver is not None)
+        self._begun_at = 0
+        self._remarks: list[str] = []
 
     def to_end(self) -> FitResult:
         """Train, and tell of it. Raises `Interrupted` where a signal ended it."""
@@ -86,7 +91,14 @@ class Fit:
         self._close()
         seconds = time.perf_counter() - started
         stopped = run.emit.stop and run.emit.stop.reason
-        run.emit(events.FitFinished, update=run.state.update, seconds=seconds, stopped=stopped)
+        saved = None if run.saver is None else run.saver.run_dir
+        run.emit(
+            events.FitFinished,
+            update=run.state.update,
+            seconds=seconds,
+            stopped=stopped,
+            saved=None if saved is None else str(saved),
+        )
         evaluations = EvaluationState.of(self._evaluations, self._stoppers)
         return FitResult(
             history=run.state.history,
@@ -97,6 +109,11 @@ class Fit:
             evaluations=tuple(evaluations.made),
             best=evaluations.best,
             stopped=stopped,
+            experiment=run.plan.experiment.name,
+            backend=run.plan.backend.name,
+            begun_at=self._begun_at,
+            saved=saved,
+            remarks=tuple(self._remarks),
         )
 
     def _open(self) -> None:
@@ -104,6 +121,7 @@ class Fit:
         run = self._run
         run.results.read_all()
         update = run.state.update
+        self._begun_at = update
         if run.saver is not None:
             run.saver.open(update, run.loop.micro_batches)
         if self._evaluations is not None:
@@ -112,11 +130,36 @@ class Fit:
         planned = self._stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
         execution = {"device": run.device, "execution": run.program.execution.mode}
         run.emit(events.FitStarted, update=update, updates=planned, **execution)
+        self._describe()
+        self._remark(planned)
         if run.goes_on:  # after the event, at which early stopping forgets what it remembers
             run.state.evaluations.hand_over(self._evaluations, self._stoppers)
         run.goes_on = False
         run.state.evaluations = EvaluationState()
         self._warn_of_small_micro_batches()
+
+    def _describe(self) -> None:
+        """Once for each trainer, tell its settings."""
+        run = self._run
+        if run.is_described or not run.emit.is_heard:
+            return
+        run.is_described = True
+        experiment = run.plan.experiment
+        precision = {"precision": str(experiment.precision)}
+        run.emit(events.RunDescribed, settings=precision | dict(settings_of(experiment, [run.plan.backend.name])))
+
+    def _remark(self, planned: int | None) -> None:
+        """Tell what whoever called may not expect."""
+        run = self._run
+        micro_batches = run.loop.micro_batches
+        if micro_batches and run.loop.reached(self._stop):
+            place = {"updates": run.state.update, "epochs": run.loop.epochs(), "micro_batches": micro_batches}
+            remark = nothing_to_do(self._stop, **place)
+        else:
+            remark = schedule_cut_off(learning_rate_of(run.plan.experiment), planned)
+        if remark:
+            self._remarks.append(remark)
+            run.emit(events.Remark, message=remark)
 
     def _run_windows(self) -> None:
         """Hand windows to the device until the end, evaluating and saving on the way."""

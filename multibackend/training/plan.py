@@ -41,13 +41,19 @@ def check_arguments(
 
 
 def check_fit(
-    limits: Mapping[str, object], evaluate_ema: object, keep_best: object, early_stopping: object
+    limits: Mapping[str, object],
+    evaluate_ema: object,
+    keep_best: object,
+    early_stopping: object,
+    progress: object = None,
 ) -> StopCondition:
     """Check what `Trainer.fit` is given; raises `ConfigurationError` with every problem."""
     problems = Problems("fit")
     stop = StopCondition.checked(problems, **limits)
     problems.boolean("evaluate_ema", evaluate_ema)
     problems.boolean("keep_best", keep_best)
+    if progress is not None:
+        problems.boolean("progress", progress)
     if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
         problem = f"early_stopping must be an EarlyStopping(...), got {early_stopping!r}"
         problems.add(problem, wrong_type=True)

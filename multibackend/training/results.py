@@ -128,8 +128,9 @@ class ResultsLog:
         columns = self._enter_updates(stack, results)
         # the listeners are told once the state is whole, because one may raise, or look at
         # the trainer
-        windows = self._in_order(skipped, columns)
-        self._emit.tell(itertools.chain(windows, self._end_of_epoch(stack)))
+        end = self._end_of_epoch(stack)
+        in_order = itertools.chain(self._in_order(skipped, columns), end)
+        self._emit.tell(in_order, itertools.chain(self._in_bulk(skipped, columns), end))
         self._check_progress(stack, results)
 
     def _enter_updates(self, stack: WindowStack, results: WindowResults) -> dict[str, np.ndarray]:
@@ -216,7 +217,7 @@ class ResultsLog:
             offset=offset,
         )
         try:
-            self._emit.tell(self._in_order(skipped, columns))
+            self._emit.tell(self._in_order(skipped, columns), self._in_bulk(skipped, columns))
         except Exception as error:
             # the trainer must learn of the failed window, whatever a listener does
             raise failure from error
@@ -233,6 +234,15 @@ class ResultsLog:
                 yield events.WindowSkipped, {"skipped": window}
             else:
                 yield events.UpdateFinished, {"record": window}
+
+    def _in_bulk(self, skipped: list[SkippedWindow], columns: dict[str, np.ndarray]) -> Iterator[_Happening]:
+        """The same for watchers: all updates as one event, then the windows that were skipped."""
+        if len(columns["update"]):
+            ends = {name: column[[0, -1]] for name, column in columns.items()}
+            first, last = records(ends, self._state.history.terms)
+            yield events.UpdatesFinished, {"first": first, "last": last, "examples": int(columns["examples"].sum())}
+        for window in skipped:
+            yield events.WindowSkipped, {"skipped": window}
 
     def _end_of_epoch(self, stack: WindowStack) -> list[_Happening]:
         """The end of the epoch, where these windows were its last."""

@@ -42,6 +42,7 @@ class Run:
         saver: of the run's directory; None where the run is not saved.
         goes_on: whether the next `fit` takes up the evaluations of a saved run.
         has_warned: whether small micro-batches were spoken of.
+        is_described: whether listeners were told its settings.
     """
 
     plan: Plan
@@ -54,6 +55,7 @@ class Run:
     saver: Saver | None
     goes_on: bool
     has_warned: bool = False
+    is_described: bool = False
 
     @classmethod
     def begin(

@@ -10,9 +10,11 @@ import numpy as np
 
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
+from multibackend.core.text import Block, Readable
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
+from multibackend.loggers.progress import ProgressBar
 from multibackend.matching.arrays import with_arrays
 from multibackend.protocol import Execution, Snapshot
 from multibackend.training.early_stopping import EarlyStopping
@@ -22,6 +24,7 @@ from multibackend.training.evaluation import (
 )
 from multibackend.training.fit import Fit
 from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.printing import run_blocks, run_sentence
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
 from multibackend.training.run import Run
@@ -32,8 +35,8 @@ from multibackend.training.saving.saver import DEFAULT_RULES, Checkpointing, Sav
 __all__ = ["FitResult", "Trainer"]
 
 
-class Trainer:
-    """Trains an experiment on one backend.
+class Trainer(Readable):
+    """Trains an experiment on one backend; `print(trainer)` says what it trains, how, and where it stands.
 
     Args:
         experiment: what to train.
@@ -138,6 +141,7 @@ class Trainer:
         best: str | None = None,
         keep_best: bool = False,
         early_stopping: EarlyStopping | None = None,
+        progress: bool | None = None,
     ) -> FitResult:
         """Train until the run has made so many updates or epochs, counted from its beginning.
 
@@ -152,6 +156,10 @@ class Trainer:
             keep_best: keep the parameters of the best evaluation, `FitResult.best.parameters`.
             early_stopping: a listener for this call, for example `EarlyStopping(metric="loss",
                 patience=3)`.
+            progress: show how far the run is, and at its end updates, loss, time and where it was
+                saved, on the standard error: a bar in a terminal and in a notebook, plain lines
+                elsewhere. None shows it unless one of `callbacks` is a `ProgressBar` already; True
+                shows it all the same, False shows nothing.
 
         Raises:
             NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
@@ -168,7 +176,7 @@ class Trainer:
         (350, 0.0712)
         """
         limits = {"updates": updates, "epochs": epochs, "micro_batches": micro_batches}
-        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping)
+        stop = check_fit(limits, evaluate_ema, keep_best, early_stopping, progress)
         stoppers = [*self._stoppers]
         if early_stopping is not None:
             stoppers.insert(0, early_stopping)
@@ -178,8 +186,18 @@ class Trainer:
         evaluations = plan_evaluations(
             self.experiment, evaluate_every, best, stoppers, ema=evaluate_ema, parameters=kept_parameters
         )
-        with self._run.emit.joined_by(early_stopping):
+        bar = None
+        if progress or (progress is None and not self._run.emit.reaches(ProgressBar)):
+            bar = ProgressBar()
+        with self._run.emit.joined_by(early_stopping), self._run.emit.joined_by(bar):
             return Fit(self._run, stop, evaluations, stoppers, ema=evaluate_ema).to_end()
+
+    def blocks(self) -> Sequence[Block]:
+        """What is printed: what is trained and how, and where the run stands."""
+        return run_blocks(self._run)
+
+    def __repr__(self) -> str:
+        return f"<Trainer: {run_sentence(self._run)}>"
 
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a new directory.

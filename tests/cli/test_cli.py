@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+import multibackend as mb
 from multibackend.cli.main import main
+from multibackend.cli.tables import backend_blocks
+from multibackend.core.text import write_text
+from multibackend.protocol.registry import BackendInfo
 
 EXPERIMENT = '''
 """A line, for the tests of the command line."""
@@ -141,9 +147,86 @@ def test_check_finds_that_micro_batches_equal_a_batch(file: str, capsys: pytest.
 def test_backends_lists_both(capsys: pytest.CaptureFixture[str]) -> None:
     """Each registered backend has a row."""
     assert main(["backends"]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["jax", "yes"], ["stub", "yes"], ["torch", "yes"]]
+
+
+def test_a_backend_that_is_not_installed_comes_with_its_whole_command() -> None:
+    """However narrow the window: a command that is cut cannot be copied."""
+    install = "pip install 'multibackend[jax]'"
+    info = BackendInfo("jax", False, "", ("scan", "dispatch"), frozenset({"memory"}), install)
+    assert f"jax is not installed; run: {install}" in write_text(backend_blocks([info]), width=20).splitlines()
+
+
+def test_bare_it_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    """With exit code 2; `--version` tells the version."""
+    assert main([]) == 2
     printed = capsys.readouterr().out
-    assert "torch" in printed
-    assert "jax" in printed
+    for command in ("train", "resume", "compare", "evaluate", "report", "backends", "completion"):
+        assert f"\n    {command} " in printed or f"\n    {command}\n" in printed
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"multibackend {mb.__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["backends", "--nothing"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_flags(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each shell's script names them; its syntax is checked where the shell is installed."""
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("compare", "report", "run-dir", "save-every"):
+        assert word in script
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+def test_bash_completes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands first, then the flags of the command."""
+    if not shutil.which("bash"):
+        pytest.skip("bash is not installed")
+    main(["completion", "bash"])
+    script = capsys.readouterr().out
+    for words, completed in ((["comp"], {"compare", "completion"}), (["train", "--save-e"], {"--save-every"})):
+        typed = f"COMP_WORDS=(multibackend {' '.join(words)}); COMP_CWORD={len(words)}; _multibackend"
+        code = f'{script}\n{typed}; echo "${{COMPREPLY[@]}}"'
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == completed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "nowhere.py"], "there is no file 'nowhere.py'"),
+        (["resume", "nowhere"], "there is no directory 'nowhere'"),
+        (["report", "nowhere"], "there is no directory 'nowhere'"),
+        (["train", "FILE", "--nothing", "1"], "has a flag --nothing"),
+        (["evaluate", "FILE", "--run-dir", "nowhere"], "there are no weights at 'nowhere'"),
+        (["convert", "FILE", "--weights", "nowhere", "--output", "x"], "there are no weights at 'nowhere'"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_imported(
+    arguments: list[str], words: str, file: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the library nor a framework: such a mistake is told in a fraction of a second."""
+    monkeypatch.setitem(sys.modules, "multibackend.cli.commands", None)  # so that importing it fails
+    monkeypatch.delattr("multibackend.cli.commands", raising=False)
+    assert main([file if argument == "FILE" else argument for argument in arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_listing_backends_and_naming_a_wrong_one_load_no_framework() -> None:
+    """What they need is in the plugins; a framework takes seconds to import."""
+    code = (
+        "import sys\nfrom multibackend.cli.main import main\n"
+        "main(['backends'])\nmain(['train', 'pyproject.toml', '--backend', 'flax'])\n"
+        "print(sorted({'torch', 'jax', 'flax', 'optax', 'rich', 'plotly'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "no backend is called 'flax'" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -170,13 +253,42 @@ def test_a_mistake_is_one_message_and_exit_code_2(
     assert words in capsys.readouterr().err
 
 
-def test_an_unknown_flag_is_refused(file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A flag that neither the command nor experiment() has ends with exit code 2 and its name."""
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--learning-rat", "did you mean --learning-rate?"),
+        ("--no-broke", "has a flag --no-broke;"),
+        ("--nothing=3", "experiment() has --learning-rate, --micro-batch-size, --broken"),
+    ],
+)
+def test_an_unknown_flag_is_refused_before_the_file_runs(
+    flag: str, words: str, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As far as the file's source tells its flags: exit code 2, the flag's name, a likely slip, all that there are."""
+    Path(file).write_text(f"raise RuntimeError('the file has run')\n{EXPERIMENT}")
+    assert main(["train", file, flag, "0.1"]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [("*, learning_rate: float", "*, learning_rate: 'float'"), ("def exp", "@same\ndef exp")]
+)
+def test_flags_that_the_source_does_not_tell_are_left_to_the_file(
+    change: tuple[str, str], file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An annotation that is no plain type, or a decorator, may make other flags; tyro refuses what is unknown."""
+    before, after = change
+    Path(file).write_text(f"same = lambda f: f\n{EXPERIMENT.replace(before, after)}")
     with pytest.raises(SystemExit) as stop:
         main(["train", file, "--learning-rat", "0.1"])
     assert stop.value.code == 2
     output = capsys.readouterr()
     assert "--learning-rat" in output.err + output.out
+
+
+def test_a_flag_that_is_typed_either_way_is_known(file: str) -> None:
+    """`--no-broken` and `--micro_batch_size` are flags of the file."""
+    assert main(["train", file, "--updates", "1", "--no-broken", "--micro_batch_size", "3"]) == 0
 
 
 def test_a_file_without_experiment_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -194,6 +306,7 @@ def test_help_of_a_file_shows_its_flags(file: str, capsys: pytest.CaptureFixture
     printed = capsys.readouterr().out
     assert "--run-dir" in printed
     assert "--learning-rate" in printed
+    assert printed.count("usage:") == 1
 
 
 def test_help_loads_no_framework() -> None:
@@ -215,13 +328,16 @@ def test_train_evaluates_on_the_way_and_keeps_the_average(
     run_dir = tmp_path / "run"
     arguments = ["train", file, "--backend", backend, "--updates", "5", "--run-dir", str(run_dir)]
     assert main([*arguments, "--evaluate-every", "2", "--ema-decay", "0.9"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    written = capsys.readouterr()
+    printed = written.out.splitlines()
     lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
     made = [line for line in lines if line["event"] == "EvaluationFinished" and line["scheduled"]]
     assert [line["update"] for line in made] == [2, 4, 5]
     for line in made:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in line["metrics"].items())
-        assert f"update {line['update']}: held-out {numbers}" in printed
+        assert f"update {line['update']}: held-out {numbers}" in written.err.splitlines()
+    assert f"evaluated after update 5: {numbers}" in printed
+    assert re.match(rf"line on {backend}: 5 updates, loss .* to .* s, saved in {run_dir}$", printed[0])
     assert f"best loss: {min(line['metrics']['loss'] for line in made):.4f} after update 5" in printed
     average = next(line for line in printed if line.startswith("held-out (average): "))
     assert main(["evaluate", file, "--backend", backend, "--weights", str(run_dir / "ema.safetensors")]) == 0

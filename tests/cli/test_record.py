@@ -62,7 +62,7 @@ def test_a_trace_is_written_and_held_by_every_backend(
     path = tmp_path / "golden" / "line.json"
     recorded = ["record", file, "--backend", "stub", "--updates", "6", "--precision", "float64"]
     assert main([*recorded, "--output", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: written\n  it was not there\n"
+    assert capsys.readouterr().out == f"{path}: written\n  the first trace, for there was none\n"
     rate = json.loads(path.read_text())["history"][5]["learning_rate"]
     assert abs(rate - 0.05 * (1 + math.cos(0.8 * math.pi))) < 1e-15  # of a run of 6 updates
     for backend in ("stub", "torch", "jax"):

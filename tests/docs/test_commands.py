@@ -11,7 +11,7 @@ import pytest
 from docs.pages import PAGES, ROOT, blocks
 
 from multibackend.cli.experiment_file import load_experiment_file
-from multibackend.cli.main import _parser, main
+from multibackend.cli.main import _parsers, main
 
 Command = tuple[str, str, str]  # page, command, what the page shows
 
@@ -81,7 +81,8 @@ def test_a_command_can_be_typed(page: str, command: str) -> None:
 
 def check_own(arguments: list[str]) -> None:
     """Parse a command of this library; flags that it does not know are those of the experiment file."""
-    options, flags = _parser().parse_known_args(arguments)
+    parser, _ = _parsers()
+    options, flags = parser.parse_known_args(arguments)
     if not str(getattr(options, "file", "")).endswith(".py"):
         assert not flags
         return

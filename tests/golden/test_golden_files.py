@@ -385,5 +385,5 @@ def test_a_file_that_cannot_serve_is_rewritten(path: Path, tmp_path: Path) -> No
     path.write_text("{")
     assert "is no golden file" in str(golden.update(path, now, "stub", updates=5))
     fresh = golden.update(tmp_path / "new" / "line.json", now, "stub", updates=5)
-    assert fresh.reasons == ("it was not there",)
+    assert fresh.reasons == ("the first trace, for there was none",)
     assert golden.load(fresh.path) == golden.load(path)

@@ -180,7 +180,9 @@ def test_the_entry_point_is_declared() -> None:
 def test_a_correct_port_passes(recorded: tuple[Path, str]) -> None:
     """Both backends learn, match each other and the golden trace that torch recorded; --backend chooses."""
     project, printed = recorded
-    assert "tests/golden/test_port.test_the_run_is_the_recorded_one.json\n  it was not there" in printed
+    assert (
+        "tests/golden/test_port.test_the_run_is_the_recorded_one.json\n  the first trace, for there was none" in printed
+    )
     code, printed = run(project)
     assert code == 0, printed
     assert "6 passed" in printed

@@ -334,7 +334,7 @@ def test_golden_traces_are_written_held_and_rewritten(run: Run, tmp_path: Path) 
     names = {"test_line.test_line", "test_line.TestAgain.test_line-2", "test_line.TestAgain.test_line-3", "named"}
     assert {path.stem for path in folder.iterdir()} == names
     for name in names:
-        assert f"tests/golden/{name}.json\n  it was not there" in printed
+        assert f"tests/golden/{name}.json\n  the first trace, for there was none" in printed
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
     assert "golden traces" not in run("--backend=stub")
@@ -359,8 +359,8 @@ def test_the_summary_arrives_from_workers(run: Run, tmp_path: Path) -> None:
     """With xdist tests run in other processes; what moved is told in this one, each file once."""
     write(tmp_path, settings="RATE = 0.1\n", test_line=GOLDEN)
     printed = run("--backend=stub", "--update-golden", "-n", "2", plugins=("xdist", "multibackend.testing.plugin"))
-    assert printed.count("golden/test_line.test_line.json\n  it was not there") == 1
-    assert printed.count("it was not there") == 4
+    assert printed.count("golden/test_line.test_line.json\n  the first trace, for there was none") == 1
+    assert printed.count("the first trace, for there was none") == 4
 
 
 def test_parameters_that_make_no_file_name_are_refused(run: Run, tmp_path: Path) -> None:

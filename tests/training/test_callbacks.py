@@ -58,7 +58,7 @@ def test_every_event_is_heard_in_order(variant: Variant) -> None:
     trainer.fit(epochs=2, evaluate_every=2)
     kinds = [type(event).__name__ for event in heard]
     epoch = ["UpdateFinished", "WindowSkipped", "UpdateFinished"]
-    expected = ["FitStarted", *epoch, "EpochFinished", "EvaluationFinished"]
+    expected = ["FitStarted", "RunDescribed", *epoch, "EpochFinished", "EvaluationFinished"]
     expected += [*epoch, "EpochFinished", "EvaluationFinished", "FitFinished"]
     assert kinds == expected
     assert [event.record.update for event in heard if isinstance(event, UpdateFinished)] == [1, 2, 3, 4]

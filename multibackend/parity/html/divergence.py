@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from multibackend.pages.words import relative
 from multibackend.parity.findings import Cause, Divergence
-from multibackend.parity.html.words import relative
 from multibackend.parity.result import ComparisonResult
 
 __all__ = ["DivergenceWords", "divergence_words", "verdict_figures", "verdict_sentence"]

@@ -8,21 +8,28 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.pages.figures import (
+    MOST_MARKED,
+    Figure,
+    falls_far,
+    finite,
+    layout,
+    mode,
+    power,
+    tail,
+    without_markup,
+)
+from multibackend.pages.words import relative
 from multibackend.parity.html.layers import Heat
-from multibackend.parity.html.words import relative
 
-__all__ = ["FIRST", "SECOND", "Figure", "LogAxis", "difference_figure", "heat_figure", "loss_figure"]
-
-Figure = dict[str, Any]
+__all__ = ["FIRST", "SECOND", "LogAxis", "difference_figure", "heat_figure", "loss_figure"]
 
 FIRST = "--first"
 SECOND = "--second"
-MOST_MARKED = 40  # more points than that are drawn as a line only
 LONGEST_LABEL = 34  # characters of a layer's name beside the heat map
 LONGEST_NARROW_LABEL = 16  # the same on a phone, where it would leave the map no room
 # steps of equal decades; page.css has them for light and for dark, each even in lightness
 _HEAT = ("--heat-0", "--heat-1", "--heat-2", "--heat-3", "--heat-4", "--heat-5")
-_FAR = 100.0  # a loss that falls by more than this factor is drawn on a log scale
 
 
 def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], divergence: int | None) -> Figure:
@@ -37,26 +44,20 @@ def loss_figure(updates: np.ndarray, losses: Mapping[str, np.ndarray], divergenc
     }
     traces = []
     for backend, style in zip(losses, (wide, narrow), strict=True):
-        name = _without_markup(backend)
+        name = without_markup(backend)
         trace = {
             "type": "scatter",
-            "mode": _mode(updates),
+            "mode": mode(updates),
             "name": name,
             "x": updates.tolist(),
-            "y": _finite(losses[backend]),
+            "y": finite(losses[backend]),
             "hovertemplate": f"update %{{x}}<br>{name} %{{y:.9g}}<extra></extra>",
         }
         traces.append(trace | style)
-    layout = _layout("loss", updates, divergence)
-    if _falls_far(np.concatenate(list(losses.values()))):
-        layout["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
-    return {"data": traces, "layout": layout}
-
-
-def _falls_far(losses: np.ndarray) -> bool:
-    """Whether the end of a curve would lie on the foot of a linear axis."""
-    finite = losses[np.isfinite(losses)]
-    return bool(finite.size > 0 and finite.min() > 0 and finite.max() > _FAR * finite.min())
+    frame = _marked(layout("loss", updates), divergence)
+    if falls_far(np.concatenate(list(losses.values()))):
+        frame["yaxis"] |= {"type": "log", "dtick": 1, "exponentformat": "power"}
+    return {"data": traces, "layout": frame}
 
 
 class LogAxis:
@@ -114,7 +115,7 @@ class LogAxis:
     def labels(self) -> list[str]:
         """What is written at `ticks`."""
         special = {self.zero: "0", 0.0: "1", self.infinity: "∞"}
-        return [special.get(tick) or _power(tick) for tick in self.ticks]
+        return [special.get(tick) or power(tick) for tick in self.ticks]
 
 
 def difference_figure(
@@ -140,13 +141,13 @@ def difference_figure(
     traces = _difference_traces(updates, differences, axis)
     if rounding is not None:
         traces += _rounding_traces(updates, rounding, axis)
-    layout = _layout("relative difference", updates, divergence)
-    layout["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
+    frame = _marked(layout("relative difference", updates), divergence)
+    frame["yaxis"] |= {"range": axis.range, "tickvals": axis.ticks, "ticktext": axis.labels}
     if math.isfinite(tolerance) and tolerance > 0:
-        _shade(layout, axis.range[0], tolerance)
-        traces.append(_tolerance_trace(layout, tolerance))
-    layout["showlegend"] = len(traces) > 1
-    return {"data": traces, "layout": layout}
+        _shade(frame, axis.range[0], tolerance)
+        traces.append(_tolerance_trace(frame, tolerance))
+    frame["showlegend"] = len(traces) > 1
+    return {"data": traces, "layout": frame}
 
 
 def _difference_traces(updates: np.ndarray, differences: np.ndarray, axis: LogAxis) -> list[dict[str, Any]]:
@@ -155,7 +156,7 @@ def _difference_traces(updates: np.ndarray, differences: np.ndarray, axis: LogAx
     common = {"type": "scatter", "x": updates.tolist(), "text": [relative(size) for size in sizes]}
     line: dict[str, Any] = {
         **common,
-        "mode": _mode(updates),
+        "mode": mode(updates),
         "name": "difference",
         # None breaks the line: joined to the zeros it would fall to the foot and rise again
         "y": [axis.place(size) if size != 0 else None for size in sizes],
@@ -202,20 +203,20 @@ def _rounding_traces(updates: np.ndarray, rounding: np.ndarray, axis: LogAxis) -
     return [foot, line]
 
 
-def _shade(layout: dict[str, Any], low: float, tolerance: float) -> None:
+def _shade(frame: dict[str, Any], low: float, tolerance: float) -> None:
     """Shade the band in which two runs match."""
     band = {"type": "rect", "layer": "below", "fillcolor": "--band", "line": {"width": 0}}
     band |= {"xref": "paper", "x0": 0, "x1": 1, "y0": low, "y1": math.log10(tolerance)}
-    layout["shapes"].append(band)
+    frame["shapes"].append(band)
 
 
-def _tolerance_trace(layout: dict[str, Any], tolerance: float) -> dict[str, Any]:
+def _tolerance_trace(frame: dict[str, Any], tolerance: float) -> dict[str, Any]:
     """Draw the upper edge of that band, named in the legend, where it hides no point."""
     return {
         "type": "scatter",
         "mode": "lines",
         "name": f"tolerance {relative(tolerance)}",
-        "x": layout["xaxis"]["range"],
+        "x": frame["xaxis"]["range"],
         "y": [math.log10(tolerance)] * 2,
         "line": {"color": "--good", "width": 1.5, "dash": "dash"},
         "hoverinfo": "skip",
@@ -236,29 +237,29 @@ def heat_figure(heat: Heat, precision: str, divergence: tuple[str, int] | None) 
     if divergence is not None and divergence[0] in heat.rows:
         traces.append(_ring(heat, *divergence))
     rows = len(heat.rows)
-    layout = _layout("", heat.updates, None)
+    frame = layout("", heat.updates)
     # 20 pixels a row: the names stay readable, and a model of three layers has a map too
-    layout["height"] = max(220, 110 + 20 * rows)
-    layout["xaxis"] |= {"showgrid": False, "range": [0.5, float(heat.updates[-1]) + 0.5]}
-    layout["yaxis"] |= {
+    frame["height"] = max(220, 110 + 20 * rows)
+    frame["xaxis"] |= {"showgrid": False, "range": [0.5, float(heat.updates[-1]) + 0.5]}
+    frame["yaxis"] |= {
         "range": [rows - 0.5, -0.5],  # the model's first layer at the top
         "tickvals": list(range(rows)),
-        "ticktext": [_tail(row, LONGEST_LABEL) for row in heat.rows],
+        "ticktext": [tail(row, LONGEST_LABEL) for row in heat.rows],
         "showgrid": False,
     }
     # what page.js changes on a phone: shorter names, and the colour bar above the map
     narrow = {
-        "layout.yaxis.ticktext": [_tail(row, LONGEST_NARROW_LABEL) for row in heat.rows],
-        "layout.height": layout["height"] + 60,
+        "layout.yaxis.ticktext": [tail(row, LONGEST_NARROW_LABEL) for row in heat.rows],
+        "layout.height": frame["height"] + 60,
         "layout.margin.t": 10,
         "data.0.xgap": 0,
         "data.0.colorbar.tickvals": [-0.5 + low, low / 2, 0.0],
-        "data.0.colorbar.ticktext": ["0", _power(low / 2), "1"],
+        "data.0.colorbar.ticktext": ["0", power(low / 2), "1"],
         "data.0.colorbar.orientation": "h",
         "data.0.colorbar.y": 1,
         "data.0.colorbar.yanchor": "bottom",
     }
-    return {"data": traces, "layout": layout, "narrow": narrow}
+    return {"data": traces, "layout": frame, "narrow": narrow}
 
 
 def _ring(heat: Heat, row: str, update: int) -> dict[str, Any]:
@@ -282,21 +283,19 @@ def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
     with np.errstate(divide="ignore"):
         logs = np.clip(np.log10(sizes), low - 1, 0.0)
     decades = [low + step * (-low / 4) for step in range(5)]
-    labels = [_power(decade) for decade in decades[:-1]]
-    text = []
-    for row, parameter, differences in zip(heat.rows, heat.worst, sizes.tolist(), strict=True):
-        layer = _without_markup(row)
-        worst = _without_markup(parameter)
-        hovers = []
-        for update, size in zip(heat.updates, differences, strict=True):
-            hovers.append(f"{layer}<br>update {update}: {relative(size)}<br>most in {worst}")
-        text.append(hovers)
+    labels = [power(decade) for decade in decades[:-1]]
+    # page.js writes each cell's text from its row and its column: here they would be most of the page
+    rows = zip(heat.rows, heat.worst, strict=True)
+    texts = [
+        f"{without_markup(row)}<br>update {{x}}: {{text}}<br>most in {without_markup(worst)}" for row, worst in rows
+    ]
     return {
         "type": "heatmap",
         "x": heat.updates.tolist(),
         "y": list(range(len(heat.rows))),
-        "z": logs.tolist(),
-        "text": text,
+        "z": np.round(logs, 2).tolist(),
+        "text": [[relative(size) for size in row] for row in sizes.tolist()],
+        "meta": texts,
         "hovertemplate": "%{text}<extra></extra>",
         "zmin": low - 1,
         "zmax": 0.0,
@@ -307,67 +306,14 @@ def _heat_trace(heat: Heat, low: float) -> dict[str, Any]:
     }
 
 
-def _mode(updates: np.ndarray) -> str:
-    if len(updates) > MOST_MARKED:
-        return "lines"
-    return "lines+markers"
-
-
-def _layout(values: str, updates: np.ndarray, divergence: int | None) -> dict[str, Any]:
-    """Lay out what all plots share."""
-    ends = [0.0, 1.0]
-    if len(updates):
-        room = 0.5 + 0.01 * len(updates)  # plotly's own range would cut the points at the ends
-        ends = [float(updates[0]) - room, float(updates[-1]) + room]
-    axis = {"gridcolor": "--rule", "linecolor": "--rule", "zeroline": False, "automargin": True, "fixedrange": False}
-    layout: dict[str, Any] = {
-        "height": 340,
-        "margin": {"l": 10, "r": 16, "t": 36, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",  # the page's own colour shows, light or dark
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"color": "--ink", "size": 14},
-        "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--rule", "font": {"color": "--ink"}},
-        "legend": {"orientation": "h", "traceorder": "normal", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": {**axis, "title": {"text": "update"}, "tickformat": "d", "range": ends},
-        "yaxis": {**axis, "title": {"text": values}},
-        "shapes": [],
-        "annotations": [],
-    }
-    if divergence is not None:
-        _mark_update(layout, divergence)
-    return layout
-
-
-def _mark_update(layout: dict[str, Any], update: int) -> None:
-    """Draw a line at the update where the runs part, and say so at its top."""
+def _marked(frame: dict[str, Any], update: int | None) -> dict[str, Any]:
+    """Draw a line at the update where the runs part, if they do, and say so at its top."""
+    if update is None:
+        return frame
     line = {"type": "line", "line": {"color": "--bad", "width": 1.5, "dash": "dot"}}
     line |= {"x0": update, "x1": update, "yref": "paper", "y0": 0, "y1": 1}
-    layout["shapes"].append(line)
+    frame["shapes"].append(line)
     label = {"text": f"parts at {update}", "font": {"color": "--bad"}, "bgcolor": "--paper"}
     label |= {"x": update, "yref": "paper", "y": 1, "xanchor": "left", "yanchor": "top"}
-    layout["annotations"].append({**label, "xshift": 4, "showarrow": False})
-
-
-def _power(exponent: float) -> str:
-    """Write a power of ten: "1e-08"."""
-    return f"1e{int(exponent):+03d}"
-
-
-def _finite(values: np.ndarray) -> list[float | None]:
-    """Return numbers that JSON has: None for NaN and infinity, where plotly leaves a gap."""
-    return [float(value) if math.isfinite(value) else None for value in values]
-
-
-def _without_markup(text: str) -> str:
-    """Escape a name for a hover text, in which plotly reads a few tags, and "%{x}" too."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("%{", "% {")
-
-
-def _tail(name: str, longest: int) -> str:
-    """Return the end of a name, where names of layers differ, if possible from a dot on."""
-    if len(name) <= longest:
-        return _without_markup(name)
-    end = name[1 - longest :]
-    if "." in end.strip("."):
-        end = end[end.index(".") + 1 :]
-    return _without_markup(f"…{end}")
+    frame["annotations"].append({**label, "xshift": 4, "showarrow": False})
+    return frame

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
+from multibackend.pages.plots import Plot
+from multibackend.pages.words import relative
 from multibackend.parity.findings import Divergence
-from multibackend.parity.html.figures import Figure, difference_figure, heat_figure, loss_figure
+from multibackend.parity.html.figures import difference_figure, heat_figure, loss_figure
 from multibackend.parity.html.layers import WHOLE, Heat, layer_of, thinned
-from multibackend.parity.html.words import relative
 from multibackend.parity.result import ComparisonResult
 
-__all__ = ["Plot", "difference_plot", "heat_plot", "loss_plot", "shown_updates"]
+__all__ = ["difference_plot", "heat_plot", "heat_words", "loss_plot", "shown_updates"]
 
 MOST_POINTS = 2000  # of a curve, about twice the pixels that it is wide
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure with its caption; `label` says in words what it shows."""
-
-    anchor: str
-    figure: Figure
-    caption: str
-    label: str
 
 
 def loss_plot(result: ComparisonResult) -> Plot:
@@ -97,6 +86,15 @@ def heat_plot(result: ComparisonResult, heat: Heat) -> Plot:
         figure=heat_figure(heat, result.precision, mark),
         caption=f"{caption} {largest}",
         label=f"Heat map of layers by updates. {largest}",
+    )
+
+
+def heat_words(heat: Heat) -> str:
+    """Say of two runs that match how closely their gradients agree."""
+    largest = float(heat.differences.max(initial=0.0))
+    layers = "the layer" if heat.layers == 1 else f"all {heat.layers} layers"
+    return (
+        f"Nothing but rounding: over {layers} and all updates the norms of the gradients agree to {relative(largest)}."
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from multibackend.core.differences import relative_difference
 from multibackend.core.history import UpdateRecord
 from multibackend.matching.links import Link
+from multibackend.pages.words import number, shape
 from multibackend.parity.html.layers import Heat
 from multibackend.parity.html.plots import shown_updates
-from multibackend.parity.html.words import number, shape
+from multibackend.parity.native_layouts import NativeLayout
 from multibackend.parity.result import ComparisonResult
 
 __all__ = ["evaluation_rows", "heat_rows", "loss_rows", "parameter_rows", "unpaired"]
@@ -22,12 +23,19 @@ MOST_UPDATES = 200  # rows of the table of losses, so that the page stays small
 
 
 @dataclass(frozen=True)
-class LayoutChange:
-    """One array of the other model: the change of its layout, its evidence, the shapes of both."""
+class Pair:
+    """One array of the other model that holds a parameter or a part of it, as both frameworks keep them.
 
+    Attributes:
+        reference, other: name, where it is another than the canonical one, and shape.
+        change: between the two, in words.
+        evidence: why these two.
+    """
+
+    reference: str
+    other: str
     change: str
     evidence: str
-    shapes: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class ParameterRow:
         partners: its names in the other model, where they are others.
         difference: relative, beside the bound that it must keep.
         undetermined: whether its gradient is nothing but rounding.
-        layouts: one for each array of the other model that holds a part of it.
+        pairs: one for each array of the other model that holds a part of it.
     """
 
     name: str
@@ -47,7 +55,7 @@ class ParameterRow:
     difference: float
     bound: float
     undetermined: bool
-    layouts: tuple[LayoutChange, ...]
+    pairs: tuple[Pair, ...]
 
 
 def loss_rows(result: ComparisonResult) -> list[tuple[UpdateRecord, UpdateRecord, float]]:
@@ -85,17 +93,31 @@ def _parameter_row(result: ComparisonResult, name: str, undetermined: bool, link
         difference=result.parameter_differences[name],
         bound=tolerance.undetermined if undetermined else tolerance.parameters,
         undetermined=undetermined,
-        layouts=tuple(_layout_change(link) for link in links),
+        pairs=tuple(_pair(result, link) for link in links),
     )
 
 
-def _layout_change(link: Link) -> LayoutChange:
-    shapes = shape(link.reference_shape)
-    if tuple(link.reference_shape) != tuple(link.other_shape):
-        shapes = f"{shapes} to {shape(link.other_shape)}"
+def _pair(result: ComparisonResult, link: Link) -> Pair:
+    first, second = result.native
+    reference = first.get(link.reference)
+    other = second.get(link.other)
+    change = link.change
+    # links speak of canonical layouts, which are alike although the frameworks' own are not
+    if change == "as it is" and reference and other and reference.canonical != other.canonical:
+        change = "each in its framework's layout"
     # that two names are the same needs no evidence beside them
     evidence = "" if link.evidence == "name" else link.evidence
-    return LayoutChange(link.change, evidence, shapes)
+    kept = _kept(reference, link.reference, link.reference_shape), _kept(other, link.other, link.other_shape)
+    return Pair(*kept, change, evidence)
+
+
+def _kept(layout: NativeLayout | None, name: str, canonical_shape: tuple[int, ...]) -> str:
+    """Say how a framework keeps an array: its own name where it has one, and the shape."""
+    if layout is None:
+        return shape(canonical_shape)
+    if layout.name == name:
+        return shape(layout.shape)
+    return f"{layout.name} {shape(layout.shape)}"
 
 
 def unpaired(result: ComparisonResult) -> list[tuple[str, str, str]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from multibackend.errors import Interrupted
+from multibackend.errors import Interrupted, KeyboardInterrupted
 
 __all__ = ["RUN_FILE", "SignalHandler"]
 
@@ -53,7 +53,7 @@ class SignalHandler:
             signal.signal(number, handler)
 
     def end(self, run_dir: Path, update: int, backend: str) -> None:
-        """Where a signal came: say how to go on, and raise `Interrupted`."""
+        """Where a signal came: say how to go on, and raise `Interrupted`, after Ctrl-C `KeyboardInterrupted`."""
         if self.caught is None:
             return
         if (run_dir / RUN_FILE).exists():  # a run of the command line
@@ -61,12 +61,12 @@ class SignalHandler:
         else:
             options = f'run_dir={os.fspath(run_dir)!r}, resume="auto"'
             way = f'Trainer(experiment, "{backend}", {options}), and fit as before'
-        name = self.caught.name
-        if self.caught is signal.SIGINT:
-            name = "Ctrl-C"
+        is_typed = self.caught is signal.SIGINT
+        name = "Ctrl-C" if is_typed else self.caught.name
         message = f"{name}: the run is saved after update {update} in {run_dir}. To go on:\n  {way}"
         print(message, file=sys.stderr)
-        raise Interrupted(message, 128 + int(self.caught))
+        kind = KeyboardInterrupted if is_typed else Interrupted
+        raise kind(message, 128 + int(self.caught))
 
     def _handle(self, number: int, frame: object) -> None:
         self.caught = signal.Signals(number)

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 from support.reports import EVIL, compared, everything
+from support.run_logs import write_log
+
+from multibackend.pages.runs.page import write_report
 
 pytest.importorskip("plotly.offline", reason="the extra 'html' is not installed")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium, which drives a browser, is not installed")
@@ -117,13 +120,32 @@ def test_a_page_opens_without_an_error_and_fits(page: str, width: int, browser: 
     drawn = {plot["id"]: plot for plot in plots}
     assert drawn["loss-plot"]["lines"] == 2
     assert drawn["difference-plot"]["lines"] >= 2
-    assert drawn["layer-plot"]["maps"] == 1
+    if page == "match":
+        assert "layer-plot" not in drawn
+    else:
+        assert drawn["layer-plot"]["maps"] == 1
     if page in ("everything", "evil"):
         assert drawn["difference-plot"]["lines"] == 5  # differences, zeros, tolerance, rounding with its foot
     else:
         assert drawn["loss-plot"]["points"] == 24
     for plot in plots:
         assert 0 < plot["width"] <= plot["room"] + 1
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_page_of_runs_opens_and_fits(width: int, browser: Any, tmp_path: Path) -> None:
+    """Nothing in the log, nothing fetched, every plot drawn with a curve for each run, by night."""
+    directories = [write_log(tmp_path / "one"), write_log(tmp_path / "two", text=EVIL, backend="jax")]
+    page = write_report(directories, tmp_path / "report.html").as_uri()
+    show(browser, page, width=width, dark=True)
+    assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)") == []
+    sides = "const r = document.documentElement; return Math.max(r.scrollWidth, document.body.scrollWidth) - innerWidth"
+    assert browser.execute_script(sides) <= 0
+    count = "return [...document.querySelectorAll('.plot')].map(p => p.querySelectorAll('.scatterlayer .trace').length)"
+    assert browser.execute_script(count) == [2] * 6
+    if width == 1280:  # nothing of the window is left empty, a bar that scrolls aside
+        assert browser.execute_script("return document.querySelector('main').getBoundingClientRect().width") > 1250
 
 
 def test_a_match_and_a_break_are_said(browser: Any, addresses: dict[str, str]) -> None:
@@ -147,7 +169,7 @@ def test_text_of_a_user_runs_nowhere(browser: Any, addresses: dict[str, str]) ->
         _ = browser.switch_to.alert.text
     assert browser.find_element("css selector", "h1").text == f"{EVIL}port"
     assert browser.find_elements("css selector", "b") == []
-    assert browser.execute_script("return document.scripts.length") == 3
+    assert browser.execute_script("return document.scripts.length") == 4  # plotly is added, unpacked
 
 
 def test_the_dark_is_dark_and_plots_follow(browser: Any, addresses: dict[str, str]) -> None:
@@ -265,7 +287,7 @@ def test_a_page_waits_for_nothing(browser: Any, addresses: dict[str, str]) -> No
         browser.execute_cdp_cmd("Network.disable", {})
 
 
-def test_the_page_is_one_file_of_about_five_megabytes(addresses: dict[str, str]) -> None:
-    """Nearly all of it is plotly's JavaScript."""
+def test_the_page_is_one_file_of_less_than_two_megabytes(addresses: dict[str, str]) -> None:
+    """Nearly all of it is plotly's JavaScript, packed."""
     sizes = [Path(address.removeprefix("file://")).stat().st_size for address in addresses.values()]
-    assert max(sizes) < 6_000_000
+    assert max(sizes) < 2_000_000

@@ -1,8 +1,8 @@
 """What was run, as a report says it."""
 
 import multibackend as mb
-from multibackend.parity.settings import settings_of
 from multibackend.testing.conformance.problems import regression
+from multibackend.training.settings import settings_of
 
 
 def test_settings_are_words() -> None:
