@@ -3,8 +3,7 @@
     multibackend train examples/char_gpt.py --backend jax
     multibackend compare examples/char_gpt.py --precision float64 --updates 100
 
-After the training, a third implementation, in numpy, continues a line with the trained parameters, whichever framework
-they come from.
+After the training the model continues a line, on whichever framework it was trained.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import multibackend as mb
-from multibackend.core.names import normalised
 
 if TYPE_CHECKING:
     import flax
@@ -133,49 +131,17 @@ def build_flax(sequence_length: int, width: int, layers: int, heads: int, tied: 
     return GPT()
 
 
-def numpy_gpt(parameters: dict[str, np.ndarray], tokens: np.ndarray, heads: int) -> np.ndarray:
-    """The logits [time, alphabet] for tokens [time], from parameters under their canonical names."""
-    p = {normalised(name): array for name, array in parameters.items()}
-
-    def norm(x, name):
-        centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt(x.var(-1, keepdims=True) + EPSILON) * p[name + ".weight"] + p[name + ".bias"]
-
-    def linear(x, name):
-        return x @ p[name + ".weight"].T + p.get(name + ".bias", 0)
-
-    def gelu(x):
-        return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-
-    def attention(x, name):
-        q, k, v = linear(x, name + ".qkv").reshape(len(x), 3, heads, -1).transpose(1, 2, 0, 3)
-        scores = np.where(np.tri(len(x), dtype=bool), q @ k.mT / k.shape[-1] ** 0.5, -np.inf)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        return linear((weights @ v).swapaxes(0, 1).reshape(x.shape), name + ".out")
-
-    x = p["tokens.weight"][tokens] + p["positions.weight"][: len(tokens)]
-    for layer in range(sum(name.endswith(".qkv.weight") for name in p)):
-        block = f"blocks.{layer}"
-        x = x + attention(norm(x, block + ".norm1"), block + ".attention")
-        x = x + linear(gelu(linear(norm(x, block + ".norm2"), block + ".up")), block + ".down")
-    return norm(x, "norm") @ p.get("head.weight", p["tokens.weight"]).T
-
-
 def sample(
-    parameters: dict[str, np.ndarray],
-    heads: int,
-    *,
-    prompt: str = "The ",
-    length: int = 300,
-    temperature: float = 0.7,
-    seed: int = 0,
+    trainer: mb.Trainer, *, prompt: str = "The ", length: int = 300, temperature: float = 0.7, seed: int = 0
 ) -> str:
-    """`prompt`, continued by `length` characters."""
+    """`prompt`, continued by `length` characters that the trained model draws one after the other."""
     rng, text = np.random.default_rng(seed), encode(prompt).tolist()
-    window = len(parameters["positions.weight"])
+    window = trainer.experiment.model.builder(trainer.backend).keywords["sequence_length"]
     for _ in range(length):
-        logits = numpy_gpt(parameters, np.array(text[-window:]), heads)[-1]
+        recent = text[-window:]
+        # always a whole window, for one shape is compiled once; no character looks at those behind it
+        tokens = np.array([recent + [0] * (window - len(recent))], np.int32)
+        logits = trainer.predict({"tokens": tokens})[0, len(recent) - 1]
         # the largest of logits with Gumbel noise is a draw from their softmax
         text.append(int(np.argmax(logits / temperature + rng.gumbel(size=logits.shape))))
     return "".join(ALPHABET[token] for token in text)
@@ -183,8 +149,7 @@ def sample(
 
 def after(trainer: mb.Trainer) -> None:
     """Print a sample of what the trained model writes."""
-    heads = trainer.experiment.model.builder(trainer.backend).keywords["heads"]  # no parameter tells their number
-    print(sample(trainer.parameters(), heads))
+    print(sample(trainer))
 
 
 def encode(text: str) -> np.ndarray:

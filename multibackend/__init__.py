@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from multibackend.protocol.registry import BackendInfo, list_backends
     from multibackend.training.early_stopping import EarlyStopping
     from multibackend.training.saving.saver import Checkpointing
+    from multibackend.training.summary import Summary, summary
     from multibackend.training.trainer import FitResult, Trainer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "History",
     "Model",
     "MultibackendError",
+    "Summary",
     "Trainer",
     "UpdateRecord",
     "check_accumulation",
@@ -41,6 +43,7 @@ __all__ = [
     "metrics",
     "optimizers",
     "schedules",
+    "summary",
 ]
 
 
@@ -58,11 +61,13 @@ _LATER = {
     "History": "multibackend.core.history",
     "Model": "multibackend.experiment",
     "MultibackendError": "multibackend.errors",
+    "Summary": "multibackend.training.summary",
     "Trainer": "multibackend.training.trainer",
     "UpdateRecord": "multibackend.core.history",
     "check_accumulation": "multibackend.parity",
     "compare": "multibackend.parity",
     "list_backends": "multibackend.protocol.registry",
+    "summary": "multibackend.training.summary",
 }
 _MODULES = ("data", "errors", "events", "losses", "metrics", "optimizers", "schedules")
 

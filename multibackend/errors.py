@@ -1,27 +1,30 @@
 """Every error the library raises on purpose, one tree.
 
-MultibackendError ├── ConfigurationError          (ValueError)   an argument is wrong; lists every
-problem found │   └── ConfigurationTypeError  (TypeError)    the same, when every problem is a wrong
-type ├── BackendNotFoundError        (ValueError)   no backend is registered under that name ├──
-BackendNotInstalledError    (ImportError)  the backend is known, its framework is not installed ├──
-PackageNotInstalledError    (ImportError)  an extra of this library is not installed ├──
-CapabilityError                            the backend says that it cannot do this ├── DataError
-(ValueError)   the data do not fit the experiment ├── ParameterMatchError         (ValueError)
-parameters of two models cannot be paired ├── ExperimentFileError         (ValueError)   a file does
-not define a usable `experiment` function ├── CheckpointError                            a
-checkpoint cannot be written, or is not one that can be trusted │   └── ResumeError
-(ValueError)   the experiment does not fit the checkpoint; lists every difference ├──
-FileError                   (OSError)      a log, weights or another file cannot be written or read
-├── GoldenFileError             (ValueError)   a golden file is not there, or is none ├── NonFiniteError
-(ArithmeticError)  a gradient is NaN or infinite ├── OutOfMemoryError            (MemoryError)  the
-device has no memory left └── MatchError                  (AssertionError)   two things that should
-match do not
+MultibackendError
+├── ConfigurationError          (ValueError)      an argument is wrong; lists every problem found
+│   └── ConfigurationTypeError  (TypeError)       the same, when every problem is a wrong type
+├── BackendNotFoundError        (ValueError)      no backend is registered under that name
+├── BackendNotInstalledError    (ImportError)     the backend is known, its framework is not installed
+├── PackageNotInstalledError    (ImportError)     an extra of this library is not installed
+├── CapabilityError                               the backend says that it cannot do this
+├── DataError                   (ValueError)      the data do not fit the experiment
+├── UserCodeError               (RuntimeError)    a user's own function raised: a model, a loss, a metric
+├── ParameterMatchError         (ValueError)      parameters of two models cannot be paired
+├── ExperimentFileError         (ValueError)      a file does not define a usable `experiment` function
+├── CheckpointError                               a checkpoint cannot be written, or cannot be trusted
+│   └── ResumeError             (ValueError)      the experiment does not fit the checkpoint
+├── FileError                   (OSError)         a log, weights or another file cannot be written or read
+├── GoldenFileError             (ValueError)      a golden file is not there, or is none
+├── NonFiniteError              (ArithmeticError) a loss or a gradient is NaN or infinite
+├── TrainerInUseError           (RuntimeError)    a call of the same trainer has not returned
+├── OutOfMemoryError            (MemoryError)     the device has no memory left
+└── MatchError                  (AssertionError)  two things that should match do not
 
-BatchStatisticsWarning          (UserWarning)  small micro-batches and BatchNorm: a warning, not an
-error Interrupted                     (SystemExit)   a signal ended the run, which was saved
+BatchStatisticsWarning          (UserWarning)     small micro-batches and BatchNorm
+CheckpointWarning               (UserWarning)     a checkpoint was passed over because it is damaged
+OutputsWarning                  (UserWarning)     outputs that are probabilities where the loss takes logits
+Interrupted                     (SystemExit)      a signal ended the run, which was saved
 KeyboardInterrupted             (KeyboardInterrupt)  the same by Ctrl-C
-CheckpointWarning               (UserWarning)  a checkpoint was passed over because it is damaged
-LogWarning                      (UserWarning)  lines of a run's log are not written, or not read
 """
 
 from __future__ import annotations
@@ -48,9 +51,12 @@ __all__ = [
     "MultibackendError",
     "NonFiniteError",
     "OutOfMemoryError",
+    "OutputsWarning",
     "PackageNotInstalledError",
     "ParameterMatchError",
     "ResumeError",
+    "TrainerInUseError",
+    "UserCodeError",
 ]
 
 
@@ -164,21 +170,38 @@ class GoldenFileError(MultibackendError, ValueError):
 
 
 class NonFiniteError(MultibackendError, ArithmeticError):
-    """A window's gradient is NaN or infinite, and `on_nonfinite="raise"`.
+    """A window's loss or gradient is NaN or infinite, and `on_nonfinite="raise"`.
 
     The training state is what it was before that window. `update` is the number (from 1) of the
-    update that the window would have made, `parameters` the canonical names whose gradient is not
-    finite, `epoch` and `offset` the place of its first example in the data.
+    update that the window would have made, `terms` the names of the loss terms that are not finite
+    ("loss" where there is one), `parameters` the canonical names whose gradient is not finite,
+    `epoch` and `offset` the place of its first example in the data. Either of the two may be empty:
+    a loss may be infinite though its gradient is finite, and the other way round.
     """
 
     def __init__(
-        self, message: str, *, update: int, parameters: Sequence[str] = (), epoch: int = 0, offset: int = 0
+        self,
+        message: str,
+        *,
+        update: int,
+        terms: Sequence[str] = (),
+        parameters: Sequence[str] = (),
+        epoch: int = 0,
+        offset: int = 0,
     ) -> None:
         self.update = update
+        self.terms = tuple(terms)
         self.parameters = tuple(parameters)
         self.epoch = epoch
         self.offset = offset
         super().__init__(message)
+
+
+class TrainerInUseError(MultibackendError, RuntimeError):
+    """A trainer was asked for something while another thread uses it, or to `fit` inside `fit`.
+
+    Nothing was changed by what was refused.
+    """
 
 
 class OutOfMemoryError(MultibackendError, MemoryError):
@@ -193,6 +216,26 @@ class OutOfMemoryError(MultibackendError, MemoryError):
         super().__init__(message)
 
 
+class UserCodeError(MultibackendError, RuntimeError):
+    """A user's own function raised while the library ran it: a builder, a model, a loss, a metric, a schedule.
+
+    It is raised from the function's own error, which is its `__cause__`. `role` says which function
+    it was, `layer` the path of the model's layer in which it happened ("" for the model itself),
+    None where it was in none. What listeners and data raise is not wrapped: it passes on as it is,
+    with a note that says whose it is, so that `except` finds a class of the user's own.
+
+    >>> try:                                               # doctest: +SKIP
+    ...     trainer.fit(updates=10)
+    ... except UserCodeError as error:
+    ...     print(error.role, error.layer, repr(error.__cause__))
+    """
+
+    def __init__(self, message: str, *, role: str, layer: str | None = None) -> None:
+        self.role = role
+        self.layer = layer
+        super().__init__(message)
+
+
 class MatchError(MultibackendError, AssertionError):
     """Two things that were asserted to match do not."""
 
@@ -203,6 +246,10 @@ class BatchStatisticsWarning(UserWarning):
 
 class CheckpointWarning(UserWarning):
     """A checkpoint was passed over because it is damaged, or an old one could not be removed."""
+
+
+class OutputsWarning(UserWarning):
+    """A model's outputs look like probabilities where the loss takes logits; given at a run's first `fit`."""
 
 
 class LogWarning(UserWarning):

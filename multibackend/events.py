@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multibackend.core.history import SkippedWindow, UpdateRecord
+from multibackend.core.user_code import add_origin, name_of
 
 __all__ = [
     "Broadcast",
@@ -61,12 +62,14 @@ class FitStarted(Event):
     """`fit` begins at update number `update` and ends at `updates`, estimated where epochs decide.
 
     `updates` is None where epochs decide and the data do not tell how many examples they have.
+    `initial` tells where the run's first parameters came from, as `Experiment(initial=...)` does.
     """
 
     update: int
     updates: int | None
     device: str
     execution: str
+    initial: str = "native"
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,7 @@ class Broadcast:
                 try:
                     answer = listener(event)
                 except Exception as error:  # a user's function, whatever it raises
+                    add_origin(error, f"the listener{name_of(listener)} of callbacks, which heard {kind.__name__}")
                     # It hears no more: its next error would hide the first, which is the cause.
                     hearing = [member for member in hearing if member is not listener]
                     first_error = first_error or error

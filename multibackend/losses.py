@@ -12,19 +12,25 @@ Specs become native functions by `functools.singledispatch` in each backend's `l
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 
-from multibackend.core.validation import Problems, is_integer
-from multibackend.errors import DataError
+from multibackend.core.custom_values import custom_values
+from multibackend.core.paths import Shapes
+from multibackend.core.slips import accepts, describe
+from multibackend.core.validation import Problems, is_integer, shown
+from multibackend.errors import ConfigurationError, DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
 Batch = Mapping[str, Any]
+
+_PROBABILITIES_SUM_TO = 1e-2  # 1 within this, also in bfloat16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +40,32 @@ class Loss:
     Args:
         weights: name of a field of the data with a weight >= 0 per element; None for 1 everywhere.
         scale: what the weighted mean is multiplied by.
+        output: which of several outputs the loss is of, a dotted path into the dict, tuple, dataclass or
+            object that the model returns: "cls", "heads.0"; None for all that it returns.
+
+    >>> terms = {"cls": CrossEntropy(target="k", output="cls"), "reg": MeanSquaredError(target="y", output="reg")}
     """
 
     weights: str | None = None
     scale: float = 1.0
+    output: str | None = None
 
     def __post_init__(self) -> None:
         problems = Problems(type(self).__name__)
         if self.weights is not None:
             problems.field_name("weights", self.weights)
         problems.number("scale", self.scale, minimum=-math.inf)
+        check_output(problems, self.output)
         self._check(problems)
         problems.raise_if_any()
 
     def _check(self, problems: Problems) -> None:
         """Add the problems of a subclass's own arguments."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it: its class, and the output that it picks."""
+        return type(self).__name__ + ("" if self.output is None else f"(output={self.output!r})")
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -65,6 +82,15 @@ class Loss:
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where a numpy batch does not fit outputs of shape [batch, ...]."""
 
+    @property
+    def takes_logits(self) -> bool:
+        """Whether the outputs must be logits, from which the loss makes probabilities itself."""
+        return False
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        """Say what speaks against outputs [batch, ...] being logits, with figures; "" where nothing does."""
+        return ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Targeted(Loss):
@@ -78,7 +104,7 @@ class _Targeted(Loss):
         return (self.target, *super().fields)
 
 
-def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Add axes of length 1 on the right of `weights` [batch, ...], to broadcast against `shape`."""
     if weights.shape != shape[: weights.ndim]:
         raise DataError(f"the weights have shape {weights.shape}, which is not the beginning of the target's {shape}")
@@ -86,12 +112,23 @@ def _broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarra
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
-def _check_weights(name: str, weights: np.ndarray) -> None:
+_SMALLEST_WEIGHT = 1e-30
+_LARGEST_WEIGHT = 1e30
+
+
+def check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
         value = wrong[0].item()
         raise DataError(f"the weights in {name!r} must be finite numbers >= 0, got {value!r}")
+    # Sums of them, and what is divided by those, must be numbers in float32.
+    extreme = weights[(weights > _LARGEST_WEIGHT) | ((weights < _SMALLEST_WEIGHT) & (weights > 0))]
+    if extreme.size:
+        raise DataError(
+            f"the weights in {name!r} must be 0 or from {_SMALLEST_WEIGHT} to {_LARGEST_WEIGHT}, got "
+            f"{extreme[0].item()!r}; only the ratios of weights matter, so multiply all of them by one number"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,20 +140,20 @@ class _Elementwise(_Targeted):
         if self.weights is None:
             return np.full(shape[:leading], float(np.prod(shape[leading:])))
         weights = np.asarray(batch[self.weights], np.float64)
-        scalars = np.broadcast_to(_broadcast_weights(weights, shape), shape)
+        scalars = np.broadcast_to(broadcast_weights(weights, shape), shape)
         return scalars.sum(axis=tuple(range(leading, len(shape))))
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         shape = np.shape(batch[self.target])
         if shape != output_shape:
             raise DataError(
-                f"{type(self).__name__}: the model's outputs have shape {output_shape}, the target "
+                f"{self.title}: the model's outputs have shape {output_shape}, the target "
                 f"{self.target!r} has {shape}; they must be equal, because frameworks broadcast them "
                 "in different ways. Reshape the one that is wrong, for example target[:, None] for "
                 "outputs of shape [batch, 1]"
             )
         if self.weights is not None:
-            _broadcast_weights(np.asarray(batch[self.weights]), shape)
+            broadcast_weights(np.asarray(batch[self.weights]), shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +181,29 @@ class Huber(_Elementwise):
 @dataclass(frozen=True, kw_only=True)
 class BinaryCrossEntropy(_Elementwise):
     """l = softplus(z) - y * z for logits z and targets y in [0, 1]; both [batch, ...]."""
+
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        return (
+            f"{self.title} takes logits, and all {outputs.size} outputs of the first micro-batch lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, as probabilities do; if the model ends in a sigmoid, "
+            "drop it: the loss has one"
+        )
+
+    def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
+        super().validate(batch, output_shape)
+        targets = np.asarray(batch[self.target])
+        if targets.size and not (targets.min() >= 0 and targets.max() <= 1):  # NaN is in no interval
+            wrong = targets[~((targets >= 0) & (targets <= 1))][0].item()
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must be in [0, 1], got {wrong!r}; for labels of several "
+                "classes use CrossEntropy"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +233,10 @@ class CrossEntropy(_Targeted):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
         if self.class_weights is None:
             return
+        if not isinstance(self.class_weights, Sequence | np.ndarray) or len(self.class_weights) == 0:
+            what = "class_weights must be a sequence with a number >= 0 per class"
+            problems.add(f"{what}, got {shown(self.class_weights)}", wrong_type=True)
+            return
         for index, weight in enumerate(self.class_weights):
             problems.number(f"class_weights[{index}]", weight, minimum=0.0)
         if self.label_smoothing:
@@ -188,37 +252,74 @@ class CrossEntropy(_Targeted):
             weights *= table[np.where(weights > 0, np.clip(labels, 0, len(table) - 1), 0)]
         if self.weights is not None:
             example_weights = np.asarray(batch[self.weights], np.float64)
-            weights *= _broadcast_weights(example_weights, labels.shape)
+            weights *= broadcast_weights(example_weights, labels.shape)
         return weights.sum(axis=tuple(range(leading, labels.ndim)))
 
     def validate(self, batch: Batch, output_shape: tuple[int, ...]) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iu":
-            raise DataError(f"CrossEntropy: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+            raise DataError(
+                f"{self.title}: the target {self.target!r} must hold integer labels, got "
+                f"{labels.dtype}{_repaired_labels(self.target, labels, output_shape)}"
+            )
         if len(output_shape) == 0 or labels.shape != output_shape[:-1]:
             raise DataError(
-                "CrossEntropy: logits must have the shape of the labels and one more axis, the "
-                f"classes, at the end; got logits {output_shape} and labels {labels.shape}"
+                f"{self.title}: logits must have the shape of the labels and one more axis, the "
+                f"classes, at the end; got logits {output_shape} and labels "
+                f"{labels.shape}{_repaired_labels(self.target, labels, output_shape)}"
             )
         classes = output_shape[-1]
         if self.class_weights is not None and len(self.class_weights) != classes:
             count = len(self.class_weights)
-            raise DataError(f"CrossEntropy: {count} class_weights for {classes} classes")
+            raise DataError(f"{self.title}: {count} class_weights for {classes} classes")
         if self.weights is not None:
-            _broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
-        self._check_labels(labels, classes)
+            broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
+        check_labels(f"{self.title}: ", self.target, labels, classes, self.ignore_index)
 
-    def _check_labels(self, labels: np.ndarray, classes: int) -> None:
-        # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
-        # are made only where something is ignored or wrong.
-        if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
-            return
-        outside = ((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)
-        if outside.any():
-            raise DataError(
-                f"CrossEntropy: label {int(labels[outside][0])} in {self.target!r} is outside "
-                f"[0, {classes}) and is not ignore_index={self.ignore_index}"
-            )
+    @property
+    def takes_logits(self) -> bool:
+        return True
+
+    def doubt(self, outputs: np.ndarray) -> str:
+        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+            return ""
+        gap = float(np.abs(outputs.sum(axis=-1) - 1).max())
+        if gap > _PROBABILITIES_SUM_TO:
+            return ""
+        return (
+            f"{self.title} takes logits, and the outputs of the first micro-batch are probabilities: all lie between "
+            f"{outputs.min():.3g} and {outputs.max():.3g}, and each row of {outputs.shape[-1]} sums to 1 within "
+            f"{gap:.1e}; if the model ends in a softmax, drop it: the loss has one"
+        )
+
+
+def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, ...]) -> str:
+    """Return the line that makes labels of what was given as such; empty where nothing tells."""
+    last = labels.ndim - 1
+    if labels.ndim and labels.shape == output_shape and np.all(labels.sum(axis=-1) == 1):
+        return f"; they are one-hot: pass data[{target!r}].argmax({last})"
+    if labels.shape == output_shape and labels.dtype.kind == "f" and np.all(labels >= 0):
+        return f"; probabilities of classes are no labels: data[{target!r}].argmax({last}), or write a custom loss"
+    index = "" if labels.shape[:-1] != output_shape[:-1] or labels.shape[-1:] != (1,) else f"[{':, ' * last}0]"
+    if labels.dtype.kind == "f" and np.all(labels == np.rint(labels)):
+        return f"; they are whole numbers: pass data[{target!r}]{index}.astype(np.int64)"
+    if labels.dtype.kind == "f":
+        return "; numbers that are not whole are no classes: MeanSquaredError is a loss for those"
+    return f"; pass data[{target!r}]{index}" if index else ""
+
+
+def check_labels(title: str, target: str, labels: np.ndarray, classes: int, ignore_index: int) -> None:
+    """Raise `DataError` unless every label is a class or `ignore_index`."""
+    # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
+    # are made only where something is ignored or wrong.
+    if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
+        return
+    outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if outside.any():
+        raise DataError(
+            f"{title}label {int(labels[outside][0])} in {target!r} is outside [0, {classes}) and is not "
+            f"ignore_index={ignore_index}"
+        )
 
 
 @dataclass(frozen=True)
@@ -269,6 +370,22 @@ class Custom(Loss):
         weights = np.asarray(batch[self.weights], np.float64)
         return weights.sum(axis=tuple(range(leading, weights.ndim)))
 
+    def values_of(self, role: str, result: Any, batch: Batch, kind: type) -> tuple[Any, Any]:
+        """Check what the function returned, in arrays of that `kind`; return (values, weights or None).
+
+        Raises:
+            DataError: it is no values and weights, or not what `per` says.
+        """
+        size = len(next(iter(batch.values())))
+        values, weights = custom_values(role, result, kind, batch_size=size if self.per is None else None)
+        if self.per is not None:
+            field = () if self.weights is None else tuple(batch[self.weights].shape)
+            self.check_values(tuple(values.shape), size, field)
+        if weights is not None or self.weights is None:
+            return values, weights
+        # of a field, which is checked in the same way as weights that the function returns
+        return custom_values(role, (values, batch[self.weights]), kind, batch_size=None)
+
     def check_values(self, values_shape: tuple[int, ...], batch_size: int, weights_shape: tuple[int, ...]) -> None:
         """Raise `DataError` where what the function returned is not what `per` says."""
         if self.per is None:
@@ -281,31 +398,81 @@ class Custom(Loss):
             )
 
 
-def check_function(problems: Problems, name: str, function: object) -> None:
-    """Add a problem unless `function` is callable, or a mapping from backend names to callables."""
+def check_function(problems: Problems, name: str, function: object, arguments: str = "xp, outputs, batch") -> None:
+    """Add a problem unless `function` takes these arguments, or maps backend names to functions (outputs, batch)."""
     if isinstance(function, Mapping):
+        if not function:
+            problems.add(f"{name} maps no backend to a function, got {{}}")
         for backend, native in function.items():
             if not isinstance(backend, str) or not callable(native):
                 problems.add(f"{name} must map backend names to functions, got {backend!r}: {native!r}")
-    elif not callable(function):
-        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {function!r}")
+            elif not accepts(native, 2):
+                problems.add(f"{name}[{backend!r}] must take (outputs, batch), got {describe(native)}")
+    elif callable(function):
+        if not accepts(function, len(arguments.split(","))):
+            problems.add(f"{name} must take ({arguments}), got {describe(function)}{_signature_of(function)}")
+    else:
+        problems.add(f"{name} must be a function or a mapping from backend names to functions, got {shown(function)}")
 
 
-def check_batch(loss: Loss, batch: Batch, output_shape: tuple[int, ...] | None) -> None:
-    """Check a host batch against the shape of the model's outputs for some other batch size.
+def _signature_of(function: Callable[..., Any]) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return ""
+
+
+def check_gradient(parameters: Iterable[str], depends: bool) -> None:
+    """Raise unless the model has parameters, and some term of the loss depends on them.
+
+    Raises:
+        ConfigurationError: the model has none.
+        DataError: the loss depends on none.
+    """
+    if not any(True for _ in parameters):
+        raise ConfigurationError("Model", ["the model has no parameter, so there is nothing to train"])
+    if not depends:
+        raise DataError(
+            "the loss does not depend on the model's parameters, so there is nothing to train: it reads the batch "
+            "alone, or the outputs were detached or rounded on the way"
+        )
+
+
+def check_output(problems: Problems, output: object) -> None:
+    """Add a problem unless `output` is a dotted path or None."""
+    if output is not None and (not isinstance(output, str) or not output):
+        what = "a dotted path to one of the model's outputs, such as 'cls' or 'heads.0'"
+        problems.add(f"output must be {what}, got {output!r}", wrong_type=True)
+
+
+def check_batch(loss: Loss, batch: Batch, shapes: Shapes) -> None:
+    """Check a host batch against the shapes of the model's outputs for some other batch size.
 
     Raises:
         DataError: a shape or a label does not fit.
     """
     if loss.weights is not None:
-        _check_weights(loss.weights, np.asarray(batch[loss.weights]))
+        check_weights(loss.weights, np.asarray(batch[loss.weights]))
     if isinstance(loss, Custom):
         return
-    if not output_shape:
-        raise DataError(
-            f"{type(loss).__name__} needs a model whose outputs are one array [batch, ...]; pass "
-            "call= to Model to pick it from what the model returns, or write a custom loss"
-        )
     # The program was traced on a batch of its own size; only the axes after it are the model's.
     size = len(next(iter(batch.values())))
-    loss.validate(batch, (size, *output_shape[1:]))
+    loss.validate(batch, (size, *picked_shape(loss.title, loss.output, shapes)[1:]))
+
+
+def picked_shape(title: str, output: str | None, shapes: Shapes) -> tuple[int, ...]:
+    """Return the shape of the one array that a loss or metric is of; raise `DataError` where it is none."""
+    shape = shapes.get(output or "")
+    if shape:
+        return shape
+    prefix = f"{output}." if output else ""
+    parts = [path for path in shapes if path and path.startswith(prefix)]
+    if not parts:
+        found = "it returns none" if shape is None else "it returns a single number"
+        raise DataError(f"{title} needs a model whose output is an array [batch, ...], but {found}")
+    listed = ", ".join(map(repr, parts))
+    where = "the model returns" if output is None else f"output={output!r} is"
+    raise DataError(
+        f"{title} needs one array [batch, ...], but {where} several: {listed}; say which one, for example "
+        f"output={parts[0]!r}, or write a custom one"
+    )

@@ -13,14 +13,16 @@ horizon a schedule stays at its last value.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
-from multibackend.core.validation import Problems, is_real
-from multibackend.errors import ConfigurationError
+from multibackend.core.user_code import name_of, user_code
+from multibackend.core.validation import Problems, is_real, shown
+from multibackend.errors import ConfigurationError, UserCodeError
 
 __all__ = [
     "LR_SCALINGS",
@@ -60,15 +62,22 @@ def learning_rate_at(learning_rate: LearningRate, update: int) -> float:
     """Return the learning rate of the update with that index, checked to be finite and >= 0."""
     if not callable(learning_rate):
         return float(learning_rate)
-    value = learning_rate(update)
-    if not is_real(value) or not math.isfinite(value) or value < 0:
+    with user_code(
+        f"the learning_rate{name_of(learning_rate)} of update {update + 1}, a function of the update's index,"
+    ):
+        value = learning_rate(update)
+    # compared, not converted: an integer may be beyond the largest float
+    if not is_real(value) or not 0 <= value <= sys.float_info.max:
         problem = "learning_rate: the schedule must return a finite number >= 0"
-        raise ConfigurationError("learning_rate", [f"{problem}, got {value!r} for update index {update}"])
+        raise ConfigurationError("learning_rate", [f"{problem}, got {shown(value)} for update index {update}"])
     return float(value)
 
 
 class RateTable:
     """The values of a learning rate by update index, each computed once.
+
+    A run asks for ever later ones. Those before the first that was asked for last are forgotten, so
+    that the table does not grow with the run; where a run goes back, they are computed anew.
 
     >>> RateTable(Step(initial=1.0, boundaries={1: 0.5})).between(0, 3).tolist()
     [1.0, 0.5, 0.5]
@@ -76,6 +85,7 @@ class RateTable:
 
     def __init__(self, learning_rate: LearningRate) -> None:
         self._learning_rate = learning_rate
+        self._first = 0  # the update of the first value that is kept
         self._values: list[float] = []
 
     def between(self, first: int, stop: int) -> np.ndarray:
@@ -84,9 +94,14 @@ class RateTable:
             return np.full(stop - first, float(self._learning_rate))
         # A user's function may keep a state: called once for each update, in order, it gives the
         # device and the history the same rate.
-        for update in range(len(self._values), stop):
+        if first < self._first:
+            self._first = first
+            self._values = []
+        for update in range(self._first + len(self._values), stop):
             self._values.append(learning_rate_at(self._learning_rate, update))
-        return np.array(self._values[first:stop])
+        del self._values[: first - self._first]
+        self._first = first
+        return np.array(self._values[: stop - first])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +366,9 @@ def check_learning_rate(problems: Problems, learning_rate: Any) -> None:
     except ConfigurationError as error:
         for sentence in error.problems:
             problems.add(sentence)
-    except TypeError as error:  # a class that was not called, or a function of more arguments
+    except UserCodeError as error:
+        if not isinstance(error.__cause__, TypeError):
+            raise
+        # a class that was not called, or a function of more arguments
         what = "learning_rate must be a function of the update index alone"
-        problems.add(f"{what}, got {learning_rate!r}: {error}", wrong_type=True)
+        problems.add(f"{what}, got {shown(learning_rate)}: {error.__cause__}", wrong_type=True)

@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import Shapes, arrays_by_path, pick, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
-from multibackend.losses import check_batch
+from multibackend.losses import check_batch, check_gradient
 from multibackend.protocol import Execution
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.model.build import build_model
+from multibackend_jax.model.outputs import ends_linear
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.step.dispatch import Dispatch
+from multibackend_jax.step.losses import loss_sum
 from multibackend_jax.step.scan import Scan
 from multibackend_jax.step.window import WindowFunctions
 from multibackend_jax.step.workload import Workload, choose_mode, choose_windows_per_dispatch, measure_workload
@@ -52,10 +55,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            outputs, _ = jax.eval_shape(lambda: model.apply(model.parameters, model.state, batch, None, False))
-            output_shape = getattr(outputs, "shape", None)
-            for loss in experiment.loss_terms.values():
-                check_batch(loss, example, output_shape)  # before the loss meets outputs that do not fit
+            output_shapes, nonlinear = _outputs_of(experiment, model, batch, example)
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
@@ -65,7 +65,7 @@ class JaxBackend:
             mode = choose_mode(device.platform, workload)
         windows = execution.windows_per_dispatch
         if windows is None:
-            steps = experiment.accumulation.steps(0)
+            steps = experiment.held_steps
             windows = choose_windows_per_dispatch(
                 device.platform,
                 workload,
@@ -84,7 +84,7 @@ class JaxBackend:
             precision=precision,
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
-            output_shape=output_shape,
+            outputs=(output_shapes, nonlinear),
         )
 
     def memory_of(
@@ -92,7 +92,7 @@ class JaxBackend:
     ) -> int:
         try:
             program = self.compile(experiment, example=example, execution=execution)
-            return program_bytes(program, example, experiment.accumulation.steps(0))
+            return program_bytes(program, example, experiment.held_steps)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -129,6 +129,41 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
         rematerialize=experiment.rematerialize,
     )
     return precision.mixed(model)
+
+
+def _outputs_of(
+    experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array], example: Arrays
+) -> tuple[Shapes, tuple[str, ...]]:
+    """Trace model and loss: the shapes of the outputs, of whatever structure, and those that end in an activation.
+
+    Raises `DataError` where the data do not fit the outputs, or the loss does not depend on the parameters.
+    """
+
+    def outputs_and_totals(parameters: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        outputs, _ = model.apply(parameters, model.state, batch, None, False)
+        shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, example, shapes)  # before the loss meets outputs that do not fit
+        totals = [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
+        # only arrays leave a traced function; by those paths too that a loss picks them by
+        return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}, totals
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    traced = jax.make_jaxpr(outputs_and_totals)(model.parameters).jaxpr
+    count = len(shapes)
+    check_gradient(model.parameters, _depend(traced, traced.outvars[count:]))
+    # JAX lists the arrays of a dict in the order of its keys
+    ends = zip(sorted(shapes), traced.outvars[:count], strict=True)
+    return shapes, tuple(path for path, array in ends if not ends_linear(traced, array))
+
+
+def _depend(jaxpr: Any, results: Sequence[Any]) -> bool:
+    """Whether any of the results is computed from any argument; what an equation calls is taken as a whole."""
+    needed = {variable for variable in results if not hasattr(variable, "val")}  # literals have values
+    for equation in reversed(jaxpr.eqns):
+        if equation.primitive.name != "stop_gradient" and not needed.isdisjoint(equation.outvars):
+            needed |= {variable for variable in equation.invars if not hasattr(variable, "val")}
+    return not needed.isdisjoint(jaxpr.invars)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

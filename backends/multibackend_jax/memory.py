@@ -10,17 +10,14 @@ import jax
 import numpy as np
 
 from multibackend.core.arrays import Arrays
-from multibackend.errors import CapabilityError
+from multibackend.errors import CapabilityError, UserCodeError
+from multibackend.protocol import Rates
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.step.dispatch import Dispatch
 from multibackend_jax.step.execution import DivisorShape, Steering
 from multibackend_jax.step.scan import Scan
 
 __all__ = ["compiled_programs", "device_bytes", "is_out_of_memory", "program_bytes"]
-
-# The learning rates that a trainer hands over: those of two dispatches, and of all windows that may
-# be unread.
-_RATES_OF_UNREAD_WINDOWS = 256
 
 # what XLA says where the device has no room left, at compilation, at run time, and on hosts
 _REFUSALS = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory", "Failed to allocate")
@@ -32,6 +29,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."))
     True
     """
+    if isinstance(error, UserCodeError):  # of the model's or the loss's own code
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, jax.errors.JaxRuntimeError) and any(words in str(error) for words in _REFUSALS)
@@ -80,7 +79,7 @@ def compiled_programs(program: JaxProgram, example: Arrays, steps: int) -> Itera
         for name, array in example.items():
             dtype = precision.cast_input(name, array).dtype
             fields[name] = jax.ShapeDtypeStruct((room, steps, *array.shape), dtype)
-        steering = Steering.of_shape(room, shape, 2 * room + _RATES_OF_UNREAD_WINDOWS, precision.dtype)
+        steering = Steering.of_shape(room, shape, Rates.room(room), precision.dtype)
         if isinstance(runner, Scan):
             run = runner.one if room == 1 else runner.many
             yield run.lower(state, fields, steering).compile(), 0

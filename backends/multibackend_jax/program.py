@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from multibackend.core.names import check_same_names, check_same_slots
+from multibackend.core.paths import Shapes, collect
 from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 from multibackend.optimizers.groups import with_zeros
@@ -26,10 +27,11 @@ from multibackend.protocol import (
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend_jax.model.names import native_arrays
 from multibackend_jax.model.norm import moved
+from multibackend_jax.model.outputs import Outputs
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
 from multibackend_jax.step.execution import Bounds, PlacedWindows, WindowRunner
-from multibackend_jax.step.losses import metric_sum, weighted_sum
+from multibackend_jax.step.losses import loss_sum, metric_sum
 from multibackend_jax.step.optimizers import read_slots, write_slots
 from multibackend_jax.step.partial_window import BegunWindow, from_host, to_partial_window
 from multibackend_jax.step.trace import Tracer
@@ -39,8 +41,15 @@ from multibackend_jax.step.window import DeviceLossScale, Row, TrainState, Windo
 __all__ = ["JaxProgram"]
 
 
+Sums = tuple[jax.Array, dict[str, dict[str, jax.Array]]]
+"""What evaluating a batch gave: for each term of the loss and each metric its weighted sum and the sum of its weights,
+in one array, because each that is read costs a transfer; and what metrics over the whole set need, by the path that
+they pick and the path below it.
+"""
+
+
 class JaxProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
 
     def __init__(
         self,
@@ -52,11 +61,13 @@ class JaxProgram:
         precision: Precision,
         device: Any,
         execution: Execution,
-        output_shape: tuple[int, ...] | None,
+        outputs: tuple[Shapes, tuple[str, ...]],
     ) -> None:
+        output_shapes, nonlinear_outputs = outputs
         self.info = ProgramInfo(
             parameter_names=tuple(sorted(model.parameters)),  # the order in which JAX flattens a dict
-            output_shape=output_shape,
+            output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             kinds=model.kinds,
             dropout_layers=model.dropout_layers,
             batch_norm_layers=tuple(model.statistics),
@@ -72,6 +83,7 @@ class JaxProgram:
         self._precision = precision
         self._device = device
         self._evaluate = jax.jit(self._sums)
+        self._predict = jax.jit(self._outputs)
         self._average = jax.jit(self._averaged)
         self._tracer = Tracer(functions)
 
@@ -131,9 +143,19 @@ class JaxProgram:
             loss_scale=loss_scale,
         )
 
-    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> jax.Array:
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Sums:
         with self._precision.scope():
             return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
+
+    def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
+        with self._precision.scope():
+            parameters = state.ema if ema else state.parameters
+            return self._predict(parameters, state.model_state, self._put(batch)).to_host()
+
+    def native_model(self, state: TrainState) -> Any:
+        with self._precision.scope():
+            # copied, because the next run donates the state's own buffers
+            return self._model.bind(*jax.tree.map(jnp.copy, (state.parameters, state.model_state)))
 
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
         examples = 0
@@ -148,9 +170,10 @@ class JaxProgram:
                 model_state = self._average(state.parameters, model_state, self._put(batch), place, weight)
         return state._replace(model_state=model_state)
 
-    def read_sums(self, sums: Sequence[jax.Array]) -> EvaluationSums:
-        total = np.sum([np.asarray(part, np.float64) for part in sums], axis=0)
-        return EvaluationSums.unpack(total, self._experiment)
+    def read_sums(self, sums: Sequence[Sums]) -> EvaluationSums:
+        total = np.sum([np.asarray(part, np.float64) for part, _ in sums], axis=0)
+        collected = jax.device_get([arrays for _, arrays in sums])
+        return EvaluationSums.unpack(total, self._experiment, collected)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         parameters = self._to_host(state.parameters)
@@ -252,15 +275,17 @@ class JaxProgram:
         changed = {name for names in self._model.statistics.values() for name in names}
         return {name: result[name] if name in changed else array for name, array in model_state.items()}
 
-    def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> jax.Array:
-        """Evaluate each term of the loss, then each metric: its weighted sum and the sum of its weights, in one array.
+    def _outputs(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Outputs:
+        outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
+        return Outputs(outputs, self._precision.dtype)
 
-        One array, because each that is read costs a transfer.
-        """
+    def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Sums:
+        """Evaluate each term of the loss, then each metric, and collect what metrics over the whole set need."""
         outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
         parts: list[Any] = []
         for loss in self._experiment.loss_terms.values():
-            parts += weighted_sum(loss, outputs, batch)
-        for metric in self._experiment.metrics:
+            parts += loss_sum(loss, outputs, batch)
+        for metric in self._experiment.summed_metrics:
             parts += metric_sum(metric, outputs, batch)
-        return jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for part in parts])
+        sums = jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for part in parts])
+        return sums, collect(outputs, self._experiment.collected_outputs)

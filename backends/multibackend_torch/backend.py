@@ -10,9 +10,12 @@ import numpy as np
 import torch
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import shapes_by_path
+from multibackend.core.user_code import check_outputs
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
+from multibackend.losses import check_batch, check_gradient
 from multibackend.protocol import Execution
 from multibackend_torch.idioms import IDIOMS
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
@@ -20,9 +23,11 @@ from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
+from multibackend_torch.model.outputs import nonlinear_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
+from multibackend_torch.step.losses import loss_sum
 
 __all__ = ["TorchBackend"]
 
@@ -61,8 +66,14 @@ class TorchBackend:
         call = precision.mixed(caller(experiment.model, module), device)
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
-        with torch.no_grad():
-            outputs = call(module, batch, False)
+        # with its graph, which tells what an output ends in, and whether the loss has a gradient
+        outputs = call(module, batch, False)
+        check_outputs(outputs, torch.Tensor)
+        output_shapes = shapes_by_path(outputs, experiment.picked_outputs)
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
+        totals = [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
+        check_gradient(dict(module.named_parameters()), any(total.requires_grad for total in totals))
         return TorchProgram(
             experiment,
             module,
@@ -72,7 +83,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            output_shape=tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else None,
+            outputs=(output_shapes, nonlinear_outputs(outputs, experiment)),
         )
 
     def memory_of(

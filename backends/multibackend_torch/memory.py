@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from multibackend.core.arrays import Arrays
-from multibackend.errors import OutOfMemoryError
+from multibackend.errors import OutOfMemoryError, UserCodeError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Position, Rates, WindowStack
 from multibackend_torch.program import PlacedWindows, TorchProgram
@@ -37,6 +37,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     >>> is_out_of_memory(RuntimeError("CUDA error: out of memory")), is_out_of_memory(RuntimeError("shape mismatch"))
     (True, False)
     """
+    if isinstance(error, UserCodeError):  # of the model's or the loss's own code
+        return error.__cause__ is not None and is_out_of_memory(error.__cause__)
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _REFUSALS)
@@ -135,7 +137,7 @@ def _make_two_updates(program: TorchProgram, state: TrainState, placed: PlacedWi
 def _window(experiment: Experiment, example: Arrays) -> WindowStack:
     """Return a window whose fields have all its micro-batches, of which two are run."""
     # all of them, because the program puts the whole window on the device before it runs the first
-    steps = max(2, experiment.accumulation.steps(0))
+    steps = max(2, experiment.held_steps)
     terms = list(experiment.loss_terms.values())
     weights = np.ones(len(terms))
     weighed_by_model = False

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 
 from multibackend.core.names import check_same_names, check_same_slots
+from multibackend.core.paths import Shapes, collect
 from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 from multibackend.optimizers.groups import frozen_names, resolve_groups, with_zeros
@@ -38,11 +40,14 @@ from multibackend_torch.model.names import (
     native_arrays,
     to_host,
     unchanged,
+    with_tensors_of,
 )
 from multibackend_torch.model.norm import Momentum, averaging
+from multibackend_torch.model.outputs import host_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.randomness import Randomness
-from multibackend_torch.step.losses import metric_sum, weighted_sum
+from multibackend_torch.model.release import released
+from multibackend_torch.step.losses import loss_sum, metric_sum
 from multibackend_torch.step.optimizers import build_grouped, read_slots, slot_names, write_slots
 from multibackend_torch.step.partial_window import BegunWindow, from_host, in_module, set_aside, to_partial_window
 from multibackend_torch.step.trace import trace_micro_batch
@@ -89,8 +94,23 @@ class PlacedWindows:
         return self.ragged is not None and window == len(self.stack) - 1
 
 
+@dataclass(frozen=True)
+class BatchSums:
+    """What evaluating a batch gave.
+
+    Attributes:
+        sums: of each term of the loss, then each metric: its weighted sum and the sum of its weights.
+        known_weights: of the terms whose weights the data tell; they are added on the host.
+        collected: what metrics over the whole set need, by the path that they pick and the path below it.
+    """
+
+    sums: list[torch.Tensor]
+    known_weights: list[float]
+    collected: dict[str, dict[str, torch.Tensor]]
+
+
 class TorchProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `RecomputesStatistics` and `Traceable`."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
 
     def __init__(
         self,
@@ -103,13 +123,15 @@ class TorchProgram:
         execution: Execution,
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
-        output_shape: tuple[int, ...] | None,
+        outputs: tuple[Shapes, tuple[str, ...]],
     ) -> None:
         dropout_layers, draws = dropout
+        output_shapes, nonlinear_outputs = outputs
         batch_norm_layers, self._momentum = statistics
         self.info = ProgramInfo(
             parameter_names=tuple(named_parameters(module)),
-            output_shape=output_shape,
+            output_shapes=output_shapes,
+            nonlinear_outputs=nonlinear_outputs,
             kinds=kinds_of(module),
             dropout_layers=dropout_layers,
             batch_norm_layers=batch_norm_layers,
@@ -212,43 +234,59 @@ class TorchProgram:
         return self._functions.finish(state, window, weights, learning_rate)
 
     def read(self, results: Sequence[WindowRow]) -> WindowResults:
-        totals = torch.stack([total for row in results for total in row.totals]).cpu().double().numpy()
-        ends = np.cumsum([len(row.totals) for row in results])[:-1]
         weights = np.array([row.weights for row in results])
+        finite = np.array([row.finite for row in results])
         sums = []
-        for of_window, row in zip(np.split(totals, ends), results, strict=True):
-            by_micro_batch = (of_window * row.inverse_divisors).reshape(-1, weights.shape[1])
-            sums.append(by_micro_batch.sum(axis=0) * row.inverse_weight)
+        for row in results:
+            with np.errstate(invalid="ignore"):  # a loss may be infinite, and what it is multiplied by 0
+                by_micro_batch = np.multiply(row.totals, row.inverse_divisors).reshape(-1, weights.shape[1])
+                sums.append(by_micro_batch.sum(axis=0) * row.inverse_weight)
+        # of a window that is dropped for what is not finite the losses tell why
+        has_loss = ~finite | (weights.sum(axis=1) > 0)
         norms = np.zeros((len(results), len(self.info.parameter_names)))  # of frozen parameters 0
         norms[:, self._trained] = torch.stack([row.norms for row in results]).cpu().double().numpy()
         return WindowResults(
-            terms=np.where(weights.sum(axis=1, keepdims=True) > 0, np.array(sums), np.nan),
+            terms=np.where(has_loss[:, None], np.array(sums), np.nan),
             grad_norm=np.array([row.norm for row in results]),
             weights=weights,
-            finite=np.array([row.finite for row in results]),
+            finite=finite,
             applied=np.array([row.applied for row in results]),
             gradient_norms=norms * np.array([row.gradient_scale for row in results])[:, None],
             loss_scale=np.array([row.loss_scale for row in results]),
         )
 
     @torch.no_grad()
-    def evaluate(
-        self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False
-    ) -> tuple[list[torch.Tensor], list[float]]:
-        state.module.eval()
-        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
-        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
+    def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> BatchSums:
+        with self._evaluating(state, ema=ema):
             tensors = self._put(batch)
             outputs = self._call(state.module, tensors, False)
             sums: list[torch.Tensor] = []
             known_weights = []  # of the terms whose weights the data tell: they are added on the host
             for loss in self._losses:
-                total, weight = weighted_sum(loss, outputs, tensors)
+                total, weight = loss_sum(loss, outputs, tensors)
                 known_weights.append(float(loss.weight_sums(batch, 0) or 0.0) if weight is None else 0.0)
                 sums += (total, torch.zeros_like(total) if weight is None else weight)
-            for metric in self._experiment.metrics:
+            for metric in self._experiment.summed_metrics:
                 sums += metric_sum(metric, outputs, tensors)
-        return sums, known_weights
+        return BatchSums(sums, known_weights, collect(outputs, self._experiment.collected_outputs))
+
+    @torch.no_grad()
+    def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
+        with self._evaluating(state, ema=ema):
+            outputs = self._call(state.module, self._put(batch), False)
+            return host_outputs(outputs, self._precision.dtype)
+
+    def native_model(self, state: TrainState) -> torch.nn.Module:
+        # from the module as it was built: one that was trained may hold what cannot be copied
+        return released(with_tensors_of(copy.deepcopy(self._module), state.module)).eval()
+
+    @contextlib.contextmanager
+    def _evaluating(self, state: TrainState, *, ema: bool) -> Iterator[None]:
+        """Let the model run in evaluation mode, without a trace in the state."""
+        state.module.eval()
+        swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
+        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
+            yield
 
     @torch.no_grad()
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
@@ -260,12 +298,13 @@ class TorchProgram:
                 self._call(state.module, self._put(batch), True)
         return state
 
-    def read_sums(self, sums: Sequence[tuple[list[torch.Tensor], list[float]]]) -> EvaluationSums:
-        rows = [_flat(tensors) for tensors, _ in sums]
+    def read_sums(self, sums: Sequence[BatchSums]) -> EvaluationSums:
+        rows = [_flat(batch.sums) for batch in sums]
         total = torch.stack(rows).cpu().numpy().sum(axis=0)
         # a term's sum comes before its weight
-        total[1 : 2 * len(self._losses) : 2] += np.sum([known_weights for _, known_weights in sums], axis=0)
-        return EvaluationSums.unpack(total, self._experiment)
+        total[1 : 2 * len(self._losses) : 2] += np.sum([batch.known_weights for batch in sums], axis=0)
+        collected = [{path: to_host(arrays) for path, arrays in batch.collected.items()} for batch in sums]
+        return EvaluationSums.unpack(total, self._experiment, collected)
 
     def snapshot(self, state: TrainState) -> Snapshot:
         slots = read_slots(state.optimizer, state.trained)
@@ -344,9 +383,9 @@ class TorchProgram:
         """Each term's sum of weighted losses over a micro-batch, and that of its weights where only the loss knows."""
         outputs = self._call(module, batch, True)
         if len(self._losses) == 1:  # the usual case, without lists of pairs: 2 % of a tiny model's micro-batch
-            total, weight = weighted_sum(self._losses[0], outputs, batch)
+            total, weight = loss_sum(self._losses[0], outputs, batch)
             return [total], weight
-        return [weighted_sum(loss, outputs, batch)[0] for loss in self._losses], None
+        return [loss_sum(loss, outputs, batch)[0] for loss in self._losses], None
 
 
 def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -17,10 +17,13 @@ from multibackend.checkpoint import list_checkpoints
 from multibackend.cli import tables
 from multibackend.cli.examples import copy_examples
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
+from multibackend.cli.prediction_files import check_output, read_data, write_predictions
 from multibackend.cli.run_file import RunFile
+from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import print_blocks
+from multibackend.core.user_code import user_code
 from multibackend.errors import ConfigurationError
-from multibackend.experiment import Experiment
+from multibackend.experiment import NATIVE, Experiment
 from multibackend.loggers.progress import ProgressBar
 from multibackend.pages.runs.page import write_report
 from multibackend.pages.writing import prepare
@@ -31,12 +34,12 @@ from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["check", "compare", "convert", "evaluate", "examples", "record", "report", "resume", "train"]
+__all__ = ["check", "compare", "convert", "evaluate", "examples", "predict", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
 _LENGTH = ("updates", "epochs")
-_OVERRIDES = ("precision", "ema_decay")
+_OVERRIDES = ("precision", "ema_decay", "initial")
 _SAVING = ("save_every", "save_seconds", "keep_last", "keep_every")
 _REMEMBERED = ("backend", *_OVERRIDES, "device", "execution", "evaluate_every", *_LENGTH, *_SAVING)
 
@@ -69,7 +72,8 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
         _write_weights(trainer, Path(options.run_dir))
         print(f"weights and log written to {options.run_dir}")
     if file.after is not None:
-        file.after(trainer)
+        with user_code(f"{file.path}: after(trainer)"):
+            file.after(trainer)
     return 0
 
 
@@ -99,6 +103,9 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     if options.html is not None:
         prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
+    if options.every is not None and options.every < 1:
+        problem = f"--every must be >= 1, the updates between two lines, got {options.every}"
+        raise ConfigurationError("compare", [problem])
     names = tuple(options.backends.split(","))
     live = None
     if len(names) == 2:  # else `parity.compare` says what is wrong
@@ -113,16 +120,26 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
 
 def evaluate(options: argparse.Namespace, flags: list[str]) -> int:
     """Print loss and metrics of trained weights on the evaluation data."""
-    _, experiment = _load(options, flags)
-    if options.weights is None and options.run_dir is None:
-        raise ConfigurationError("evaluate", ["give the weights: --run-dir DIR as passed to train, or --weights FILE"])
-    trainer = Trainer(experiment, options.backend, **_place(options))
-    # rather the newest checkpoint than the file, which `train` writes at its very end only
-    if options.weights is None and list_checkpoints(options.run_dir):
-        load_checkpoint(trainer, options.run_dir)
-    else:
-        load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
-    print_blocks(tables.metric_blocks(f"{experiment.name} on {options.backend}", trainer.evaluate()))
+    trainer = _trained(options, flags)
+    print_blocks(tables.metric_blocks(f"{trainer.experiment.name} on {options.backend}", trainer.evaluate()))
+    return 0
+
+
+def predict(options: argparse.Namespace, flags: list[str]) -> int:
+    """Write what a trained model returns for data, and print its shapes."""
+    if options.output is not None:
+        check_output(options.output)
+    data = None if options.data is None else read_data(options.data)
+    trainer = _trained(options, flags)
+    if data is None and trainer.experiment.eval_data is None:
+        problem = "the experiment has no eval_data; give the data, --data FILE"
+        raise ConfigurationError("predict", [f"{problem} (.npz, .safetensors or .npy)"])
+    outputs = trainer.predict(data, options.part, options.batch_size)
+    arrays = {path or options.part or "output": array for path, array in arrays_by_path(outputs).items()}
+    if options.output is not None:
+        write_predictions(options.output, arrays)
+    print_blocks(tables.prediction_blocks(f"{trainer.experiment.name} on {options.backend}", arrays))
+    print(f"written to {options.output}" if options.output else "nothing written; --output FILE keeps them")
     return 0
 
 
@@ -218,6 +235,22 @@ def _load(options: argparse.Namespace, flags: list[str]) -> tuple[ExperimentFile
     if changes:
         experiment = experiment.replace(**changes)
     return file, experiment
+
+
+def _trained(options: argparse.Namespace, flags: list[str]) -> Trainer:
+    """Build a trainer with the weights that the options name."""
+    _, experiment = _load(options, flags)
+    if options.weights is None and options.run_dir is None:
+        problem = "give the weights: --run-dir DIR as passed to train, or --weights FILE"
+        raise ConfigurationError(options.command, [problem])
+    # the start is the weights', so that no other backend need be there
+    trainer = Trainer(experiment.replace(initial=NATIVE), options.backend, **_place(options))
+    # rather the newest checkpoint than the file, which `train` writes at its very end only
+    if options.weights is None and list_checkpoints(options.run_dir):
+        load_checkpoint(trainer, options.run_dir)
+    else:
+        load_weights(trainer, options.weights or Path(options.run_dir) / _WEIGHTS)
+    return trainer
 
 
 def _place(options: argparse.Namespace) -> dict[str, Any]:

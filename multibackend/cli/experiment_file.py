@@ -2,6 +2,9 @@
 
     def experiment(*, learning_rate: float = 1e-3, width: int = 64) -> mb.Experiment: ...
 
+A file may also hold the experiment itself, `experiment = mb.Experiment(...)`; it then has no flags, and what it trains
+of its own accord belongs under `if __name__ == "__main__":`, because commands run the file.
+
 Two more names are read where the file defines them: `UPDATES`, the number of updates that a run
 makes unless told otherwise, and `after(trainer)`, which `multibackend train` calls at its end.
 """
@@ -9,6 +12,7 @@ makes unless told otherwise, and `after(trainer)`, which `multibackend train` ca
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -18,9 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from multibackend.cli.early import check_file
+from multibackend.core.extras import told_missing
+from multibackend.core.user_code import user_code
+from multibackend.core.validation import is_integer, shown
 from multibackend.errors import ExperimentFileError
 from multibackend.experiment import Experiment
 from multibackend.training.trainer import Trainer
@@ -49,7 +56,13 @@ class ExperimentFile:
         """Call the function with arguments parsed from flags such as `--learning-rate 1e-3`."""
         import tyro  # noqa: PLC0415 - only where flags are parsed
 
-        experiment = tyro.cli(self.function, args=list(arguments), prog=self.path.name, description=None)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with user_code(f"{self.path}: experiment()"), told_missing(self.path):
+                return self.function(*args, **kwargs)
+
+        # with its own signature and docstring, which decide the flags
+        told = functools.wraps(self.function)(build)
+        experiment = tyro.cli(told, args=list(arguments), prog=self.path.name, description=None)
         if not isinstance(experiment, Experiment):
             kind = type(experiment).__name__
             raise ExperimentFileError(f"{self.path}: experiment() must return a multibackend.Experiment, got {kind}")
@@ -71,11 +84,33 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     check_file(path)
     digest = digest_of(path)  # before it runs, which may take as long as it takes to edit it
     module = _run(path)
-    function = getattr(module, "experiment", None)
-    if not callable(function):
-        raise ExperimentFileError(f"{path} defines no function experiment(...) that returns a multibackend.Experiment")
-    updates = int(getattr(module, "UPDATES", _DEFAULT_UPDATES))
-    return ExperimentFile(path, digest, function, updates, after=getattr(module, "after", None))
+    function = _function_of(path, module)
+    updates = getattr(module, "UPDATES", _DEFAULT_UPDATES)
+    if not is_integer(updates) or updates < 0:
+        raise ExperimentFileError(f"{path}: UPDATES must be an integer >= 0, got {shown(updates)}")
+    after: Any = getattr(module, "after", None)
+    if not (after is None or callable(after)):
+        raise ExperimentFileError(f"{path}: after must be a function of the trainer, got {shown(after)}")
+    return ExperimentFile(path, digest, function, int(updates), cast("Callable[[Trainer], None] | None", after))
+
+
+def _function_of(path: Path, module: ModuleType) -> Callable[..., Any]:
+    """Return the file's function, or one that returns the experiment that the file holds."""
+    value = getattr(module, "experiment", None)
+    if callable(value):
+        return value
+    if isinstance(value, Experiment):
+
+        def experiment() -> Experiment:
+            return value
+
+        return experiment
+    named = [name for name, other in vars(module).items() if isinstance(other, Experiment)]
+    slip = f"; it has an Experiment called {named[0]!r}: call it experiment" if named else ""
+    raise ExperimentFileError(
+        f"{path} defines no function experiment(...) that returns a multibackend.Experiment, nor a variable "
+        f"experiment that is one{slip}"
+    )
 
 
 def digest_of(path: Path) -> str:
@@ -96,7 +131,8 @@ def _run(path: Path) -> ModuleType:
     sys.modules[name] = module  # so that dataclasses and pickles in the file find their module
     sys.path.insert(0, str(path.resolve().parent))  # so that it may import its neighbours
     try:
-        spec.loader.exec_module(module)
+        with user_code(str(path)), told_missing(path):
+            spec.loader.exec_module(module)
     finally:
         sys.path.pop(0)
     return module

@@ -14,6 +14,7 @@ from typing import Any
 
 from multibackend.cli.completion import SHELLS, completion_script
 from multibackend.cli.early import check_early
+from multibackend.core.precision import PRECISIONS
 from multibackend.errors import Interrupted, MultibackendError
 
 __all__ = ["main"]
@@ -68,7 +69,16 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser.add_argument("--version", action="store_true", help="show the version")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     # in the order in which the help lists them
-    for add in (_add_train, _add_resume, _add_compare, _add_evaluate, _add_convert, _add_check, _add_record):
+    for add in (
+        _add_train,
+        _add_resume,
+        _add_compare,
+        _add_evaluate,
+        _add_predict,
+        _add_convert,
+        _add_check,
+        _add_record,
+    ):
         add(commands)
     _add_report(commands)
     commands.add_parser("backends", help="list the backends")
@@ -86,6 +96,7 @@ def _add_train(commands: Any) -> None:
     add("--run-dir", help="write the log and the weights to this directory")
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update, and say when")
     add("--ema-decay", type=float, metavar="D", help="keep a moving average of the parameters")
+    _add_initial(parser)
     add("--resume", default="never", help="go on from --run-dir: never, auto (if it can) or must")
     _add_training(parser)
 
@@ -104,6 +115,7 @@ def _add_resume(commands: Any) -> None:
     add("--file", dest="moved", metavar="FILE", help="where the experiment file is now, if it was moved")
     add("--trust", action="store_true", help="run the experiment file though it changed, or lies in RUN_DIR")
     add("--ema-decay", type=float, help=argparse.SUPPRESS)
+    add("--initial", help=argparse.SUPPRESS)
     add("--evaluate-every", type=int, metavar="N", help="evaluate after every N-th update")
     _add_training(parser)
 
@@ -127,6 +139,7 @@ def _add_compare(commands: Any) -> None:
     add("--backends", default="torch,jax", help="two names (default: %(default)s)")
     add("--updates", type=int, help="how many updates both runs make")
     add("--every", type=int, help="print the losses of every N-th update")
+    _add_initial(parser)
     add("--html", metavar="PAGE", help="write the report to this file, a page that needs no network")
 
 
@@ -137,6 +150,19 @@ def _add_evaluate(commands: Any) -> None:
     add("--backend", default="torch", help=_BACKEND)
     add("--run-dir", help="the directory that `train` wrote")
     add("--weights", help="a weights file, instead of the one in --run-dir")
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _add_command(commands, "predict", "what a trained model returns for data, to a file")
+    add = parser.add_argument
+    _add_device(parser)
+    add("--backend", default="torch", help=_BACKEND)
+    add("--run-dir", "--run", help="the directory that `train` wrote")
+    add("--weights", help="a weights file, instead of the one in --run-dir")
+    add("--data", metavar="DATA", help=".npz or .safetensors with the model's fields, or .npy (default: eval_data)")
+    add("--part", metavar="PATH", help="the part of what the model returns, such as cls or heads.0 (default: all)")
+    add("--batch-size", type=int, metavar="N", help="examples at once")
+    add("--output", metavar="OUTPUT", help="write to this file: .npz, .safetensors or .csv")
 
 
 def _add_convert(commands: Any) -> None:
@@ -193,9 +219,17 @@ def _add_command(
     metavar, meaning = file
     parser.add_argument("file", nargs="?", metavar=metavar, help=meaning)
     parser.add_argument("-h", "--help", action="store_true", help="show this help, and the flags of FILE if given")
-    parser.add_argument("--precision", help="override the experiment's precision: float32 or float64")
+    parser.add_argument("--precision", help=f"override the experiment's precision: {', '.join(PRECISIONS)}")
     parser.set_defaults(parser=parser)
     return parser
+
+
+def _add_initial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--initial",
+        metavar="START",
+        help="start from: native, a backend's name for its builder's values, or a weights file",
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser, execution: str | None = "auto") -> None:

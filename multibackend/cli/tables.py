@@ -48,6 +48,15 @@ def backend_blocks(backends: Sequence[BackendInfo]) -> list[Block]:
     return [table, *(Line(f"{info.name} is not installed; run: {info.install}") for info in missing)]
 
 
+def prediction_blocks(title: str, arrays: Mapping[str, np.ndarray]) -> list[Block]:
+    """The shape of each array that was predicted, and between which values it lies."""
+    rows = []
+    for name, array in arrays.items():
+        values = f"{array.min():.4g} to {array.max():.4g}" if array.size else ""
+        rows.append((name, str([*array.shape]), str(array.dtype), values))
+    return [Table(("output", "shape", "type", "values"), rows, title=title)]
+
+
 def metric_blocks(title: str, metrics: Mapping[str, Any]) -> list[Block]:
     """Tell loss and metrics in one line, then those that are arrays."""
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items() if np.ndim(value) == 0)

@@ -8,6 +8,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from multibackend.core.growing import GrowingArray
+
 __all__ = ["History", "SkippedWindow", "UpdateRecord", "records", "term_name"]
 
 
@@ -55,6 +57,8 @@ class SkippedWindow:
 
 # The fields of a record in their order, so that a row of columns is the arguments of a record.
 _COLUMNS = tuple(column.name for column in fields(UpdateRecord) if column.name != "terms")
+_INTEGERS = frozenset({"update", "examples", "epoch"})
+_RECORDS_AT_ONCE = 4096
 
 
 def term_name(name: str, terms: int) -> str:
@@ -86,21 +90,21 @@ class History(Sequence[UpdateRecord]):
     def __init__(self, terms: Iterable[str] = ()) -> None:
         self.terms: tuple[str, ...] = tuple(terms)
         self.columns: tuple[str, ...] = (*_COLUMNS, *self.terms)
-        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in self.columns}
-        self._length = 0
+        self._columns: dict[str, GrowingArray] = {}
+        for name in self.columns:
+            self._columns[name] = GrowingArray("int64" if name in _INTEGERS else "float64")
 
     def extend(self, **columns: np.ndarray) -> None:
         """Append updates, given as columns of equal length."""
-        for name in self.columns:
-            self._parts[name].append(columns[name])
-        self._length += len(columns["update"])
+        for name, column in self._columns.items():
+            column.extend(columns[name])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every column, by name; `extend(**arrays)` of an empty history makes it this one."""
         return {name: self[name] for name in self.columns}
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._columns["update"])
 
     def __repr__(self) -> str:
         if not len(self):
@@ -112,7 +116,10 @@ class History(Sequence[UpdateRecord]):
 
     def since(self, start: int) -> Iterator[UpdateRecord]:
         """Iterate over the records from index `start` on."""
-        return records({name: self[name][start:] for name in self.columns}, self.terms)
+        stop = len(self)
+        for first in range(start, stop, _RECORDS_AT_ONCE):  # Python's own numbers take ten times the memory
+            part = slice(first, min(first + _RECORDS_AT_ONCE, stop))
+            yield from records({name: self[name][part] for name in self.columns}, self.terms)
 
     @overload
     def __getitem__(self, index: int) -> UpdateRecord: ...
@@ -122,17 +129,8 @@ class History(Sequence[UpdateRecord]):
     def __getitem__(self, index: str) -> np.ndarray: ...
     def __getitem__(self, index: int | slice | str) -> Any:
         if isinstance(index, str):
-            return self._column(index)
+            return self._columns[index].rows
         if isinstance(index, slice):
-            return list(self)[index]
-        row = {name: self._column(name)[[index]] for name in self.columns}
+            return list(records({name: self[name][index] for name in self.columns}, self.terms))
+        row = {name: self[name][[index]] for name in self.columns}
         return next(records(row, self.terms))
-
-    def _column(self, name: str) -> np.ndarray:
-        parts = self._parts[name]
-        if not parts:
-            return np.zeros(0)
-        if len(parts) > 1:
-            # Joined when read: joining at every dispatch would copy the whole run each time.
-            parts[:] = [np.concatenate(parts)]
-        return parts[0]

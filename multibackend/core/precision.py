@@ -45,12 +45,13 @@ class LossScale:
 
     Gradients are computed of S * L and divided by S before everything else. After a window
 
-        overflow (its gradient is not finite):  S = max(S / 2, 1),  n = 0,  the window is dropped
-        update:                                 n = n + 1;  where n is 2000:  S = min(2 S, 2^24),  n = 0
-        no weight:                              nothing changes
+        overflow (its gradient is not finite, its loss is):  S = max(S / 2, 1),  n = 0,  the window is dropped
+        update:                                              n = n + 1;  where n is 2000:  S = min(2 S, 2^24),  n = 0
+        no weight:                                           nothing changes
 
     It starts with S = 2^16, n = 0. All scales are powers of two, so scaling itself rounds nothing.
-    At S = 1 a gradient that is not finite is no overflow of the scale, and `on_nonfinite` decides.
+    At S = 1 a gradient that is not finite is no overflow of the scale, and `on_nonfinite` decides;
+    so it does about a loss that is not finite, which is measured before it is multiplied by S.
 
     Attributes:
         scale: S.

@@ -6,23 +6,27 @@ Nested dicts and tuples become dotted names, `{"image": {"left": a, "right": b}}
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from multibackend.core.arrays import Fields
+from multibackend.core.validation import as_names
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
 __all__ = [
     "as_array",
     "check_keys",
+    "check_name",
     "check_numbers",
     "check_one_shape",
     "concatenate",
     "empty_rows",
+    "field_names",
     "flat_items",
+    "joined_fields",
     "named",
     "nested",
 ]
@@ -33,6 +37,11 @@ def as_array(name: str, value: Any) -> np.ndarray:
 
     Tensors are taken by their own `detach()`, `cpu()` and `__array__`: no framework is imported.
     """
+    if np.ma.is_masked(value):
+        raise DataError(
+            f"field {name!r} is a masked array, and no framework knows masks; give {name}.filled(value), and where it "
+            "is masked as a field of weights, which the loss reads by weights="
+        )
     for step in ("detach", "cpu"):
         if hasattr(value, step):
             value = getattr(value, step)()
@@ -53,12 +62,13 @@ def check_numbers(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "US" or (objects and isinstance(array.flat[0], str | bytes)):
         raise DataError(
             f"field {name!r} must hold numbers, got text ({array.dtype}); drop it (of a HuggingFace "
-            f"dataset: dataset.remove_columns([{name!r}])) or turn it into numbers first, for example "
-            "with a tokenizer"
+            f"dataset: dataset.remove_columns([{name!r}]); of a data frame: frame.drop(columns=[{name!r}])) or turn it "
+            "into numbers first, for example with a tokenizer"
         )
     if array.dtype.kind not in "biuf":
+        kind = f" of {type(array.flat[0]).__name__}" if objects else ""
         raise DataError(
-            f"field {name!r} must hold numbers, got dtype {array.dtype}; a ragged list needs padding "
+            f"field {name!r} must hold numbers, got dtype {array.dtype}{kind}; a ragged list needs padding "
             "and weights: mb.data.pad_to_buckets"
         )
     # Frameworks refuse memory in another byte order.
@@ -82,22 +92,67 @@ def named(
     """Return an example or batch by field names, a tuple's from `names`, nested ones dotted."""
     if names is not None and isinstance(example, tuple | list):
         if len(example) != len(names):
-            raise DataError(f"{what} has {len(example)} parts, but the fields are {tuple(names)}")
+            raise DataError(f"{what} has {len(example)} parts, but fields= names {len(names)}: {tuple(names)}")
         example = dict(zip(names, example, strict=True))
     if not isinstance(example, Mapping):
         kind = type(example).__name__
         raise DataError(f"{what} must be a mapping from fields to values, got {kind}; {repair}")
     if any(isinstance(value, Mapping | tuple) for value in example.values()):
-        return dict(flat_items(example))
+        return joined_fields(flat_items(example))
+    for name in example:
+        check_name(name)
     return example
+
+
+def check_name(name: object) -> None:
+    """Raise `DataError` unless `name` can be that of a field."""
+    if not isinstance(name, str) or not name:
+        raise DataError(f"the name of a field must be a string that is not empty, got {name!r}")
+
+
+def field_names(fields: Any) -> tuple[str, ...] | None:
+    """Check `fields=` of a source, the names of the parts of tuples; None for none."""
+    if fields is None:
+        return None
+    names = as_names(fields)
+    if not names:
+        raise DataError(f"fields must be the names of an example's parts in order, got {fields!r}")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise DataError(f"fields must be names that are not empty, got {name!r} among {names}")
+    if len(set(names)) < len(names):
+        raise DataError(f"fields must be distinct names, got {names}")
+    return names
+
+
+def joined_fields(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Collect fields by their dotted names; raise `DataError` where two have one name, or one lies in another."""
+    fields: dict[str, Any] = {}
+    for name, value in items:
+        if name in fields:
+            raise DataError(
+                f"two fields are called {name!r}: one by its own name, one as a part of another; rename one"
+            )
+        fields[name] = value
+    # a field that is also the whole of which others are parts could not be told from it
+    for name in fields:
+        parents = [name[:index] for index, letter in enumerate(name) if letter == "."]
+        taken = next((parent for parent in parents if parent in fields), None)
+        if taken is not None:
+            raise DataError(f"the field {name!r} would be a part of {taken!r}, which is a field of its own; rename one")
+    return fields
 
 
 def flat_items(value: Mapping[Any, Any] | tuple[Any, ...], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over the leaves with dotted names. A tuple of plain numbers is a leaf."""
+    if not value and prefix:
+        raise DataError(f"the field {prefix[:-1]!r} is an empty {type(value).__name__}; drop it or fill it")
+    is_mapping = isinstance(value, Mapping)
     if isinstance(value, Mapping):
         check_keys(value, prefix)
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    for key, item in items:
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        if is_mapping:
+            check_name(key)
         if isinstance(item, Mapping) or (isinstance(item, tuple) and not _is_leaf(item)):
             yield from flat_items(item, f"{prefix}{key}.")
         else:

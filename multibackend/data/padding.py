@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Fields, without
-from multibackend.core.validation import Problems
+from multibackend.core.validation import Problems, is_real
 from multibackend.data.conversion import as_source
 from multibackend.data.fields import concatenate, empty_rows
 from multibackend.data.sources import rows_of
@@ -106,6 +106,7 @@ class _Padding:
         if not isinstance(fields, Mapping) or not fields:
             what = "fields must map names of fields to the value that pads them"
             problems.add(f"{what}, got {fields!r}")
+        _check_pads(problems, fields)
         is_list = isinstance(lengths, Sequence) and not isinstance(lengths, str)
         checked = []
         if is_list:
@@ -113,7 +114,7 @@ class _Padding:
         if not checked or not all(problems.integer("lengths", length, minimum=1) for length in checked):
             problems.add(f"lengths must be a sequence of integers >= 1, got {lengths!r}")
         elif sorted(set(checked)) != checked:
-            problems.add(f"lengths must ascend, got {lengths!r}")
+            problems.add(f"lengths must be ascending, got {lengths!r}")
         if weights is not None:
             problems.field_name("weights", weights)
         problems.raise_if_any()
@@ -153,7 +154,7 @@ class _Padding:
         # As slices: a field [n] has no second axis, and () is not the length of any other field.
         lengths = {shape[1:2] for shape in shapes.values()}
         if len(lengths) > 1 or lengths == {()}:
-            listed = ", ".join(f"{name}: {shape[1:]}" for name, shape in shapes.items())
+            listed = ", ".join(f"{name!r}: {shape[1:]}" for name, shape in shapes.items())
             raise DataError(f"the sequences of one example must be equally long arrays, got the shapes {listed}")
         (length,) = lengths.pop()
         return length
@@ -166,6 +167,12 @@ class _Padding:
             f"a sequence has the length {longest}, more than the largest of "
             f"lengths={tuple(self._lengths)}; cut it, or add a length"
         )
+
+
+def _check_pads(problems: Problems, fields: Any) -> None:
+    for name, value in fields.items() if isinstance(fields, Mapping) else ():
+        if not is_real(value):
+            problems.add(f"fields[{name!r}] must be the number that pads it, got {value!r}", wrong_type=True)
 
 
 class _Columns:

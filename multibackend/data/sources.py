@@ -13,19 +13,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from multibackend.core.arrays import Fields
+from multibackend.core.user_code import add_origin
+from multibackend.core.validation import is_integer, shown
 from multibackend.data.fields import (
     as_array,
     check_keys,
+    check_name,
     check_numbers,
     check_one_shape,
     concatenate,
+    field_names,
     flat_items,
+    joined_fields,
     named,
 )
 from multibackend.data.memory import aligned_empty
 from multibackend.errors import DataError
 
-__all__ = ["ArraySource", "MapSource", "Source", "TableSource", "rows_of"]
+__all__ = ["ArraySource", "MapSource", "Source", "TableSource", "length_of", "rows_of"]
 
 
 class Source(Protocol):
@@ -56,7 +61,10 @@ class ArraySource:
     in_memory = True
 
     def __init__(self, arrays: Mapping[str, Any]) -> None:
-        self._arrays = {name: _column(name, values) for name, values in _flat_columns(arrays)}
+        if not isinstance(arrays, Mapping):
+            raise DataError(f"ArraySource takes a dict of arrays, got {shown(arrays)}")
+        columns = joined_fields(_flat_columns(arrays))
+        self._arrays = {name: _column(name, values) for name, values in columns.items()}
         self.fields = tuple(self._arrays)
         if not self._arrays:
             raise DataError("the data have no field; give a dict such as {'image': images, 'label': labels}")
@@ -92,14 +100,14 @@ class MapSource:
     """
 
     def __init__(self, dataset: Any, fields: Sequence[str] | None = None) -> None:
-        length = len(dataset)
+        length = length_of(dataset)
         if length == 0:
             raise DataError("the dataset is empty: its length is 0")
         if length == sys.maxsize:  # what grain's repeat() answers
             raise DataError(f"the dataset repeats without end (its length is {length}); leave .repeat() to the trainer")
         self._dataset = dataset
         self._length = length
-        self._names = None if fields is None else tuple(fields)
+        self._names = field_names(fields)
         self.fields = tuple(self._named(dataset[0]))
 
     def __len__(self) -> int:
@@ -121,13 +129,20 @@ class MapSource:
         # Python's integers, for datasets that hand an index on to a library that takes no other.
         chosen = [int(index) for index in indices]
         fetch = getattr(self._dataset, "__getitems__", None)
-        items = fetch(chosen) if fetch else [self._dataset[index] for index in chosen]
+        items = fetch(chosen) if fetch else [self._item(index) for index in chosen]
         examples = [self._named(item) for item in items]
         for index, example in zip(chosen, examples, strict=True):
             if not example.keys() >= set(self.fields):
                 fields = tuple(example)
                 raise DataError(f"example {index} has the fields {fields}, the first one had {self.fields}")
         return examples
+
+    def _item(self, index: int) -> Any:
+        try:
+            return self._dataset[index]
+        except Exception as error:
+            add_origin(error, f"{type(self._dataset).__name__}[{index}], read as an example of the data")
+            raise
 
     def _named(self, example: Any) -> Mapping[str, Any]:
         if example is None:
@@ -136,7 +151,8 @@ class MapSource:
                 "a grain MapDataset give the iterable: dataset.to_iter_dataset()"
             )
         repair = "for examples that are tuples name their parts: mb.data.MapSource(dataset, fields=('image', 'label'))"
-        return named(example, self._names, repair=repair)
+        what = f"an example of the {type(self._dataset).__name__}"
+        return named(example, self._names, what=what, repair=repair)
 
 
 class TableSource:
@@ -151,6 +167,8 @@ class TableSource:
     """
 
     def __init__(self, table: Any) -> None:
+        if not hasattr(table, "with_format") or not hasattr(table, "__len__"):
+            raise DataError(f"TableSource takes a table with columns, a HuggingFace dataset, got {shown(table)}")
         if len(table) == 0:
             raise DataError("the dataset is empty: its length is 0")
         table_format = getattr(table, "format", None) or {}
@@ -184,6 +202,23 @@ class TableSource:
         return named(batch, None, what="a batch of the table")
 
 
+def length_of(dataset: Any) -> int:
+    """Return the length of a dataset; raise `DataError` where it has none that can be one."""
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise DataError(f"a map-style dataset needs len() and [], which {shown(dataset)} has not")
+    try:
+        # not len(), which refuses what is no length without showing it
+        length = type(dataset).__len__(dataset)
+    except Exception as error:
+        add_origin(error, f"len() of {type(dataset).__name__}, given as data")
+        raise
+    if not is_integer(length) or not 0 <= length <= sys.maxsize:
+        kind = type(length).__name__
+        what = f"len() of {type(dataset).__name__} must be an integer from 0 to {sys.maxsize}"
+        raise DataError(f"{what}, got {shown(length)} ({kind})")
+    return int(length)
+
+
 def rows_of(source: Any, indices: np.ndarray) -> list[Fields]:
     """Return the examples at `indices` one by one, each field an array [1, ...]."""
     if hasattr(source, "rows"):
@@ -199,8 +234,11 @@ def _take(array: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 def _flat_columns(arrays: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Iterate over columns with dotted names; unlike in `flat_items` a tuple is a column."""
+    if not arrays and prefix:
+        raise DataError(f"the field {prefix[:-1]!r} is an empty dict; drop it or fill it")
     check_keys(arrays, prefix)
     for name, values in arrays.items():
+        check_name(name)
         if isinstance(values, Mapping):
             yield from _flat_columns(values, f"{prefix}{name}.")
         else:

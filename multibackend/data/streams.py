@@ -14,11 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from multibackend.core.arrays import Fields
-from multibackend.data.fields import as_array, concatenate, named
+from multibackend.core.validation import shown
+from multibackend.data.fields import as_array, check_one_shape, concatenate, field_names, named
 from multibackend.errors import DataError
 
 __all__ = ["IterableSource", "Stream", "is_stream"]
 
+_NOTHING = object()  # what no iterable gives
 _FRESH = (
     "pass a function that returns a fresh iterator instead, for example train_data=lambda: read_examples(path), or an "
     "object whose __iter__ begins anew"
@@ -86,25 +88,29 @@ class IterableSource:
         *,
         batched: bool | None = None,
     ) -> None:
+        if isinstance(data, type) or not (hasattr(data, "__iter__") or callable(data)):
+            raise DataError(f"IterableSource takes an iterable or a function that returns one, got {shown(data)}")
+        if batched is not None and not isinstance(batched, bool):
+            raise DataError(f"batched must be True, False or None, got {batched!r}")
         loader = hasattr(data, "dataset") and hasattr(data, "batch_sampler")
         if batched is None:
             batched = loader and data.batch_sampler is not None  # type: ignore[union-attr]
         self._data = data
         self._batched = batched
-        self._what = "a batch" if batched else "an example"
-        self._names = None if fields is None else tuple(fields)
+        self._what = f"{'a batch' if batched else 'an example'} of the {type(data).__name__}"
+        self._names = field_names(fields)
         self._check_shuffling()
         # A loader has worker processes for that; in this process it may share random numbers.
         self.read_ahead = not loader
         # A generator is its own iterator and can be read once: what was read of it is put back.
         self._once = data if isinstance(data, Iterator) else None
-        first = next(self._once or self._open(0, 0), None)
-        if first is None:
+        first = next(self._once or self._open(0, 0), _NOTHING)
+        if first is _NOTHING:
             raise DataError(f"the data are empty: iterating over {type(data).__name__} gives nothing")
         if self._once is not None:
             self._once = itertools.chain([first], self._once)
         self.fields = tuple(self._named(first))
-        self._chunk(first)
+        self._shapes = {name: array.shape[1:] for name, array in self._chunk(first).items()}
 
     def chunks(self, epoch: int, seed: int) -> Iterator[Fields]:
         """Iterate over the examples of an epoch, each field an array [n, ...]."""
@@ -115,7 +121,10 @@ class IterableSource:
 
     def join(self, chunks: Sequence[Fields]) -> Fields:
         """Put chunks one below the other."""
-        return concatenate(chunks)
+        rows = concatenate(chunks)
+        for name, array in rows.items():
+            check_one_shape(name, {self._shapes[name], array.shape[1:]})
+        return rows
 
     def _take_once(self) -> Iterator[Any]:
         if self._once is None:
@@ -137,7 +146,7 @@ class IterableSource:
             if hasattr(getattr(owner, "generator", None), "manual_seed"):
                 owner.generator.manual_seed(seed)
         if not hasattr(data, "__iter__"):
-            data = data(epoch) if _wants_epoch(data) else data()
+            data = data(epoch) if _takes_epoch(data) else data()
             if not hasattr(data, "__iter__"):
                 kind = type(data).__name__
                 raise DataError(f"the function given as data must return an iterator, got {kind}")
@@ -172,7 +181,7 @@ class IterableSource:
         # As slices of the shapes: of a scalar, which has no length, it is ().
         lengths = {array.shape[:1] for array in arrays.values()}
         if len(lengths) > 1 or () in lengths:
-            listed = ", ".join(f"{name}: {array.shape}" for name, array in arrays.items())
+            listed = ", ".join(f"{name!r}: {array.shape}" for name, array in arrays.items())
             raise DataError(
                 f"the fields of a batch have unequal lengths (shapes {listed}); each needs one entry "
                 "per example. If it is a single example, pass batched=False to mb.data.IterableSource"
@@ -185,11 +194,16 @@ def is_stream(source: Any) -> bool:
     return hasattr(source, "chunks") and hasattr(source, "join")
 
 
-def _wants_epoch(function: Callable[..., Any]) -> bool:
+def _takes_epoch(function: Callable[..., Any]) -> bool:
     """Tell whether a function has a positional parameter without a default: the epoch's number."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
         return False
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return any(parameter.default is parameter.empty and parameter.kind in positional for parameter in parameters)
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind in positional]
+    if len(needed) > 1:
+        raise DataError(
+            f"the function given as data must take the epoch as its only argument, or none; it needs {needed}"
+        )
+    return bool(needed)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from multibackend.core.user_code import name_of, user_code
 from multibackend.core.validation import Problems, is_integer
 from multibackend.errors import ConfigurationError
 
@@ -90,7 +91,8 @@ class Accumulation:
             return next(steps for first, steps in reversed(self.breakpoints) if update >= first)
         # A function is asked anew each time and so checked anew: only its answer at 0
         # was validated.
-        steps = self.function(update)
+        with user_code(f"{_NAME}{name_of(self.function)}, which is called with the update index {update},"):
+            steps = self.function(update)
         if not is_integer(steps) or steps < 1:
             problem = f"{_NAME}({update}) must return an integer >= 1, got {steps!r}"
             raise ConfigurationError(_NAME, [problem])

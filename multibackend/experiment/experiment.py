@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from multibackend.core.bytesize import check_bytes
 from multibackend.core.precision import PRECISIONS, NumberFormat
+from multibackend.core.slips import describe
+from multibackend.core.user_code import origin
 from multibackend.core.validation import Problems, closest
 from multibackend.data import Source, Stream, as_source
 from multibackend.data.streams import is_stream
@@ -19,13 +22,15 @@ from multibackend.experiment import batch_norm as batch_statistics
 from multibackend.experiment.accumulation import Accumulation, AccumulationSteps, EffectiveBatch
 from multibackend.experiment.model import Model
 from multibackend.experiment.rematerialization import Rematerialize, check_rule
+from multibackend.experiment.slips import as_loss, no_loss, no_metric, no_optimizer
 from multibackend.losses import Custom, Loss
 from multibackend.metrics import Metric
 from multibackend.optimizers import Optimizer
 from multibackend.schedules import LR_SCALINGS
 
-__all__ = ["AUTO", "Experiment", "Model"]
+__all__ = ["AUTO", "NATIVE", "Experiment", "Model", "is_weights_path"]
 
+NATIVE = "native"  # as initial: each backend's own builder
 AUTO = "auto"  # as micro_batch_size: the largest that fits
 ON_NONFINITE = ("raise", "skip")
 NORMALIZATIONS = ("window", "microbatch")
@@ -43,9 +48,9 @@ class Experiment:
         loss: a loss from `multibackend.losses`, or a function `(xp, outputs, batch) -> values` or
             `(values, weights)`; or terms {name: loss}, each reduced by its own weights, then added.
         optimizer: one from `multibackend.optimizers`.
-        train_data: a dict of arrays of one length, a map-style dataset (torch's, grain's,
-            HuggingFace's), or an iterable of examples in an order of its own (a generator function,
-            a loader, see `multibackend.data.IterableSource`).
+        train_data: a dict of arrays of one length, a data frame whose columns are fields (pandas, polars), a
+            map-style dataset (torch's, grain's, HuggingFace's), or an iterable of examples in an order of its own
+            (a generator function, a loader, see `multibackend.data.IterableSource`).
         micro_batch_size: examples that go through the model at once; "auto" for as many as fit in
             memory, a divisor of `gradient_accumulation_steps=EffectiveBatch(n)`; `Trainer` decides.
         name: of the run, in logs.
@@ -59,7 +64,7 @@ class Experiment:
         rematerialize: recompute activations in the backward pass instead of keeping them, which
             changes memory and time, never values: False, True for every block, patterns on the
             paths of modules ("blocks.*"), or a function `(path) -> bool`; see `choose_modules`.
-        on_nonfinite: "raise" ends the run with `NonFiniteError` where a gradient is NaN or
+        on_nonfinite: "raise" ends the run with `NonFiniteError` where a loss or a gradient is NaN or
             infinite; "skip" drops that whole window and counts it.
         normalize: "window" divides by the sum of the weights of the whole window, so that k micro-
             batches equal one large batch exactly; "microbatch" is the mean of micro-batch means.
@@ -92,6 +97,11 @@ class Experiment:
             the momentum m becomes 1 - (1 - m)**(1/k), so that a window of k micro-batches moves
             them as far as one large batch would; "frozen": layers normalise by their running
             statistics, which stay. See `multibackend.experiment.batch_norm`.
+        initial: the parameters and the model state that a run begins with. "native": those of its
+            own backend's builder and `seed`, so that two backends start apart; a backend's name,
+            such as "torch": those of that builder, on every backend (it must be installed); the
+            path of a file of weights: those in it, by canonical names or by the backend's own. It
+            says nothing about a run that goes on from a checkpoint.
 
     Raises:
         ConfigurationError: an argument is wrong; every problem is listed.
@@ -124,6 +134,7 @@ class Experiment:
     memory_budget: int | str | None = None
     dropout: str = "native"
     batch_statistics: str = "microbatch"
+    initial: str | Path = "native"
 
     def __post_init__(self) -> None:
         problems = Problems("Experiment")
@@ -147,6 +158,22 @@ class Experiment:
         return cast(Mapping[str, Loss], terms)  # functions were wrapped in `losses.Custom`
 
     @property
+    def summed_metrics(self) -> tuple[Metric, ...]:
+        """The metrics that are sums over batches, taken where the model runs."""
+        return tuple(metric for metric in self.metrics if not metric.over_set)
+
+    @property
+    def collected_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that metrics over the whole set need on the host; "" for all outputs."""
+        return tuple(dict.fromkeys(metric.output or "" for metric in self.metrics if metric.over_set))
+
+    @property
+    def picked_outputs(self) -> tuple[str, ...]:
+        """The paths of the outputs that a loss or metric picks."""
+        paths = [spec.output for spec in (*self.loss_terms.values(), *self.metrics)]
+        return tuple(dict.fromkeys(path for path in paths if path))
+
+    @property
     def number_format(self) -> NumberFormat:
         """The dtypes that `precision` stands for."""
         return PRECISIONS[self.precision]
@@ -159,6 +186,14 @@ class Experiment:
             raise ConfigurationError("Experiment", [problem])
         size = int(self.micro_batch_size)
         return Accumulation.parse(self.gradient_accumulation_steps, micro_batch_size=size)
+
+    @property
+    def held_steps(self) -> int:
+        """Micro-batches of the first update's window: as many as it is to have, but no more than an epoch has."""
+        steps = self.accumulation.steps(0)
+        if self.examples is None:
+            return steps
+        return max(1, min(steps, -(-self.examples // int(self.micro_batch_size))))
 
     @property
     def effective_examples(self) -> int:
@@ -178,15 +213,23 @@ class Experiment:
 
     def _check_parts(self, problems: Problems) -> None:
         if not isinstance(self.model, Model):
-            problems.add(f"model must be a multibackend.Model, got {self.model!r}", wrong_type=True)
+            slip = "; write mb.Model(torch=build_torch, jax=build_flax, inputs=...)"
+            problems.add(f"model must be a multibackend.Model, got {describe(self.model)}{slip}", wrong_type=True)
         self._check_loss(problems)
         if not isinstance(self.optimizer, Optimizer):
-            problems.add(f"optimizer must be one of multibackend.optimizers, got {self.optimizer!r}", wrong_type=True)
-        if isinstance(self.metrics, Metric):
+            problems.add(no_optimizer(self.optimizer), wrong_type=True)
+        self._check_metrics(problems)
+
+    def _check_metrics(self, problems: Problems) -> None:
+        if isinstance(self.metrics, Metric | str) or callable(self.metrics):
             self._set("metrics", (self.metrics,))
-        is_list = isinstance(self.metrics, Sequence)
-        if not is_list or not all(isinstance(metric, Metric) for metric in self.metrics):
+        if not isinstance(self.metrics, Sequence):
             problems.add(f"metrics must be a sequence of multibackend.metrics, got {self.metrics!r}", wrong_type=True)
+            return
+        wrong = [metric for metric in self.metrics if not isinstance(metric, Metric)]
+        for metric in wrong:
+            problems.add(no_metric(metric), wrong_type=True)
+        if wrong:
             return
         names = [metric.name for metric in self.metrics]
         # An evaluation's result has the loss beside them, under its own name.
@@ -195,12 +238,12 @@ class Experiment:
 
     def _check_loss(self, problems: Problems) -> None:
         if not isinstance(self.loss, Mapping):
-            self._set("loss", _as_loss(self.loss))
+            self._set("loss", as_loss(self.loss))
             if not isinstance(self.loss, Loss):
                 what = "a loss, a function (xp, outputs, batch) or a mapping from names to such terms"
-                problems.add(f"loss must be {what}, got {self.loss!r}", wrong_type=True)
+                problems.add(f"loss must be {what}, got {no_loss(self.loss)}", wrong_type=True)
             return
-        self._set("loss", {name: _as_loss(loss) for name, loss in self.loss.items()})
+        self._set("loss", {name: as_loss(loss) for name, loss in self.loss.items()})
         if not self.loss:
             problems.add("loss has no term; give a loss, or a mapping from names to losses")
         for name, loss in self.loss.items():
@@ -208,7 +251,9 @@ class Experiment:
             if not isinstance(name, str) or not name:
                 problems.add(f"the terms of loss need names that are strings, got {name!r}", wrong_type=True)
             elif not isinstance(loss, Loss):
-                problems.add(f"{term} be a loss or a function, got {loss!r}", wrong_type=True)
+                problems.add(
+                    f"{term} be a loss or a function (xp, outputs, batch), got {no_loss(loss)}", wrong_type=True
+                )
             elif isinstance(loss, Custom) and loss.per is None:
                 # Each term has a divisor of its own, known before the first backward pass.
                 problems.add(f'{term} say what its values are: Custom(..., per="example")')
@@ -220,6 +265,7 @@ class Experiment:
         check_rule(self.rematerialize, problems)
         problems.choice("dropout", self.dropout, DROPOUTS)
         problems.choice("batch_statistics", self.batch_statistics, batch_statistics.MODES)
+        self._check_initial(problems)
         problems.boolean("shuffle", self.shuffle)
         problems.boolean("drop_last", self.drop_last)
         problems.integer("seed", self.seed, minimum=0)
@@ -233,12 +279,28 @@ class Experiment:
         if self.ema_warmup is True and self.ema_decay is None:
             problems.add("ema_warmup=True needs ema_decay, for example ema_decay=0.999; got ema_decay=None")
 
+    def _check_initial(self, problems: Problems) -> None:
+        """Check where the start comes from; a file is read when a run begins, and only then."""
+        if isinstance(self.initial, Path):
+            self._set("initial", str(self.initial))
+        initial = self.initial
+        what = "initial must be 'native', the name of a backend that the model has, or the path of a weights file"
+        if not isinstance(initial, str) or not initial:
+            problems.add(f"{what}, got {initial!r}", wrong_type=not isinstance(initial, str))
+        elif isinstance(self.model, Model) and not is_weights_path(initial):
+            names = (NATIVE, *self.model.builders)
+            if initial not in names:
+                listed = ", ".join(map(repr, names))
+                problems.add(
+                    f"{what}: one of {listed}, or such as 'start.safetensors'; got {initial!r}{closest(initial, names)}"
+                )
+
     def _check_sizes(self, problems: Problems) -> None:
         _check_scaling(self.lr_scaling, self.base_batch_size, problems)
         if self.eval_batch_size is not None:
             problems.integer("eval_batch_size", self.eval_batch_size, minimum=1)
         steps = self.gradient_accumulation_steps
-        auto = self.micro_batch_size == AUTO
+        auto = isinstance(self.micro_batch_size, str) and self.micro_batch_size == AUTO
         if auto and not isinstance(steps, EffectiveBatch):
             problems.add(
                 "micro_batch_size='auto' needs gradient_accumulation_steps=EffectiveBatch(n), the "
@@ -267,7 +329,8 @@ class Experiment:
             if data is None and name == "eval_data":
                 continue
             try:
-                source = as_source(data)
+                with origin(f"{name}, as its first example was read"):
+                    source = as_source(data)
             except DataError as error:
                 problems.add(f"{name}: {error}")
                 continue
@@ -282,14 +345,16 @@ class Experiment:
                 f"the data {self.examples}; use fewer accumulation steps or drop_last=False"
             )
 
-    def check_fields(self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool) -> None:
+    def check_fields(
+        self, name: str, source: Source | Stream, problems: Problems, *, evaluated: bool, computes_loss: bool = True
+    ) -> None:
         """Add a problem for each field that the model, the loss or a metric needs and lacks."""
         readers: dict[str, str] = {}
         # A model that is called by the user's function reads what that function reads, unseen here.
         if isinstance(self.model, Model) and self.model.call("") is None:
             readers.update(dict.fromkeys(self.model.inputs, _INPUTS))
         for term in self.loss_terms.values():
-            if isinstance(term, Loss):
+            if computes_loss and isinstance(term, Loss):
                 readers.update(dict.fromkeys(term.fields, "the loss"))
         if evaluated and isinstance(self.metrics, Sequence):
             for metric in self.metrics:
@@ -306,9 +371,9 @@ class Experiment:
                 problems.add(f"{name} has no field {needed}; it has {listed}{slip}")
 
 
-def _as_loss(loss: Any) -> Any:
-    """Wrap a function as a custom loss; leave anything else as it is."""
-    return Custom(loss) if callable(loss) and not isinstance(loss, Loss | type) else loss
+def is_weights_path(initial: str) -> bool:
+    """Tell whether `Experiment(initial=...)` names a file: a word without suffix and directory names a backend."""
+    return bool(Path(initial).suffix) or Path(initial).name != initial
 
 
 def _check_scaling(lr_scaling: str | None, base_batch_size: int | None, problems: Problems) -> None:

@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from multibackend.core.validation import Problems, closest, is_integer
+from multibackend.core.slips import is_module
+from multibackend.core.validation import Problems, as_names, closest, is_integer, shown
 from multibackend.data.fields import nested
-from multibackend.errors import ConfigurationError
+from multibackend.errors import ConfigurationError, ConfigurationTypeError
 
 __all__ = ["Model"]
 
@@ -56,11 +57,13 @@ class Model:
         matching: Any = None,
         **builders: Builder,
     ) -> None:
-        if isinstance(inputs, str):
-            inputs = (inputs,)
-        self.inputs: tuple[str, ...] = tuple(inputs)
-        self.rename = dict(rename or {})
-        self.transform = dict(transform or {})
+        names = as_names(inputs)
+        if names is None:
+            what = "inputs must be the name of a field of the data, or a sequence of names"
+            raise ConfigurationTypeError("Model", [f"{what}, got {shown(inputs)}"])
+        self.inputs: tuple[str, ...] = names
+        self.rename = _as_dict("rename", rename)
+        self.transform = _as_dict("transform", transform)
         self.matching = matching
         self.builders = builders
         self._call = call
@@ -71,6 +74,15 @@ class Model:
         if not self.builders:
             problems.add("no builder given; pass one per backend, for example torch=build_torch, jax=build_flax")
         for backend, builder in self.builders.items():
+            if is_module(builder):
+                kind = type(builder).__name__
+                problems.add(
+                    f"{backend}={kind}(...) is a module, no builder: it has its parameters already, and every run "
+                    f"begins with new ones; pass a function that makes it, {backend}=lambda: {kind}(...), or with "
+                    f"Flax's random numbers {backend}=lambda rngs: {kind}(..., rngs=rngs)",
+                    wrong_type=True,
+                )
+                continue
             is_name = isinstance(builder, str)
             if callable(builder) or (is_name and _REFERENCE.fullmatch(builder)):
                 continue
@@ -89,8 +101,14 @@ class Model:
             if call is not None and not callable(call):
                 what = "call must be a function (model, batch, train) -> outputs"
                 problems.add(f"{what}, got {call!r}", wrong_type=True)
+        self._check_rename(problems)
         self._check_matching(problems)
         problems.raise_if_any()
+
+    def _check_rename(self, problems: Problems) -> None:
+        for name, partner in self.rename.items():
+            if not isinstance(name, str) or not isinstance(partner, str):
+                problems.add(f"rename must map names to names, got {shown(name)}: {shown(partner)}", wrong_type=True)
 
     def _check_matching(self, problems: Problems) -> None:
         for name, change in self.transform.items():
@@ -127,10 +145,14 @@ class Model:
             return builder
         module, _, name = builder.partition(":")
         try:
-            return getattr(importlib.import_module(module), name)
+            found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             problem = f"{backend}={builder!r} cannot be imported: {error}"
             raise ConfigurationError("Model", [problem]) from error
+        if not callable(found):
+            problem = f"{backend}={builder!r} must be a function that returns the model, got {shown(found)}"
+            raise ConfigurationTypeError("Model", [problem])
+        return found
 
     def arguments(self, batch: Mapping[str, Any]) -> tuple[Any, ...]:
         """Return what the model is called with: of each input the field, or the dict or tuple below."""
@@ -142,3 +164,9 @@ class Model:
         if isinstance(self._call, Mapping):
             return self._call.get(backend)
         return self._call
+
+
+def _as_dict(name: str, value: Any) -> dict[Any, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigurationTypeError("Model", [f"{name} must be a mapping by names of parameters, got {shown(value)}"])
+    return dict(value or {})

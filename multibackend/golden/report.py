@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multibackend.core.differences import relative_difference
+from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
 from multibackend.golden.divergences import Traces, floor_of
 from multibackend.golden.file import Golden
@@ -140,6 +141,9 @@ def check(
     >>> report.matches, report.first_divergence                                # doctest: +SKIP
     (True, None)
     """
+    problems = Problems("golden.check")
+    problems.instance("golden", golden, Golden, "a trace, of golden.load or golden.record")
+    problems.raise_if_any()
     return hold(golden, repeat(golden, experiment, backend, updates=updates, device=device, execution=execution))
 
 

@@ -18,11 +18,11 @@ from multibackend.golden.summary import Summary, short, summarise
 from multibackend.matching import Matching, Side, match_parameters
 from multibackend.matching.arrays import given_matching, side_of
 from multibackend.parity.dropout import dropout_layers
-from multibackend.parity.matching import match_models
 from multibackend.protocol import Snapshot
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
 from multibackend.protocol.registry import list_backends
 from multibackend.training.input.order import order_of
+from multibackend.training.model_matching import match_models
 from multibackend.training.trainer import Trainer
 
 __all__ = ["record", "repeat"]
@@ -102,7 +102,8 @@ def _matching(golden: Golden, trainer: Trainer) -> Matching:
         installed = {info.name for info in list_backends() if info.installed}
         if golden.backend == trainer.backend or golden.backend not in installed & model.builders.keys():
             raise
-        return match_models(Trainer(trainer.experiment, golden.backend), trainer)
+        recorded_model = Trainer(trainer.experiment.replace(initial="native"), golden.backend)
+        return match_models(recorded_model, trainer)
 
 
 def _build(experiment: Experiment, backend: str, golden: Golden | None, **options: Any) -> Trainer:

@@ -105,7 +105,8 @@ def _matched(group: Group, index: int, shapes: Shapes, problems: Problems) -> se
     try:
         matched = {name for name, shape in shapes.items() if group.matches(name, tuple(shape))}
     except Exception as error:  # the user's own function, whatever it raises
-        problems.add(f"groups[{index}] ({_label(group)}): {type(error).__name__}: {error}")
+        called = f"groups[{index}]: where ({_label(group)}), a function (name, shape) -> bool,"
+        problems.add(f"{called} raised {type(error).__name__}: {error}")
         return set()
     if not matched:
         problems.add(f"groups[{index}] ({_label(group)}) matches no parameter{_nearest(group, tuple(shapes))}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from multibackend.core.user_code import name_of, user_code
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError
 from multibackend.optimizers.base import Group, Optimizer
@@ -67,6 +68,24 @@ class Native(Optimizer):
             problem = f"there is no optimizer for the backend {backend!r}, only for {listed}"
             raise ConfigurationError("Native", [f"{problem}; pass {backend}=..."])
         return self.builders[backend]
+
+    def build(self, backend: str, kind: type, *arguments: Any) -> Any:
+        """Call a backend's builder; raise unless it returns a `kind`.
+
+        Raises:
+            ConfigurationError: there is no builder, or it returns something else.
+            UserCodeError: the builder itself raised.
+        """
+        builder = self.builder(backend)
+        hint = f"it is called with {len(arguments)} argument{'' if len(arguments) == 1 else 's'}: see optimizers.Native"
+        with user_code(f"the {backend} builder{name_of(builder)} of Native", hint=hint):
+            built = builder(*arguments)
+        if not isinstance(built, kind):
+            problem = (
+                f"the {backend} builder must return a {kind.__module__}.{kind.__name__}, got {type(built).__name__}"
+            )
+            raise ConfigurationError("Native", [problem])
+        return built
 
     def _check(self, problems: Problems) -> None:
         if not self.builders:

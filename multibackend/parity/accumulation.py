@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from multibackend.core.arrays import Arrays
+from multibackend.core.paths import arrays_by_path
 from multibackend.core.text import Block, Line, Readable
+from multibackend.core.validation import Problems
 from multibackend.experiment import Experiment
 from multibackend.losses import Batch, Custom
 from multibackend.optimizers import SGD
@@ -84,9 +86,12 @@ def check_accumulation(experiment: Experiment, backend: str) -> AccumulationRepo
     >>> report.matches, report.reasons                           # doctest: +SKIP
     (False, ("batch statistics: ...",))
     """
+    problems = Problems("check_accumulation")
+    problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
+    problems.raise_if_any()
     experiment, _ = resolve(experiment, load_backend(backend), Execution())
     size = int(experiment.micro_batch_size)
-    steps = max(2, experiment.accumulation.steps(0))  # a single one is one batch already
+    steps = max(2, experiment.held_steps)  # a single one is one batch already
     window = _one_window(experiment, size * steps)
     small = window.replace(micro_batch_size=size, gradient_accumulation_steps=steps)
     large = window.replace(micro_batch_size=size * steps, gradient_accumulation_steps=1)
@@ -160,9 +165,8 @@ def _reasons(small: Experiment, large: Experiment, trainer: Trainer, start: Arra
             f"normalises each micro-batch of {small.micro_batch_size} by its own statistics. Use LayerNorm or "
             'GroupNorm, larger micro-batches, or batch_statistics="frozen"'
         )
-    # either of these would make the next runs differ too; a sum of squares needs one array
-    # of outputs
-    if not reasons and trainer.program.info.output_shape is not None:
+    # either of these would make the next runs differ too
+    if not reasons:
         reasons.append(_model_or_loss_reason(small, large, backend, start))
     return tuple(reasons)
 
@@ -199,5 +203,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _sum_of_squares(xp: Any, outputs: Any, batch: Batch) -> Any:
-    """A loss that treats every example alone."""
-    return outputs * outputs
+    """A loss that treats every example alone, of all outputs that have one entry for each."""
+    size = len(next(iter(batch.values())))
+    total = 0.0
+    for array in arrays_by_path(outputs).values():
+        if array.shape[:1] == (size,):
+            rows = xp.reshape(array, (size, -1))
+            total = total + xp.sum(rows * rows, axis=-1)
+    return total

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
-
-from multibackend.core.arrays import Arrays
 from multibackend.core.history import UpdateRecord
-from multibackend.core.validation import Problems
+from multibackend.core.validation import Problems, shown
 from multibackend.experiment import Experiment
 from multibackend.matching import Matching
 from multibackend.parity.causes import diagnose
 from multibackend.parity.dropout import with_same_dropout
 from multibackend.parity.locate.divergence import Location, locate_between, rounding_curve
-from multibackend.parity.matching import match_models
 from multibackend.parity.report import CompareReport
 from multibackend.parity.verdict import report_of
-from multibackend.protocol import Backend, Execution, Idiomatic, Snapshot, Traceable
+from multibackend.protocol import Backend, Execution, Idiomatic, Traceable
 from multibackend.protocol.registry import load_backend
 from multibackend.training.auto_batch_size import resolve_together
+from multibackend.training.model_matching import alike, match_models
 from multibackend.training.trainer import Trainer
 
 __all__ = ["compare", "start_alike"]
@@ -41,6 +39,9 @@ def compare(
 ) -> CompareReport:
     """Train on both backends and hold the runs against each other.
 
+    Both start from the same values: the reference's, which are its own builder's or, with
+    `Experiment(initial=...)`, those that it names.
+
     Where both models have dropout layers, both draw portable masks, because native ones can never
     match; the layers pair up by name, `Model(rename=...)` applied, and what is left by order of
     definition. The report says so.
@@ -53,7 +54,7 @@ def compare(
         experiment: what to train; both runs see the same examples in the same order. Or one
             experiment for each backend, {"torch": ..., "jax": ...}, where the sides are described
             apart: the first is the reference.
-        backends: two names; the first one's initial parameters are moved to the other.
+        backends: two names; the first one is the reference, and its start is moved to the other.
         updates: how many.
         precision: "float64" proves, "float32" is a smoke test; the experiment's own unless given.
         executions, devices: by backend.
@@ -71,6 +72,7 @@ def compare(
     (True, True)
     """
     experiments, names = _check(experiment, backends, updates, precision)
+    _check_options(names, executions=executions, devices=devices, progress=progress, trace=trace)
     natives = [load_backend(name) for name in names]
     executions = executions or {}
     devices = devices or {}
@@ -82,6 +84,8 @@ def compare(
 
     def build(experiment: Experiment, backend: str) -> Trainer:
         chosen = choices[backend]
+        if backend != names[0]:  # which is given the reference's start, wherever that came from
+            experiment = experiment.replace(initial="native")
         return Trainer(experiment, backend, device=chosen.device, execution=chosen.mode, record_gradient_norms=True)
 
     trainers = [build(*side) for side in zip(experiments, names, strict=True)]
@@ -126,21 +130,8 @@ def _idioms_of(backend: Backend) -> Mapping[str, str]:
 def start_alike(reference: Trainer, other: Trainer) -> Matching:
     """Give `other` the parameters and model state of `reference`; returns how the two pair up."""
     matching = match_models(reference, other)
-    source = reference.snapshot()
-    target = other.snapshot()
-    arrays = matching.to_other({**source.model_state, **source.parameters})
-    parameters = _filled(target.parameters, arrays)
-    model_state = _filled(target.model_state, arrays)
-    other.restore(Snapshot(parameters, model_state, update=target.update))
+    other.restore(alike(matching, reference.snapshot(), other.snapshot()))
     return matching
-
-
-def _filled(target: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Replace the arrays of `target` that have a partner, in the dtype of the target."""
-    filled = dict(target)
-    for name in target.keys() & arrays.keys():
-        filled[name] = arrays[name].astype(target[name].dtype, copy=False)
-    return filled
 
 
 def _check(
@@ -158,10 +149,14 @@ def _check(
     else:
         experiments = (experiment, experiment)
         subject = "backends must be two names"
-    if isinstance(backends, str) or len(backends) != 2:
-        problems.add(f"{subject}, such as ('torch', 'jax'), got {backends!r}")
+    is_names = isinstance(backends, Sequence) and not isinstance(backends, str)
+    if not is_names or len(backends) != 2:
+        problems.add(f"{subject}, such as ('torch', 'jax'), got {shown(backends)}")
+    # by identity, so that one experiment is told once: its loss may be a dict, which has no hash
+    for each in {id(each): each for each in experiments}.values():
+        problems.instance("experiment", each, Experiment, "a multibackend.Experiment")
     problems.integer("updates", updates, minimum=1)
-    if len(experiments) == 2:
+    if len(experiments) == 2 and not problems.found:
         _check_alike(problems, *experiments, precision)
     problems.raise_if_any()
     first, second = experiments
@@ -172,6 +167,21 @@ def _check(
     if first is second:
         return (changed, changed), names
     return (changed, second.replace(precision=precision)), names
+
+
+def _check_options(names: tuple[str, str], *, executions: Any, devices: Any, progress: object, trace: object) -> None:
+    problems = Problems("compare")
+    for name, value in (("executions", executions), ("devices", devices)):
+        if value is None:
+            continue
+        if problems.instance(name, value, Mapping, f"a mapping from the backends {names} to names"):
+            for backend in value:
+                problems.choice(f"the keys of {name}", backend, names)
+    if progress is not None and not callable(progress):
+        problems.add(f"progress must be a function of two lists of records, got {shown(progress)}", wrong_type=True)
+    if trace is not None:
+        problems.boolean("trace", trace)
+    problems.raise_if_any()
 
 
 def _check_alike(problems: Problems, first: Experiment, second: Experiment, precision: str | None) -> None:

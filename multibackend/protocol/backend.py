@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.experiment import Experiment
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend.protocol.values import (
@@ -39,6 +40,8 @@ __all__ = [
     "Idiomatic",
     "Interruptible",
     "MemoryAware",
+    "NativeModel",
+    "Predicts",
     "Program",
     "ProgramInfo",
     "RecomputesStatistics",
@@ -76,8 +79,10 @@ class ProgramInfo:
 
     Attributes:
         parameter_names: canonical, in the order of `WindowResults.gradient_norms`.
-        output_shape: of the model's outputs for the example micro-batch; None unless they
-            are one array.
+        output_shapes: of the arrays in the model's outputs for the example micro-batch, by their paths and by
+            those that a loss or metric picks: `multibackend.core.paths.shapes_by_path`.
+        nonlinear_outputs: the paths of those arrays whose last operation is neither a sum nor a product of matrices
+            or a convolution: they may be probabilities.
         kinds: for each parameter and state array, in order of definition, the sort of layer that it
             belongs to, for example "Linear"; "" for a module of the user's own. Matching pairs
             arrays of the same sort.
@@ -88,11 +93,17 @@ class ProgramInfo:
     """
 
     parameter_names: tuple[str, ...]
-    output_shape: tuple[int, ...] | None = None
+    output_shapes: Shapes = field(default_factory=dict)
+    nonlinear_outputs: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
     dropout_layers: tuple[str, ...] = ()
     batch_norm_layers: tuple[str, ...] = ()
     native_arrays: NativeArrays | None = None
+
+    @property
+    def output_shape(self) -> tuple[int, ...] | None:
+        """The shape of the model's outputs where they are one array; else None."""
+        return self.output_shapes.get("")
 
 
 class Program(Protocol):
@@ -241,6 +252,35 @@ class Interruptible(Protocol):
 
     def restore_window(self, state: Any, placed: Any, partial: PartialWindow) -> Any:
         """A begun window from its copy, also from that of another backend."""
+        ...
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A program that hands out what its model returns. `Trainer.predict` needs it."""
+
+    def predict(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
+        """The outputs of the model in evaluation mode; the state does not change.
+
+        In the structure in which the model returns them (one array, a dict, a tuple, a dataclass),
+        every array a numpy copy, floats in the dtype of the experiment's parameters: float32 for
+        bf16. `batch` has the fields that the model reads, and need not have those of the loss.
+        With `ema` the moving average takes the place of the parameters.
+        """
+        ...
+
+
+@runtime_checkable
+class NativeModel(Protocol):
+    """A program that hands out the trained model as its framework's users know it. `Trainer.model` needs it."""
+
+    def native_model(self, state: Any) -> Any:
+        """The model with the parameters and the model state of `state`, in evaluation mode.
+
+        A copy: what is done to it does not reach the run, nor training on it. What the library put
+        into its layers for the run (masks by update, rematerialisation) is out of it again where it
+        would show.
+        """
         ...
 
 

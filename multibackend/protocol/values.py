@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from multibackend.core.precision import LossScale
 from multibackend.experiment import Experiment
 
 __all__ = [
+    "MOST_UNREAD_WINDOWS",
     "EvaluationSums",
     "Execution",
     "NativeArrays",
@@ -27,6 +28,10 @@ __all__ = [
     "inverse",
     "is_native_slot",
 ]
+
+
+# windows that a trainer hands to the device before it reads what they measured
+MOST_UNREAD_WINDOWS = 256
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,13 @@ class Rates:
     first: int
     values: np.ndarray
 
+    @staticmethod
+    def room(windows_per_dispatch: int) -> int:
+        """How many rates a trainer hands over at least, a constant of the run because programs are compiled for it:
+        those of two dispatches, and of all windows whose results may be unread.
+        """
+        return 2 * windows_per_dispatch + MOST_UNREAD_WINDOWS
+
 
 @dataclass(frozen=True)
 class WindowResults:
@@ -125,15 +137,16 @@ class WindowResults:
 
     Attributes:
         terms: float64 [windows, terms], scale * weighted mean of each term of the loss; 0 where its
-            weights sum to 0, NaN where those of all do.
+            weights sum to 0, NaN where those of all do and the window is finite.
         grad_norm: float64 [windows], the global norm after normalisation and before clipping.
         weights: float64 [windows, terms], the sums of the weights.
-        finite: bool [windows], whether the gradient was finite.
+        finite: bool [windows], whether both the gradient and every term of the loss were finite.
         applied: bool [windows], whether the window made an update.
         gradient_norms: float64 [windows, parameters], in the order of `Program.parameter_names`;
             normalised as `grad_norm` is.
         loss_scale: float64 [windows], what the gradients were computed with; 1 but for fp16. A
-            gradient that is not finite at a scale above 1 is an overflow, which never fails a run.
+            gradient that is not finite at a scale above 1, of a loss that is, is an overflow, which
+            never fails a run.
     """
 
     terms: np.ndarray
@@ -152,7 +165,8 @@ class WindowResults:
     @property
     def overflowed(self) -> np.ndarray:
         """bool [windows]: dropped because the loss scale was too large."""
-        return ~self.finite & (self.loss_scale > LossScale.smallest)
+        finite_loss = np.isfinite(self.terms).all(axis=1)
+        return ~self.finite & finite_loss & (self.loss_scale > LossScale.smallest)
 
 
 @dataclass(frozen=True)
@@ -161,18 +175,25 @@ class EvaluationSums:
     each of several terms, without its scale.
 
     A value is a number, or an array of the metric's `shape`.
+
+    Attributes:
+        values, weights: of the terms of the loss and of `Experiment.summed_metrics`.
+        collected: for each batch what `Experiment.collected_outputs` pick, `multibackend.core.paths.collect`.
     """
 
     values: Mapping[str, Any]
     weights: Mapping[str, float]
+    collected: Sequence[Mapping[str, Arrays]] = ()
 
     @classmethod
-    def unpack(cls, flat: np.ndarray, experiment: Experiment) -> EvaluationSums:
+    def unpack(
+        cls, flat: np.ndarray, experiment: Experiment, collected: Sequence[Mapping[str, Arrays]] = ()
+    ) -> EvaluationSums:
         """Read one float64 array: for each term of the loss, then each metric, its flattened value and its weight."""
         shapes: dict[str, tuple[int, ...]] = {}
         for name in experiment.loss_terms:
             shapes[term_name(name, len(experiment.loss_terms))] = ()
-        for metric in experiment.metrics:
+        for metric in experiment.summed_metrics:
             shapes[metric.name] = metric.shape
         values, weights = {}, {}
         start = 0
@@ -181,10 +202,10 @@ class EvaluationSums:
             values[name] = flat[start:stop].reshape(shape)[()]  # a number where the shape is ()
             weights[name] = float(flat[stop])
             start = stop + 1
-        return cls(values, weights)
+        return cls(values, weights, collected)
 
     def __add__(self, other: EvaluationSums) -> EvaluationSums:
-        """Add the batches of both."""
+        """Add the batches of both; what they collected is not kept."""
         values = {name: value + other.values[name] for name, value in self.values.items()}
         weights = {name: weight + other.weights[name] for name, weight in self.weights.items()}
         return EvaluationSums(values, weights)

@@ -105,7 +105,7 @@ def train(
         loss, weight, gradients = _window(p, data, window, gradient, by_micro_batch=by_micro_batch)
         g = without(gradients, frozen)
         norm = float(np.sqrt(sum((array**2).sum() for array in g.values())))
-        if weight == 0 or not np.isfinite(norm):
+        if weight == 0 or not np.isfinite(loss + norm):
             continue  # before the rate: a skipped window uses up no place of the schedule
         lr = rate(len(run.losses)) if callable(rate) else rate
         clip = 1.0

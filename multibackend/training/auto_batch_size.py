@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from multibackend.core.bytesize import format_bytes, parse_bytes
-from multibackend.errors import CapabilityError, ConfigurationError, MultibackendError, OutOfMemoryError
+from multibackend.errors import CapabilityError, ConfigurationError, MultibackendError, OutOfMemoryError, UserCodeError
 from multibackend.experiment import AUTO, PRECISIONS, Experiment
 from multibackend.experiment.accumulation import EffectiveBatch
 from multibackend.protocol import Backend, Execution, MemoryAware
@@ -200,10 +200,10 @@ def memory_errors(backend: Backend, experiment: Experiment, examples: int | None
     """
     try:
         yield
-    except MultibackendError:
-        raise
     except Exception as error:
-        if not isinstance(backend, MemoryAware) or not backend.is_out_of_memory(error):
+        # a model's own code may have asked for the memory
+        is_ours = isinstance(error, MultibackendError) and not isinstance(error, UserCodeError)
+        if is_ours or not isinstance(backend, MemoryAware) or not backend.is_out_of_memory(error):
             raise
         raise _out_of_memory(experiment, examples, error) from error
 

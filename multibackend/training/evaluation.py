@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.arrays import Arrays, Fields
 from multibackend.core.history import term_name
 from multibackend.core.validation import Problems, closest
 from multibackend.data import Source, Stream, as_source
-from multibackend.errors import ConfigurationError, DataError
+from multibackend.errors import CapabilityError, ConfigurationError, DataError
 from multibackend.experiment import Experiment
 from multibackend.protocol import EvaluationSums, Program
 from multibackend.training.early_stopping import BestValue, EarlyStopping, improves
@@ -52,31 +53,84 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss and metrics over a source in batches of `size`, each from its sums over all batches.
 
-    `check(batch, output_shape, source)` raises `DataError` for a batch that does not fit.
+    `check(batch, output_shapes, source)` raises `DataError` for a batch that does not fit.
     """
-    # a term gives two numbers, a metric its values and their weight
-    floats = 2 * len(experiment.loss_terms)
-    for metric in experiment.metrics:
-        floats += math.prod(metric.shape) + 1
-    most_unread = max(1, _MOST_UNREAD_FLOATS // floats)
     options = {}  # a backend without moving averages need not know the word
     if ema:
         options["ema"] = True
-    unread: list[Any] = []
-    # sums are added on the host in float64, so that the batch size does not show
-    total = None
+    totals = _Totals(program, experiment, size)
     for batch in batches(source, size):
-        check(batch, program.info.output_shape, source)
-        unread.append(program.evaluate(state, batch, **options))
-        if len(unread) == most_unread:
-            total = _added(total, program.read_sums(unread))
-            unread = []
-    if unread or total is None:
-        total = _added(total, program.read_sums(unread))
-    results: dict[str, Any] = _terms(experiment, total)
-    for metric in experiment.metrics:
-        results[metric.name] = metric.result(total.values[metric.name], total.weights[metric.name])
-    return results
+        check(batch, program.info.output_shapes, source)
+        for metric in experiment.metrics:
+            metric.check_data(batch, program.info.output_shapes)
+        totals.add(program.evaluate(state, batch, **options), batch)
+    return totals.results()
+
+
+class _Totals:
+    """Sums over batches, added on the host in float64, so that the batch size does not show."""
+
+    def __init__(self, program: Program, experiment: Experiment, size: int) -> None:
+        self._program = program
+        self._experiment = experiment
+        self._collectors = {metric.name: metric.collector() for metric in experiment.metrics if metric.over_set}
+        self._most_unread = max(1, _MOST_UNREAD_FLOATS // _floats_of(program, experiment, size))
+        self._unread: list[Any] = []
+        self._batches: list[Fields] = []
+        self._total: EvaluationSums | None = None
+
+    def add(self, sums: Any, batch: Fields) -> None:
+        """Take in what `Program.evaluate` gave for a batch."""
+        self._unread.append(sums)
+        self._batches.append(batch if self._collectors else {})
+        if len(self._unread) == self._most_unread:
+            self._read()
+
+    def results(self) -> dict[str, Any]:
+        """The loss, its terms, and every metric."""
+        if self._unread or self._total is None:
+            self._read()
+        total = self._total
+        assert total is not None
+        results: dict[str, Any] = _terms(self._experiment, total)
+        for metric in self._experiment.metrics:
+            if metric.over_set:
+                results[metric.name] = self._collectors[metric.name].result()
+            else:
+                results[metric.name] = metric.result(total.values[metric.name], total.weights[metric.name])
+        return results
+
+    def _read(self) -> None:
+        sums = self._program.read_sums(self._unread)
+        self._total = sums if self._total is None else self._total + sums
+        if self._collectors:
+            if len(sums.collected) != len(self._batches):
+                listed = ", ".join(map(repr, self._collectors))
+                raise CapabilityError(f"the backend does not collect outputs, which these metrics need: {listed}")
+            for collected, batch in zip(sums.collected, self._batches, strict=True):
+                self._collect(collected, batch)
+        self._unread = []
+        self._batches = []
+
+    def _collect(self, collected: Mapping[str, Arrays], batch: Fields) -> None:
+        for metric in self._experiment.metrics:
+            if metric.over_set:
+                arrays = collected[metric.output or ""]
+                # one array is at the path "", several are handed over by their paths
+                self._collectors[metric.name].add(arrays.get("", arrays), batch)
+
+
+def _floats_of(program: Program, experiment: Experiment, size: int) -> int:
+    """How many numbers wait on the device for each batch that is not read yet."""
+    # a term gives two numbers, a metric its values and their weight
+    floats = 2 * len(experiment.loss_terms)
+    for metric in experiment.summed_metrics:
+        floats += math.prod(metric.shape) + 1
+    for picked in experiment.collected_outputs:
+        for path, shape in program.info.output_shapes.items():
+            if path == picked or not picked or path.startswith(f"{picked}."):
+                floats += size * math.prod(shape[1:])
+    return floats
 
 
 def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
@@ -101,12 +155,6 @@ def _terms(experiment: Experiment, total: EvaluationSums) -> dict[str, float]:
     if len(terms) > 1:
         return {**loss, **means}
     return loss
-
-
-def _added(total: EvaluationSums | None, sums: EvaluationSums) -> EvaluationSums:
-    if total is None:
-        return sums
-    return total + sums
 
 
 def check_ema(experiment: Experiment) -> None:

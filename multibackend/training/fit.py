@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Sequence
 
 from multibackend import events
-from multibackend.errors import BatchStatisticsWarning
+from multibackend.errors import BatchStatisticsWarning, OutputsWarning
 from multibackend.experiment.batch_norm import SMALL_MICRO_BATCH, small_micro_batch_message
 from multibackend.training.auto_batch_size import memory_errors
+from multibackend.training.doubts import doubts_about_outputs
 from multibackend.training.early_stopping import EarlyStopping
 from multibackend.training.evaluation import EvaluationPlan
 from multibackend.training.evaluation_state import EvaluationState
@@ -24,6 +25,9 @@ from multibackend.training.settings import settings_of
 from multibackend.training.stop_condition import StopCondition
 
 __all__ = ["Fit"]
+
+# how far above a method that warns the line is that called `fit`, whose decorators are two frames
+_CALLER = 8
 
 
 class Fit:
@@ -129,7 +133,7 @@ class Fit:
         feed = run.plan.feed
         planned = self._stop.planned_updates(feed.windows_per_epoch(), feed.accumulation.steps(0))
         execution = {"device": run.device, "execution": run.program.execution.mode}
-        run.emit(events.FitStarted, update=update, updates=planned, **execution)
+        run.emit(events.FitStarted, update=update, updates=planned, **execution, initial=run.plan.initial)
         self._describe()
         self._remark(planned)
         if run.goes_on:  # after the event, at which early stopping forgets what it remembers
@@ -137,6 +141,7 @@ class Fit:
         run.goes_on = False
         run.state.evaluations = EvaluationState()
         self._warn_of_small_micro_batches()
+        self._warn_of_outputs()
 
     def _describe(self) -> None:
         """Once for each trainer, tell its settings."""
@@ -145,19 +150,21 @@ class Fit:
             return
         run.is_described = True
         experiment = run.plan.experiment
-        precision = {"precision": str(experiment.precision)}
-        run.emit(events.RunDescribed, settings=precision | dict(settings_of(experiment, [run.plan.backend.name])))
+        settings = {"precision": str(experiment.precision), **settings_of(experiment, [run.plan.backend.name])}
+        run.emit(events.RunDescribed, settings=settings | {"start": run.plan.initial})
 
     def _remark(self, planned: int | None) -> None:
         """Tell what whoever called may not expect."""
         run = self._run
+        remarks = [run.remark]  # of its start, which is told once
+        run.remark = None
         micro_batches = run.loop.micro_batches
         if micro_batches and run.loop.reached(self._stop):
             place = {"updates": run.state.update, "epochs": run.loop.epochs(), "micro_batches": micro_batches}
-            remark = nothing_to_do(self._stop, **place)
+            remarks.append(nothing_to_do(self._stop, **place))
         else:
-            remark = schedule_cut_off(learning_rate_of(run.plan.experiment), planned)
-        if remark:
+            remarks.append(schedule_cut_off(learning_rate_of(run.plan.experiment), planned))
+        for remark in filter(None, remarks):
             self._remarks.append(remark)
             run.emit(events.Remark, message=remark)
 
@@ -229,4 +236,15 @@ class Fit:
         run.has_warned = True
         message = small_micro_batch_message(layers, size)
         run.emit(events.SmallMicroBatch, layers=layers, micro_batch_size=size, message=message)
-        warnings.warn(message, BatchStatisticsWarning, stacklevel=6)
+        warnings.warn(message, BatchStatisticsWarning, stacklevel=_CALLER)
+
+    def _warn_of_outputs(self) -> None:
+        """Once per run, where a loss of logits gets probabilities."""
+        run = self._run
+        if run.has_seen_outputs:
+            return
+        run.has_seen_outputs = True
+        plan = run.plan
+        for doubt in doubts_about_outputs(plan.experiment, run.program, run.state.program_state, plan.feed.example()):
+            run.emit(events.Remark, message=doubt)
+            warnings.warn(doubt, OutputsWarning, stacklevel=_CALLER)

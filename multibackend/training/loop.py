@@ -19,7 +19,7 @@ from multibackend.protocol import (
     WindowStack,
 )
 from multibackend.training.input.feed import Feed
-from multibackend.training.results import MOST_UNREAD, ResultsLog
+from multibackend.training.results import ResultsLog
 from multibackend.training.run_state import BegunWindow, RunState
 from multibackend.training.stop_condition import StopCondition
 
@@ -163,7 +163,7 @@ class Loop:
             self._state.position,
             self._results.expected_updates,
             self._program.windows_per_dispatch,
-            self._program.info.output_shape,
+            self._program.info.output_shapes,
             most=most,
             epochs=epochs,
         )
@@ -208,7 +208,7 @@ class Loop:
         """
         first = self._state.update
         rates = self._results.rates.between(first, self._results.expected_updates + windows)
-        length = 2 * self._program.windows_per_dispatch + MOST_UNREAD
+        length = Rates.room(self._program.windows_per_dispatch)
         # what lies past the known rates is never used, but must be a number
         table = np.full(max(length, len(rates)), rates[-1])
         table[: len(rates)] = rates

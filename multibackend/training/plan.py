@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from multibackend.core.validation import Problems
-from multibackend.experiment import AUTO, Experiment
-from multibackend.protocol import Backend, Execution, Program
+import numpy as np
+
+from multibackend.core.validation import Problems, shown
+from multibackend.data.fields import as_array
+from multibackend.errors import ConfigurationTypeError, DataError, ParameterMatchError
+from multibackend.experiment import AUTO, NATIVE, Experiment
+from multibackend.protocol import Backend, Execution, Program, Snapshot
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
 from multibackend.protocol.registry import load_backend
 from multibackend.training.auto_batch_size import MicroBatchChoice, memory_errors, resolve
@@ -16,27 +21,36 @@ from multibackend.training.input.feed import Feed
 from multibackend.training.saving.saved_run import SavedRun
 from multibackend.training.stop_condition import StopCondition
 
-__all__ = ["Plan", "check_arguments", "check_fit", "mask_names"]
+__all__ = ["Plan", "as_parameters", "check_arguments", "check_fit", "check_snapshot", "mask_names"]
 
 
 def check_arguments(
-    experiment: object, callbacks: object, device: object, windows_per_dispatch: object, read_ahead: object
+    experiment: object,
+    callbacks: object,
+    device: object,
+    windows_per_dispatch: object,
+    read_ahead: object,
+    record_gradient_norms: object,
+    may_differ: Any,
 ) -> None:
     """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
-    if not isinstance(experiment, Experiment):
-        problem = f"experiment must be a multibackend.Experiment, got {experiment!r}"
-        problems.add(problem, wrong_type=True)
+    problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         problem = f"callbacks must be a sequence of functions, got {callbacks!r}"
         problems.add(problem, wrong_type=True)
-    if device is not None and not isinstance(device, str):
+    if device is not None and (not isinstance(device, str) or not device):
         problem = f"device must be the name of one of the backend's devices, got {device!r}"
         problems.add(problem, wrong_type=True)
     if windows_per_dispatch is not None:
         problems.integer("windows_per_dispatch", windows_per_dispatch, minimum=1)
     if read_ahead is not None:
         problems.boolean("read_ahead", read_ahead)
+    problems.boolean("record_gradient_norms", record_gradient_norms)
+    is_names = isinstance(may_differ, Sequence) and not isinstance(may_differ, str)
+    if not is_names or not all(isinstance(name, str) for name in may_differ):
+        what = "may_differ must be a sequence of names, such as ['seed']"
+        problems.add(f"{what}, got {shown(may_differ)}", wrong_type=True)
     problems.raise_if_any()
 
 
@@ -61,6 +75,35 @@ def check_fit(
     return stop
 
 
+def check_snapshot(snapshot: Any) -> None:
+    """Raise `ConfigurationError` unless this can be what `Trainer.restore` goes on from."""
+    problems = Problems("Trainer.restore")
+    if problems.instance("snapshot", snapshot, Snapshot, "a snapshot, of Trainer.snapshot()"):
+        problems.integer("snapshot.update", snapshot.update, minimum=0)
+    problems.raise_if_any()
+
+
+def as_parameters(parameters: object) -> dict[str, np.ndarray]:
+    """Return what `Trainer.load_parameters` was given as arrays.
+
+    Raises:
+        ConfigurationError: it is no mapping.
+        ParameterMatchError: a value in it is no array of real numbers.
+    """
+    if not isinstance(parameters, Mapping):
+        what = "parameters must be a mapping from names to arrays, of Trainer.parameters()"
+        raise ConfigurationTypeError("Trainer.load_parameters", [f"{what}, got {shown(parameters)}"])
+    arrays = {}
+    for name, value in parameters.items():
+        try:
+            arrays[name] = as_array(str(name), value)
+        except DataError as error:
+            raise ParameterMatchError(
+                f"the parameter {name!r} cannot be loaded from {shown(value)}: {error}"
+            ) from error
+    return arrays
+
+
 @dataclass(frozen=True)
 class Plan:
     """An experiment ready to be compiled.
@@ -80,6 +123,13 @@ class Plan:
     feed: Feed
     saved: SavedRun | None
     micro_batch: MicroBatchChoice | None
+
+    @property
+    def initial(self) -> str:
+        """Where the run's first parameters came from, as `Experiment(initial=...)` says it; of a saved run then."""
+        if self.saved is not None:
+            return str(self.saved.experiment.get("initial", NATIVE))
+        return str(self.experiment.initial)
 
     @classmethod
     def of(
@@ -115,7 +165,7 @@ class Plan:
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
             # labels and targets are held against the model's outputs before the first update
-            self.feed.check(example, program.info.output_shape)
+            self.feed.check(example, program.info.output_shapes)
         return plan, program
 
     def _with_saved_masks(self, program: Program) -> Plan:

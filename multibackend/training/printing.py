@@ -22,7 +22,7 @@ def run_sentence(run: Run) -> str:
 
 def run_blocks(run: Run) -> list[Block]:
     """Say the same, then every setting, and where the run is saved."""
-    settings = settings_of(run.plan.experiment, [run.plan.backend.name])
+    settings = {**settings_of(run.plan.experiment, [run.plan.backend.name]), "start": run.plan.initial}
     arrays = len(run.program.info.parameter_names)
     rows = [("parameters", f"{arrays} arrays"), *settings.items()]
     if run.saver is not None:

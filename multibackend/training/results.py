@@ -10,7 +10,7 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,15 +21,17 @@ from multibackend.core.history import SkippedWindow, records
 from multibackend.errors import DataError, NonFiniteError
 from multibackend.experiment import Experiment
 from multibackend.protocol import Program, WindowResults, WindowStack
+from multibackend.protocol.values import MOST_UNREAD_WINDOWS
 from multibackend.schedules import BatchScaled, LearningRate, RateTable
 from multibackend.training.input.feed import Feed
 from multibackend.training.run_state import RunState
 
-__all__ = ["MOST_UNREAD", "ResultsLog", "learning_rate_of"]
+__all__ = ["ResultsLog", "learning_rate_of"]
 
-# results are read when they are this old or this many
+# results are read when they are this old, or half as many as may be unread
 _SECONDS_BETWEEN_READS = 0.1
-MOST_UNREAD = 256
+# of data whose end is not known, so many windows without an update end the run
+_MOST_IDLE_WINDOWS = 1000
 
 # a listener is told of an event as its class and its fields
 _Happening = tuple[type[events.Event], dict[str, Any]]
@@ -101,7 +103,7 @@ class ResultsLog:
         """Read at intervals all but the newest results, with which the device may still be busy."""
         now = time.perf_counter()
         is_recent = now - self._last_read < _SECONDS_BETWEEN_READS
-        if is_recent and self.unread_windows < MOST_UNREAD // 2:
+        if is_recent and self.unread_windows < MOST_UNREAD_WINDOWS // 2:
             return
         while len(self._unread) > 1:
             self._read()
@@ -156,7 +158,7 @@ class ResultsLog:
         shares = results.gradient_norms[applied] / global_norms
         state.gradient_shares = np.maximum(state.gradient_shares, shares.max(axis=0, initial=0.0))
         if state.gradient_norms is not None:
-            state.gradient_norms += list(results.gradient_norms[applied])
+            state.gradient_norms.extend(results.gradient_norms[applied])
         state.update = stop
         return columns
 
@@ -182,12 +184,16 @@ class ResultsLog:
             state.idle_examples = 0
             return
         state.idle_examples += int(stack.examples.sum())
-        epoch = self._feed.examples  # of a stream unknown until its end
-        if epoch is not None and state.idle_examples >= epoch:
+        epoch = self._feed.examples
+        span = "no window of a whole epoch"
+        if epoch is None:  # of a stream unknown until its end, which may never come
+            epoch = _MOST_IDLE_WINDOWS * self._experiment.effective_examples
+            span = f"none of {_MOST_IDLE_WINDOWS} windows one after the other"
+        if state.idle_examples >= epoch:
             raise DataError(
-                "no window of a whole epoch made an update, so the run would never end; "
-                f"the last {len(state.skipped)} windows were skipped, the last because it was "
-                f"{state.skipped[-1].reason} (nonfinite: its gradient is NaN or infinite; "
+                f"{span} made an update, so the run would never end; "
+                f"{len(state.skipped)} windows were skipped in all, the last because it was "
+                f"{state.skipped[-1].reason} (nonfinite: its loss or gradient is NaN or infinite; "
                 "weightless: its weights sum to 0). Look at the data and the learning rate"
             )
 
@@ -202,16 +208,25 @@ class ResultsLog:
         update, offset = self._place(stack, results, window)
         skipped = self._enter_skipped(stack, results, window)
         columns = self._enter_updates(stack, results)
-        finite = np.isfinite(results.gradient_norms[window])
-        names = self._program.info.parameter_names
-        parameters = list(itertools.compress(names, ~finite))
-        listed = ", ".join(parameters) or "none, but their common norm overflowed"
+        losses = results.terms[window]
+        terms = list(itertools.compress(self._experiment.loss_terms, ~np.isfinite(losses)))
+        gradients = np.isfinite(results.gradient_norms[window])
+        parameters = list(itertools.compress(self._program.info.parameter_names, ~gradients))
+        if np.isnan(results.weights[window]).any():  # which only a loss's own function can give
+            what = f"the weights that the loss returned for update {update} are not all numbers >= 0: nan or negative"
+        elif terms:
+            values = dict(zip(self._experiment.loss_terms, losses.tolist(), strict=True))
+            what = _nonfinite_loss({name: values[name] for name in terms}, parameters, update)
+        else:
+            listed = ", ".join(parameters) or "none, but their common norm overflowed"
+            what = f"the gradient of update {update} is not finite (the loss is), parameters: {listed}"
         failure = NonFiniteError(
-            f"the gradient of update {update} is not finite, in epoch {stack.start.epoch} "
-            f"at example {offset} of its order; parameters: {listed}. The training state is what it "
-            "was before that window. Lower the learning rate, set max_grad_norm, look at those "
-            'examples, or drop such windows with on_nonfinite="skip"',
+            f"{what}; in epoch {stack.start.epoch}, in the window that begins at example {offset} of its "
+            "order. The training state is what it was before that window. Look at those examples, "
+            "lower the learning rate, set max_grad_norm, or drop such windows with "
+            'on_nonfinite="skip"',
             update=update,
+            terms=terms,
             parameters=parameters,
             epoch=stack.start.epoch,
             offset=offset,
@@ -250,3 +265,12 @@ class ResultsLog:
         if self._feed.settle(stack.stop, update).epoch == stack.start.epoch:
             return []
         return [(events.EpochFinished, {"epoch": stack.start.epoch, "update": update})]
+
+
+def _nonfinite_loss(terms: Mapping[str, float], parameters: Sequence[str], update: int) -> str:
+    """Say which terms of the loss are not finite, and whether the gradient is."""
+    listed = ", ".join(f"{name} = {value}" for name, value in terms.items())
+    gradient = "its gradient is finite"
+    if parameters:
+        gradient = f"nor is its gradient, parameters: {', '.join(parameters)}"
+    return f"the loss of update {update} is not finite ({listed}), {gradient}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.growing import GrowingArray
 from multibackend.core.history import History, SkippedWindow, term_name
 from multibackend.experiment import Experiment
 from multibackend.protocol import Position, Program, WindowStack
@@ -57,7 +58,7 @@ class RunState:
         skipped: the windows that made none.
         gradient_shares: [parameters], the largest share that each gradient's norm has had in
             the global one.
-        gradient_norms: an array [parameters] for each update; None keeps none of them.
+        gradient_norms: [updates, parameters]; None keeps none of them.
         evaluations: those made so far, and what early stopping remembers of them.
     """
 
@@ -65,7 +66,7 @@ class RunState:
     program_state: Any
     history: History
     gradient_shares: np.ndarray
-    gradient_norms: list[np.ndarray] | None = None
+    gradient_norms: GrowingArray | None = None
     # where the run stands in the data
     position: Position = field(default_factory=Position)
     begun: BegunWindow | None = None
@@ -89,5 +90,5 @@ class RunState:
             gradient_shares=np.zeros(len(program.info.parameter_names)),
         )
         if record_gradient_norms:
-            state.gradient_norms = []
+            state.gradient_norms = GrowingArray("float64", state.gradient_shares.shape)
         return state

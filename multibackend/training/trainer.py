@@ -11,6 +11,7 @@ import numpy as np
 from multibackend import events
 from multibackend.checkpoint import write_checkpoint
 from multibackend.core.text import Block, Readable
+from multibackend.core.validation import as_path, by_keyword
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.loggers.jsonl import JsonLog
@@ -23,7 +24,8 @@ from multibackend.training.evaluation import (
     plan_evaluations,
 )
 from multibackend.training.fit import Fit
-from multibackend.training.plan import Plan, check_arguments, check_fit
+from multibackend.training.in_use import InUse, by_one_thread
+from multibackend.training.plan import Plan, as_parameters, check_arguments, check_fit, check_snapshot
 from multibackend.training.printing import run_blocks, run_sentence
 from multibackend.training.recompute_statistics import as_recomputable, batches_of
 from multibackend.training.result import FitResult
@@ -67,8 +69,13 @@ class Trainer(Readable):
             such as "learning_rate" or "data length".
 
     `trainer.micro_batch` tells how `micro_batch_size="auto"` was decided, None where a number was
-    given; `trainer.experiment` has the number. `trainer.state` is the run's state
+    given; `trainer.experiment` has the number. `trainer.initial` is where the run's first parameters
+    came from, see `Experiment`. `trainer.state` is the run's state
     (`multibackend.training.run_state`), `trainer.program` what the backend made of the experiment.
+
+    One thread at a time uses a trainer: what another one asks of it meanwhile is refused with
+    `TrainerInUseError`. A listener runs in the thread of `fit`, and may read parameters, evaluate
+    and save; it may not call `fit`.
 
     Raises:
         BackendNotFoundError, BackendNotInstalledError: the backend cannot be used.
@@ -97,8 +104,16 @@ class Trainer(Readable):
         may_differ: Sequence[str] = (),
     ) -> None:
         # everything that can be known to be wrong is found here, before a model is built
-        check_arguments(experiment, callbacks, device, windows_per_dispatch, read_ahead)
-        directory = None if run_dir is None else Path(run_dir)
+        check_arguments(
+            experiment,
+            callbacks,
+            device,
+            windows_per_dispatch,
+            read_ahead,
+            record_gradient_norms,
+            may_differ,
+        )
+        directory = None if run_dir is None else as_path("Trainer", "run_dir", run_dir)
         check_resuming(directory, checkpointing, resume)
         # read before anything is compiled: the saved run decides the batch size that was left open
         # and the names by which dropout masks are drawn
@@ -116,12 +131,14 @@ class Trainer(Readable):
         if directory is not None:
             listeners.append(JsonLog(directory, is_locked=lambda: saver is not None and saver.holds_directory))
         self._run = Run.begin(plan, program, device, listeners, saver, record_gradient_norms=record_gradient_norms)
+        self.in_use = InUse()
         self._stoppers = [callback for callback in callbacks if isinstance(callback, EarlyStopping)]
 
         self.backend = backend
         self.device = device
         self.experiment: Experiment = plan.experiment
         self.micro_batch = plan.micro_batch
+        self.initial = plan.initial
         self.program = program
         self.state = self._run.state
         # last, because it needs the model's own names and the loop that reads the begun window
@@ -130,6 +147,8 @@ class Trainer(Readable):
         if self.micro_batch is not None:
             self._run.emit(events.MicroBatchChosen, **self.micro_batch.as_event())
 
+    @by_keyword("fit(updates=5) or fit(epochs=5)")
+    @by_one_thread
     def fit(
         self,
         *,
@@ -162,14 +181,17 @@ class Trainer(Readable):
                 shows it all the same, False shows nothing.
 
         Raises:
-            NonFiniteError: a gradient is not finite and `on_nonfinite="raise"`. The trainer stays
-                usable, in the state before that window.
+            NonFiniteError: a loss or a gradient is not finite and `on_nonfinite="raise"`. The
+                trainer stays usable, in the state before that window.
             OutOfMemoryError: the device has no memory left; the message lists the ways out. The
                 run has ended.
-            DataError: a label is out of range, or no window of a whole epoch made an update.
+            DataError: a label or an id is out of range, or no window of a whole epoch, or of 1000 where
+                the data have no end, made an update.
             FileError: the log in `run_dir` cannot be written; told at the beginning, or else at the
                 end, once the run is saved.
             ConfigurationError: an argument is wrong; every problem is listed.
+            TrainerInUseError: `fit` has not returned that was called before, in this thread or in
+                another one.
 
         >>> result = trainer.fit(updates=500, evaluate_every=50, keep_best=True)   # doctest: +SKIP
         >>> result.best.update, result.best.value                                  # doctest: +SKIP
@@ -199,6 +221,7 @@ class Trainer(Readable):
     def __repr__(self) -> str:
         return f"<Trainer: {run_sentence(self._run)}>"
 
+    @by_one_thread
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint of the run as it stands, also inside a window, to a new directory.
 
@@ -208,7 +231,7 @@ class Trainer(Readable):
         >>> trainer.save("best")                                                    # doctest: +SKIP
         PosixPath('best')
         """
-        return write_checkpoint(Path(path), to_contents(self._run.capture()))
+        return write_checkpoint(as_path("Trainer.save", "path", path), to_contents(self._run.capture()))
 
     @classmethod
     def resume(cls, path: str | Path, experiment: Experiment, backend: str | None = None, **options: Any) -> Trainer:
@@ -231,11 +254,12 @@ class Trainer(Readable):
 
         >>> mb.Trainer.resume("runs/digits", experiment, backend="jax").fit(epochs=3)  # doctest: +SKIP
         """
-        saved = open_run(path)
+        saved = open_run(as_path("Trainer.resume", "path", path))
         if backend is None:
             backend = saved.backend
         return cls(experiment, backend, resume=saved, **options)
 
+    @by_one_thread
     def evaluate(self, data: Any = None, *, batch_size: int | None = None, ema: bool = False) -> dict[str, Any]:
         """Loss and metrics over `data`, the experiment's `eval_data` unless given.
 
@@ -249,10 +273,84 @@ class Trainer(Readable):
         """
         return self._run.evaluate(data, batch_size, ema=ema)
 
+    @property
+    @by_one_thread
+    def model(self) -> Any:
+        """The framework's own model with what was trained, in evaluation mode.
+
+        torch: the `nn.Module`. Flax: the nnx module; the linen module bound to its variables, which
+        is told `train=False` or the like by whoever calls it. A copy each time: training on does not
+        change it, nor it the training. BatchNorm has its running statistics, and no layer drops.
+
+        Of a float64 run it computes in float64, in JAX inside `with jax.enable_x64(True)`; of a bf16
+        run it computes in float32 unless told otherwise, where `predict` computes as the run does.
+
+        Raises:
+            CapabilityError: the backend does not hand it out.
+
+        >>> torch.save(trainer.model.state_dict(), "model.pt")          # doctest: +SKIP
+        """
+        return self._run.native_model()
+
+    @by_one_thread
+    def predict(
+        self, data: Any = None, output: str | None = None, batch_size: int | None = None, *, ema: bool = False
+    ) -> Any:
+        """What the model returns for data, in evaluation mode; the training is not touched.
+
+        Args:
+            data: as for `evaluate`, of which only the fields that the model reads are needed; or one
+                array for a model with one input. The experiment's `eval_data` unless given.
+            output: the path of a part of what the model returns, such as "cls" or "heads.0"; all of
+                it unless given.
+            batch_size: examples at once; `eval_batch_size` or the micro-batch size unless given.
+            ema: let the moving average take the place of the parameters.
+
+        Returns:
+            The outputs as the model returns them (one array, a dict, a tuple, a dataclass), each
+            array a numpy array [examples, ...] in the order of the data; floats in float32, in a
+            float64 run in float64. What is no array is that of the first batch.
+
+        Raises:
+            CapabilityError: the backend does not hand outputs out.
+            ConfigurationError: an argument is wrong, or there is nothing at `output`.
+            DataError: the data lack a field, or an output's first axis is not the batch.
+
+        >>> logits = trainer.predict({"image": images})                 # doctest: +SKIP
+        >>> logits.argmax(axis=1)                                       # doctest: +SKIP
+        array([7, 2, 1])
+        """
+        return self._run.predict(data, output, batch_size, ema=ema)
+
+    @by_one_thread
+    def gradients(self, data: Any = None) -> dict[str, np.ndarray]:
+        """The gradient that the next update would be made with, by canonical name, in canonical layout.
+
+        That of the window's loss sum(w * l) / sum(w) by each parameter, over every micro-batch of
+        the next window of the training data (of one that has begun, what has run of it included),
+        in training mode and with the dropout masks of that update. It is normalised as the update's
+        is, and not yet clipped: the root of its sum of squares is the `grad_norm` that the update
+        reports. Zeros for a frozen parameter, and for one that no micro-batch uses. Weight decay is
+        no part of it. Nothing of the run changes; the micro-batches are run once more by `fit`.
+
+        Args:
+            data: with them, the gradient of one window that holds all of these examples, in their
+                order, in micro-batches of the experiment's size.
+
+        Raises:
+            CapabilityError: the backend cannot stop inside a window.
+            DataError: the data lack a field, or do not fit the loss.
+
+        >>> norms = {name: np.linalg.norm(g) for name, g in trainer.gradients().items()}  # doctest: +SKIP
+        """
+        return self._run.gradients(data)
+
+    @by_one_thread
     def parameters(self) -> dict[str, np.ndarray]:
         """A copy of the parameters, by canonical name and in canonical layout."""
         return dict(self.snapshot().parameters)
 
+    @by_one_thread
     def ema_parameters(self) -> dict[str, np.ndarray]:
         """A copy of the moving average of the parameters, which `Experiment(ema_decay=...)` asks for.
 
@@ -267,6 +365,7 @@ class Trainer(Readable):
             raise CapabilityError(problem)
         return averaged
 
+    @by_one_thread
     def load_parameters(self, parameters: Mapping[str, Any]) -> None:
         """Replace the parameters by arrays in canonical layout, as of another backend.
 
@@ -278,9 +377,10 @@ class Trainer(Readable):
             ParameterMatchError: a name is missing or unknown, a shape differs, or only the models
                 could tell which parameter is which.
         """
-        arrays = {name: np.asarray(array) for name, array in parameters.items()}
+        arrays = as_parameters(parameters)
         self.restore(with_arrays(self.snapshot(), arrays, self.experiment.model, self.program))
 
+    @by_one_thread
     def recompute_statistics(self, data: Any = None) -> None:
         """Replace BatchNorm's running statistics by their mean over data.
 
@@ -299,12 +399,14 @@ class Trainer(Readable):
         batches = batches_of(source, int(self.experiment.micro_batch_size))
         self._run.loop.recompute_statistics(program, batches)
 
+    @by_one_thread
     def gradient_shares(self) -> dict[str, float]:
         """For each parameter the largest share that its gradient has had in the global norm."""
         self._run.results.read_all()
         names = self.program.info.parameter_names
         return dict(zip(names, self.state.gradient_shares.tolist(), strict=True))
 
+    @by_one_thread
     def gradient_norms(self) -> np.ndarray:
         """The norm of each parameter's gradient at each update: float64 [updates, parameters].
 
@@ -318,12 +420,20 @@ class Trainer(Readable):
         if norms is None:
             problem = "there are no gradient norms; pass record_gradient_norms=True"
             raise ConfigurationError("Trainer", [problem])
-        return np.array(norms).reshape(-1, len(self.program.info.parameter_names))
+        return norms.rows.copy()
 
+    @by_one_thread
     def snapshot(self) -> Snapshot:
         """The state on the host: parameters, model and optimizer state, update, moving average."""
         return self._run.snapshot()
 
+    @by_one_thread
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot and its number of updates; the place in the data stays."""
+        """Go on from a snapshot and its number of updates; the place in the data stays.
+
+        Raises:
+            ConfigurationError: it is no snapshot.
+            ParameterMatchError: it is one of another model.
+        """
+        check_snapshot(snapshot)
         self._run.loop.restore(snapshot)

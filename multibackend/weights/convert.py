@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.checkpoint.weights_file import read_arrays
 from multibackend.core.arrays import Arrays
 from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
 from multibackend.experiment import Experiment
@@ -19,12 +20,13 @@ from multibackend.protocol import NativeArrays, WeightsReader
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
-from multibackend.weights.files import read_arrays, write_arrays
+from multibackend.weights.files import write_arrays
 
 __all__ = ["Conversion", "convert_weights"]
 
 TOLERANCE = 1e-4  # of the largest output: float32 rounds at 6e-8, and a deep network amplifies it
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt")
+_OUTPUT = "output "  # what the names of these metrics begin with
 _SMALLEST_OUTPUT = float(np.finfo(np.float32).tiny)
 
 
@@ -80,12 +82,11 @@ def convert_weights(
     """
     if source == target:
         raise ConfigurationError("convert", [f"source and target must be two backends, both are {source!r}"])
-    # the models are only evaluated: no dropout to pair, no metrics but the outputs, no average
-    experiment = experiment.replace(dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False)
-    # a trainer for the shape alone: the metric needs it, and it is known once the model is built
-    shape = Trainer(experiment, source).program.info.output_shape
-    if shape is not None:
-        experiment = experiment.replace(metrics=(_Outputs(name="outputs", size=shape),))
+    # the models are only evaluated: no dropout to pair, no metrics, no average, no start but the file's
+    experiment = experiment.replace(
+        dropout="native", metrics=(), eval_data=None, ema_decay=None, ema_warmup=False, initial="native"
+    )
+    experiment = experiment.replace(metrics=_output_metrics(experiment, source, target))
     source_trainer = Trainer(experiment, source)
     target_trainer = Trainer(experiment, target)
     _check_same_shape(source_trainer, target_trainer)
@@ -118,6 +119,18 @@ class _Outputs(Metric):
         return total
 
 
+def _output_metrics(experiment: Experiment, source: str, target: str) -> list[_Outputs]:
+    """A metric for each array that both models return at one path; none where they have no path in common."""
+    # a trainer for the shapes alone: the metrics need them, and they are known once the model is built
+    shapes = Trainer(experiment, source).program.info.output_shapes
+    if "" not in shapes:
+        others = Trainer(experiment, target).program.info.output_shapes
+        shapes = {path: shape for path, shape in shapes.items() if others.get(path) == shape}
+    return [
+        _Outputs(name=f"{_OUTPUT}{path}", output=path or None, size=shape) for path, shape in shapes.items() if shape
+    ]
+
+
 def _check_same_shape(source: Trainer, target: Trainer) -> None:
     """Raise `ParameterMatchError` where outputs are not alike, which as a metric would be broadcast to one shape."""
     shape = source.program.info.output_shape
@@ -132,7 +145,8 @@ def _check_same_shape(source: Trainer, target: Trainer) -> None:
 def _outputs(trainer: Trainer, example: Mapping[str, np.ndarray]) -> np.ndarray:
     examples = len(next(iter(example.values())))
     metrics = trainer.evaluate(dict(example), batch_size=examples)  # all in one batch
-    return np.atleast_1d(np.asarray(metrics.get("outputs", metrics["loss"]), np.float64))
+    arrays = [np.ravel(value) for name, value in metrics.items() if name.startswith(_OUTPUT)]
+    return np.concatenate(arrays or [np.ravel(metrics["loss"])]).astype(np.float64)
 
 
 def _difference(reference: np.ndarray, outputs: np.ndarray) -> float:

@@ -30,6 +30,7 @@ LARGE_CLASSES = {
     "WrongPlaces": "one question per place where a layer may be wrong",
     "WindowFunctions": "the parts of a window, and what they need of the experiment",
     "History": "the protocol of a sequence",
+    "Metric": "what it reads, what it checks, and two ways to be computed: from sums, or from a whole set",
 }
 DISCARDED = {"allclose", "array_equal", "equal", "isclose", "array_equiv"}
 PUBLIC = [
@@ -44,6 +45,7 @@ PUBLIC = [
     "History",
     "Model",
     "MultibackendError",
+    "Summary",
     "Trainer",
     "UpdateRecord",
     "check_accumulation",
@@ -56,6 +58,7 @@ PUBLIC = [
     "metrics",
     "optimizers",
     "schedules",
+    "summary",
 ]
 
 

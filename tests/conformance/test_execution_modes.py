@@ -48,6 +48,19 @@ def test_many_windows_per_dispatch() -> None:
     assert_bit_identical(many.parameters(), few.parameters())
 
 
+@pytest.mark.parametrize("variant", [TORCH, SCAN, DISPATCH], ids=str)
+def test_a_window_larger_than_the_epoch(variant: Variant) -> None:
+    """It is the epoch, whatever its size: the bits of one that has just as many micro-batches, and no compilation
+    more."""
+    runs = []
+    for steps in (4, 10**18):
+        experiment = variant.experiment(regression(11), gradient_accumulation_steps=steps)
+        trainer = variant.trainer(experiment, START)
+        history = columns(trainer.fit(updates=3))
+        runs.append({**history, **trainer.parameters(), "compiled": np.array(trainer.program.compilations())})
+    assert_bit_identical(runs[0], runs[1])
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own use
 def test_torch_compiled() -> None:

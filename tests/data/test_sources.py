@@ -1,6 +1,7 @@
 """Every kind of source gives the examples that it was made of, in its order; what is no data is one typed error."""
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.examples import examples, experiment, in_batches
+from support.variants import SCAN, STUB, TORCH, Variant
 
 import multibackend as mb
 from multibackend.data import ArraySource, IterableSource, MapSource, as_source
@@ -19,7 +21,7 @@ from multibackend.loggers.screens import PlainScreen
 from multibackend.losses import MeanSquaredError
 from multibackend.protocol import Position, WindowStack
 from multibackend.testing import assert_arrays_match, assert_bit_identical, assert_raises
-from multibackend.testing.conformance.problems import regression
+from multibackend.testing.conformance.problems import START, regression
 from multibackend.testing.reference import cut
 from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.order import batches
@@ -187,6 +189,21 @@ def test_skipped_windows_do_not_run_for_ever() -> None:
         assert_raises(DataError, lambda trainer=trainer: trainer.fit(updates=5), "whole epoch", "weightless")
 
 
+@pytest.mark.parametrize("variant", [TORCH, SCAN, STUB], ids=str)
+def test_endless_data_of_skipped_windows_end(variant: Variant) -> None:
+    """The same for a stream without end, after a number of windows."""
+
+    def endless() -> Iterator[dict[str, Any]]:
+        for item in itertools.cycle(examples(9)):
+            yield {**item, "x": item["x"] * np.nan}
+
+    described = variant.experiment(endless, on_nonfinite="skip")
+    trainer = variant.trainer(described, START)
+    assert_raises(DataError, lambda: trainer.fit(updates=5), "none of 1000 windows", "nonfinite")
+    assert trainer.state.update == 0
+    assert 1000 <= len(trainer.state.skipped) < 1400
+
+
 class Table:
     """As much of a HuggingFace dataset as is asked for: columns of lists."""
 
@@ -218,7 +235,7 @@ WRONG = {
     "empty generator": fails("empty", "generator", data=lambda: (item for item in ())),
     "function without iterator": fails("must return an iterator", "NoneType", data=lambda: lambda: None),
     "number": fails("3", "dict of arrays", data=lambda: 3),
-    "text": fails("mapping", "str", data=lambda: "data"),
+    "text": fails("dict of arrays", "str", data=lambda: "data"),
     "fields change": fails("('x',)", "('x', 'y')", data=sequence(GOOD, {"x": np.zeros(3)})),
     "fields grow": fails("'z'", data=sequence(GOOD, {**GOOD, "z": 1})),
     "text values": fails("'y'", "text", "tokenizer", data=sequence({"x": np.zeros(3), "y": "cat"})),

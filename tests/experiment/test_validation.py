@@ -146,7 +146,7 @@ WRONG: dict[str, Wrong] = {
     "delta": Wrong(lambda: Huber(target="y", delta=0), ("delta", "> 0")),
     "custom": Wrong(lambda: Custom("mse"), ("function", "'mse'")),
     "top k": Wrong(lambda: metrics.TopKAccuracy(target="y", k=0), ("k", "0")),
-    "metric without name": Wrong(lambda: metrics.Custom(function=abs), ("name",)),
+    "metric without name": Wrong(lambda: metrics.Custom(lambda xp, outputs, batch: outputs), ("name",)),
     "model without builder": Wrong(lambda: mb.Model(inputs="x"), ("no builder", "torch=build_torch")),
     "model of no function": Wrong(lambda: mb.Model(torch=3, inputs="x"), ("torch=3", "function")),
     "model of a bad reference": Wrong(

@@ -90,7 +90,7 @@ def test_what_is_plain_runs_no_model_a_second_time(monkeypatch: pytest.MonkeyPat
     """Names equal up to style: no probe is built."""
     from torch import nn  # noqa: PLC0415
 
-    monkeypatch.setattr("multibackend.parity.matching.Probe", lambda *_: pytest.fail("the models were probed"))
+    monkeypatch.setattr("multibackend.training.model_matching.Probe", lambda *_: pytest.fail("the models were probed"))
     from flax import nnx  # noqa: PLC0415
 
     def torch_model() -> nn.Module:

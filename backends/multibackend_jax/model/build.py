@@ -9,9 +9,11 @@ from typing import Any
 
 from flax import linen, nnx
 
+from multibackend.core.user_code import name_of, user_code
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
 from multibackend.experiment.rematerialization import Rematerialize
+from multibackend_jax.model.calls import rngs_repair
 from multibackend_jax.model.linen_model import wrap_linen
 from multibackend_jax.model.nnx_model import wrap_nnx
 from multibackend_jax.model.precision import Precision
@@ -33,7 +35,9 @@ def build_model(
 ) -> FlaxModel:
     """Call the user's builder; raises `ConfigurationError` for what is no Flax module."""
     builder = model.builder("jax")
-    module = builder(rngs=nnx.Rngs(seed)) if _takes_rngs(builder) else builder()
+    hint = "the jax builder is called without arguments, or with rngs= where it takes them"
+    with user_code(f"the jax builder{name_of(builder)}", hint=hint, repair=rngs_repair):
+        module = builder(rngs=nnx.Rngs(seed)) if _takes_rngs(builder) else builder()
     options = ModelOptions(seed, portable_dropout, frozen, rematerialize)
     if isinstance(module, nnx.Module):
         return wrap_nnx(module, model, precision, options)

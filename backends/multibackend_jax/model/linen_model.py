@@ -19,7 +19,7 @@ from multibackend_jax.model.observe import observed
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import Arrays, Batch, FlaxModel, ModelOptions, Stamp
 from multibackend_jax.model.rematerialize import linen_scope, rematerialize_linen
-from multibackend_jax.model.transformers_models import held_call, held_module, held_variables
+from multibackend_jax.model.transformers_models import held_call, held_module, held_variables, holding
 
 __all__ = ["wrap_linen"]
 
@@ -52,8 +52,15 @@ def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOpt
     if options.frozen_statistics:
         interceptors.append(freeze_linen)
 
+    def variables_of(values: Arrays, state: Arrays) -> dict[str, Any]:
+        return _nested({paths[name]: value for name, value in {**values, **state}.items()})
+
+    def bind(values: Arrays, state: Arrays) -> Any:
+        tree = variables_of(values, state)
+        return holding(built, tree) if holder else module.bind(tree)
+
     def apply(values: Arrays, state: Arrays, batch: Batch, stamp: Stamp | None, train: bool) -> tuple[Any, Arrays]:
-        tree = _nested({paths[name]: value for name, value in {**values, **state}.items()})
+        tree = variables_of(values, state)
         streams = _streams(key if stamp is None else stamp.fold_into(key))
         if portable is not None:
             streams[STREAM] = mask_key if stamp is None else stamp.fold_into(mask_key)
@@ -81,6 +88,7 @@ def wrap_linen(built: Any, model: Model, precision: Precision, options: ModelOpt
         others,
         layouts={name: leaf.layout for name, leaf in leaves.items()},
         apply=apply,
+        bind=bind,
         dropout_layers=dropout_layers,
         statistics=decays_of({".".join(path): layer for path, layer in layers.items()}, others),
         kinds={name: leaves[name].kind for name in _in_order_of_calls(paths, layers)},

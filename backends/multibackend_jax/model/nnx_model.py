@@ -17,7 +17,7 @@ from multibackend_jax.model.norm import decays_of, freeze_nnx
 from multibackend_jax.model.observe import observed
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import Arrays, Batch, FlaxModel, ModelOptions, Stamp
-from multibackend_jax.model.rematerialize import rematerialize_nnx
+from multibackend_jax.model.rematerialize import rematerialize_nnx, without_rematerialization
 
 __all__ = ["wrap_nnx"]
 
@@ -49,6 +49,12 @@ def wrap_nnx(module: nnx.Module, model: Model, precision: Precision, options: Mo
         _, _, _, new_state = nnx.split(live, nnx.Param, nnx.RngState, ...)
         return outputs, others.flatten(new_state)
 
+    def bind(values: Arrays, state: Arrays) -> nnx.Module:
+        streams = _streams(random_state, None)
+        live = nnx.merge(graphs[False], parameters.restore(values), streams, others.restore(state))
+        without_rematerialization(live)
+        return live
+
     leaves = {**parameters.leaves, **others.leaves}
     named_layers = {".".join(map(str, path)): layer for path, layer in layers.items()}
     return FlaxModel(
@@ -56,6 +62,7 @@ def wrap_nnx(module: nnx.Module, model: Model, precision: Precision, options: Mo
         others.arrays,
         layouts={name: leaf.layout for name, leaf in leaves.items()},
         apply=apply,
+        bind=bind,
         dropout_layers=dropout_layers,
         statistics=decays_of(named_layers, others.arrays),
         kinds={name: leaf.kind for name, leaf in leaves.items()},

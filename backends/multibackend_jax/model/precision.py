@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from multibackend.core.paths import is_array
 from multibackend.core.precision import PRECISIONS, NumberFormat
 from multibackend.errors import DataError
+from multibackend.protocol.tracing import arrays_in, with_arrays
 from multibackend_jax.model.pure import FlaxModel
 
 __all__ = ["Precision"]
@@ -76,10 +78,14 @@ class Precision:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Return a tree with its floating-point arrays in another dtype."""
+    """Return a tree with its floating-point arrays in another dtype, also inside dataclasses that JAX does not know."""
 
-    def cast(leaf: Any) -> Any:
-        is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return leaf.astype(dtype) if is_float else leaf
+    def cast(array: Any) -> Any:
+        return array.astype(dtype) if jnp.issubdtype(jnp.result_type(array), jnp.floating) else array
 
-    return jax.tree.map(cast, tree)
+    def cast_leaf(leaf: Any) -> Any:
+        if is_array(leaf):
+            return cast(leaf)
+        return with_arrays(leaf, [cast(array) for array in arrays_in(leaf, is_array)], is_array)
+
+    return jax.tree.map(cast_leaf, tree)

@@ -61,6 +61,8 @@ class FlaxModel:
         layouts: how each parameter and state array becomes its canonical one.
         apply: `(parameters, state, batch, stamp, train) -> (outputs, state)`; `stamp` is
             None in evaluation.
+        bind: `(parameters, state) -> module`, what the user's builder returns with these values,
+            in evaluation mode.
         dropout_layers: their names, portable or not; those of rate 0 aside.
         statistics: by path of each layer with running statistics: the weight of a statistic's old
             value, by its name.
@@ -74,6 +76,7 @@ class FlaxModel:
     state: Arrays
     layouts: Mapping[str, Layout]
     apply: Callable[[Arrays, Arrays, Batch, Stamp | None, bool], tuple[Any, Arrays]]
+    bind: Callable[[Arrays, Arrays], Any]
     dropout_layers: tuple[str, ...] = ()
     statistics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)

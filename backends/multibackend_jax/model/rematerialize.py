@@ -22,10 +22,18 @@ from flax import linen, nnx
 
 from multibackend.experiment.rematerialization import ModuleInfo, Rematerialize, choose_modules
 
-__all__ = ["compiler_options", "kept_activations", "linen_scope", "rematerialize_linen", "rematerialize_nnx"]
+__all__ = [
+    "compiler_options",
+    "kept_activations",
+    "linen_scope",
+    "rematerialize_linen",
+    "rematerialize_nnx",
+    "without_rematerialization",
+]
 
 Path = tuple[str, ...]
 
+_ORIGINALS: dict[type, type] = {}  # by the class that recomputes, the one that it stands for
 _KEPT = contextvars.ContextVar("kept", default=False)
 
 
@@ -60,6 +68,12 @@ def rematerialize_nnx(module: nnx.Module, rule: Rematerialize) -> None:
     # by changing the class in place: names and every reference to the module stay right
     for path in choose_modules(rule, [_describe_nnx(path, parts[path]) for path in sorted(parts, key=_key)]):
         parts[path].__class__ = _rematerialized(type(parts[path]))
+
+
+def without_rematerialization(module: nnx.Module) -> None:
+    """Give the chosen modules their own classes back, in place."""
+    for _, part in nnx.iter_modules(module):
+        part.__class__ = _ORIGINALS.get(type(part), type(part))
 
 
 def _describe_nnx(path: str, module: nnx.Module) -> ModuleInfo:
@@ -100,7 +114,10 @@ def _rematerialized(kind: type[nnx.Module]) -> type[nnx.Module]:
 
         return run(self, arrays)
 
-    return type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    names = {"__call__": call, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    rematerialized = type(kind.__name__, (kind,), names)
+    _ORIGINALS[rematerialized] = kind
+    return rematerialized
 
 
 def rematerialize_linen(

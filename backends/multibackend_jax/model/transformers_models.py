@@ -20,7 +20,7 @@ from flax import linen
 from multibackend_jax.model.calls import Call, mode_arguments
 from multibackend_jax.model.precision import Precision
 
-__all__ = ["held_call", "held_module", "held_variables", "is_holder"]
+__all__ = ["held_call", "held_module", "held_variables", "holding", "is_holder"]
 
 _MODES = ("train", "deterministic")  # by which the calls of such objects ask for the mode
 
@@ -59,6 +59,13 @@ def held_call(holder: Any, call: Call) -> Call:
         return call(_live(holder, bound, train), batch, train)
 
     return call_holder
+
+
+def holding(holder: Any, variables: dict[str, Any]) -> Any:
+    """Return a copy of a holder that has these variables in the place of its own."""
+    live = copy.copy(holder)
+    live.params = variables if set(variables) != {"params"} else variables["params"]
+    return live
 
 
 class _Unchanged(dict):

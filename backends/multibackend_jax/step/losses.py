@@ -8,24 +8,32 @@ would not remove it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from multibackend import losses, metrics
-from multibackend.errors import ConfigurationError, DataError
+from multibackend.core.custom_values import custom_values
+from multibackend.core.paths import pick
+from multibackend.core.user_code import arguments_of, name_of, user_code
+from multibackend.errors import ConfigurationError
 from multibackend_jax.model.pure import Batch
 
-__all__ = ["metric_sum", "weighted_sum"]
+__all__ = ["loss_sum", "metric_sum", "weighted_sum"]
 
 Sums = tuple[jax.Array, jax.Array]
 
 
+def loss_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """Return (sum of w * l, sum of w) of that output which the loss is of."""
+    return weighted_sum(loss, pick(outputs, loss.output), batch)
+
+
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """Return (sum of w * l, sum of w) over a micro-batch."""
+    """Return (sum of w * l, sum of w) over a micro-batch; `outputs` is what the loss picks of them."""
     raise ConfigurationError(type(loss).__name__, ["the jax backend has no such loss; register it with weighted_sum"])
 
 
@@ -35,6 +43,8 @@ def _reduce(values: jax.Array, weights: jax.Array | None) -> Sums:
     weights = _with_trailing_axes(weights, values.ndim).astype(values.dtype)
     # weights may be computed from the outputs; what a loss is divided by has no gradient
     weights = jax.lax.stop_gradient(jnp.broadcast_to(weights, values.shape))
+    # negative weights, of which the host knows nothing, make the window one that is not finite
+    weights = jnp.where(weights >= 0, weights, jnp.nan)
     return (values * weights).sum(), weights.sum()
 
 
@@ -89,41 +99,35 @@ def _(loss: losses.CrossEntropy, outputs: jax.Array, batch: Batch) -> Sums:
 
 @weighted_sum.register
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
-    result = _call(loss.function, outputs, batch)
-    if isinstance(result, tuple):
-        values, weights = result
-    else:
-        values = result
-        weights = _weights(loss, batch)
-    if loss.per is not None:
-        shape = () if loss.weights is None else batch[loss.weights].shape
-        loss.check_values(jnp.shape(values), len(next(iter(batch.values()))), shape)
-    return _reduce(_checked("loss", values), weights)
+    role = f"the loss{name_of(loss.function)}"
+    return _reduce(*loss.values_of(role, _call(role, loss.function, outputs, batch), batch, jax.Array))
 
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> Sums:
     """Return (sum of w * value, sum of w) of a metric over a batch."""
+    outputs = pick(outputs, metric.output)
+    metric.check_outputs(outputs, batch)
     if metric.shape:
         return metric.sums(jnp, outputs, batch)
     if isinstance(metric, metrics.Custom):
-        result = _call(metric.function, outputs, batch)
+        result = _call(metric.title, metric.function, outputs, batch)
     else:
         result = metric.values(jnp, outputs, batch)
-    values, weights = result if isinstance(result, tuple) else (result, None)
-    return _reduce(_checked(metric.name, values), weights)
+    size = len(next(iter(batch.values())))
+    values, weights = custom_values(metric.title, result, jax.Array, batch_size=size, counts=True)
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        values = values.astype(jnp.result_type(float))
+    return _reduce(values, weights)
 
 
-def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
+def _call(
+    role: str, function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch
+) -> Any:
     if not isinstance(function, Mapping):
-        return function(jnp, outputs, batch)
+        with user_code(role, hint=partial(arguments_of, "(xp, outputs, batch)", outputs, batch)):
+            return function(jnp, outputs, batch)
     if "jax" not in function:
-        raise ConfigurationError("Custom", [f"there is no function for the backend 'jax', only for {sorted(function)}"])
-    return function["jax"](outputs, batch)
-
-
-def _checked(name: str, values: Any) -> jax.Array:
-    if not isinstance(values, jax.Array):
-        raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
-    if jnp.issubdtype(values.dtype, jnp.floating):
-        return values
-    return values.astype(jnp.result_type(float))
+        problem = f"{role} has no function for the backend 'jax', only for {sorted(function)}; pass one more"
+        raise ConfigurationError("Custom", [problem])
+    with user_code(role, hint=partial(arguments_of, "(outputs, batch)", outputs, batch)):
+        return function["jax"](outputs, batch)

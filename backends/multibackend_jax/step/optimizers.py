@@ -150,7 +150,7 @@ def _(spec: optimizers.Adadelta) -> Transformations:
 
 @direction.register
 def _(spec: optimizers.Native) -> Transformations:
-    return (update_rules.native(spec.builder("jax")()),)
+    return (update_rules.native(spec.build("jax", optax.GradientTransformation)),)
 
 
 def _adam(spec: optimizers.Adam | optimizers.AdamW) -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from multibackend.experiment import Experiment
 from multibackend.optimizers.groups import GroupedParameters, frozen_names, resolve_groups
 from multibackend_jax.model.norm import moved, window_momentum
 from multibackend_jax.model.pure import Arrays, FlaxModel, Stamp
-from multibackend_jax.step.losses import weighted_sum
+from multibackend_jax.step.losses import loss_sum
 from multibackend_jax.step.optimizers import build_grouped
 
 __all__ = ["Carry", "DeviceLossScale", "Row", "TrainState", "WindowFunctions", "forward"]
@@ -183,11 +183,13 @@ class WindowFunctions:
         # scaled afterwards: a normalised copy of the gradient would be one more pass over memory
         squares = jnp.stack([jnp.vdot(g, g) for g in jax.tree.leaves(carry.accumulator)])
         norm = jnp.sqrt(squares.sum()) * gradient_scale
-        finite = jnp.isfinite(norm)
+        is_loss_finite = jnp.isfinite(carry.loss).all()
+        finite = is_loss_finite & jnp.isfinite(norm)
         applied = finite & (weight > 0) & ~state.failed
         update_scale = self._clipped(gradient_scale, norm)
         learning_rate = rates[state.optimizer.gradient_step - first]
-        overflow = ~finite & (loss_scale > LossScale.smallest)
+        # losses are measured before they are scaled, so no scale can have spoilt them
+        overflow = is_loss_finite & ~finite & (loss_scale > LossScale.smallest)
         failed = state.failed
         # an overflow is how fp16 finds its loss scale, and no failure
         if self.experiment.on_nonfinite == "raise":
@@ -199,7 +201,8 @@ class WindowFunctions:
             updated = updated._replace(
                 loss_scale=state.loss_scale.after(overflow=overflow & ~state.failed, applied=applied)
             )
-        terms = jnp.where(weight > 0, carry.loss * inverse_weight, jnp.nan)
+        # of a window that is dropped for what is not finite the losses tell why
+        terms = jnp.where((weight > 0) | ~finite, carry.loss * inverse_weight, jnp.nan)
         numbers = jnp.stack([number.astype(norm.dtype) for number in (norm, finite, applied, loss_scale)])
         row = jnp.concatenate([numbers, terms, carry.weight, jnp.sqrt(squares) * gradient_scale])
         return updated._replace(failed=failed), row
@@ -261,7 +264,7 @@ def forward(
     if functions.experiment.batch_statistics == "window" and stamp is not None:
         momentum = functools.partial(window_momentum, steps=stamp.size)
         new_state = moved(model_state, new_state, functions.model.statistics, momentum)
-    sums = [weighted_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
+    sums = [loss_sum(loss, outputs, batch) for loss in functions.experiment.loss_terms.values()]
     total = jnp.stack([total.astype(functions.dtype) for total, _ in sums])
     weight = jnp.stack([weight.astype(functions.dtype) for _, weight in sums])
     if functions.weighed_by_model and functions.experiment.normalize == "microbatch":

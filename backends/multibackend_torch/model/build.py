@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from multibackend.core.user_code import name_of, user_code
 from multibackend.errors import ConfigurationError
 from multibackend.experiment import Model
-from multibackend_torch.model.calls import Batch, Call
+from multibackend_torch.model.calls import Batch, Call, told
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.randomness import seeded
 
@@ -19,7 +20,8 @@ __all__ = ["build_model", "caller"]
 def build_model(model: Model, precision: Precision, seed: int, device: torch.device) -> torch.nn.Module:
     """Call the user's builder with seeded generators; anything but a module is a `ConfigurationError`."""
     builder = model.builder("torch")
-    with seeded(seed, device):
+    hint = "the torch builder is called without arguments"
+    with seeded(seed, device), user_code(f"the torch builder{name_of(builder)}", hint=hint):
         module = builder()
     if not isinstance(module, torch.nn.Module):
         problem = f"the torch builder must return a torch.nn.Module, got {type(module).__name__}"
@@ -31,7 +33,8 @@ def caller(model: Model, module: torch.nn.Module) -> Call:
     """Return the user's way to call the module, or one with its inputs, and `train` where it takes that."""
     custom = model.call("torch")
     if custom is not None:
-        return custom
+        role = f"call={name_of(custom)}, which is called as call(model, batch, train),"
+        return told(custom, role)
     # once, not for every micro-batch: `signature` takes longer than a small layer
     takes_train = "train" in inspect.signature(module.forward).parameters
 
@@ -41,4 +44,4 @@ def caller(model: Model, module: torch.nn.Module) -> Call:
             return module(*inputs, train=train)
         return module(*inputs)
 
-    return call
+    return told(call, "the model")

@@ -1,14 +1,48 @@
-"""How a torch model is called."""
+"""How a torch model is called, and how what it raises is told."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["Batch", "Call"]
+from multibackend.core.user_code import Layer, LayerOf, fields_of, user_code
+
+__all__ = ["Batch", "Call", "running", "told"]
 
 Batch = Mapping[str, torch.Tensor]
 Call = Callable[[torch.nn.Module, Batch, bool], Any]
 """The user's function from (module, batch, train) to outputs."""
+
+
+def running(
+    role: str, layer_of: LayerOf | None = None, hint: str | Callable[[], str] = ""
+) -> contextlib.AbstractContextManager[None]:
+    """Tell what a user's code raises inside the `with`; see `multibackend.core.user_code`."""
+    # a graph holds no context of Python's; what is compiled has run on the example before
+    if torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return user_code(role, layer_of, hint)
+
+
+def told(call: Call, role: str) -> Call:
+    """Return a call whose errors say in which layer they arose, and what was given to it."""
+
+    def tell(module: torch.nn.Module, batch: Batch, train: bool) -> Any:
+        with running(role, partial(_layer_of, module), partial(fields_of, batch)):
+            return call(module, batch, train)
+
+    return tell
+
+
+def _layer_of(root: torch.nn.Module, value: Any) -> Layer | None:
+    if not isinstance(value, torch.nn.Module):
+        return None
+    shapes = {name: tuple(parameter.shape) for name, parameter in value.named_parameters(recurse=False)}
+    for path, part in root.named_modules():
+        if part is value:
+            return Layer(path, type(value).__name__, shapes)
+    return None

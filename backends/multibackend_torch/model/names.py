@@ -21,6 +21,7 @@ __all__ = [
     "native_arrays",
     "to_host",
     "unchanged",
+    "with_tensors_of",
 ]
 
 # JAX's backend has the same words for Flax's layers; arrays are paired where they are equal
@@ -88,6 +89,21 @@ def load_tensors(tensors: Mapping[str, torch.Tensor], arrays: Arrays) -> None:
     """Overwrite tensors in place with host arrays of the same names."""
     for name, array in arrays.items():
         tensors[name].copy_(torch.from_numpy(np.asarray(array, order="C")))
+
+
+@torch.no_grad()
+def with_tensors_of(module: nn.Module, source: nn.Module) -> nn.Module:
+    """Give a module the parameters and buffers of another one of its kind, copied."""
+    parameters = dict(module.named_parameters())
+    for name, parameter in source.named_parameters():
+        parameters[name].copy_(parameter)
+    # put in place rather than overwritten: a cache may have grown since the module was built
+    copies: dict[int, torch.Tensor] = {}
+    for name, buffer in source.named_buffers(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        copies.setdefault(id(buffer), buffer.clone())
+        module.get_submodule(path)._buffers[leaf] = copies[id(buffer)]
+    return module
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from multibackend.core.validation import Problems
 from multibackend.errors import DataError
 from multibackend.experiment.batch_norm import window_momentum
 
-__all__ = ["BatchNorm", "Momentum", "averaging", "batch_norm_layers", "prepare_statistics"]
+__all__ = ["BatchNorm", "Momentum", "averaging", "batch_norm_layers", "prepare_statistics", "without_hooks"]
 
 
 class BatchNorm(_BatchNorm):
@@ -93,6 +93,16 @@ def prepare_statistics(module: nn.Module, mode: str) -> tuple[tuple[str, ...], M
             layer.__dict__["whole_momentum"] = layer.momentum
             layer.register_forward_pre_hook(momentum)
     return tuple(layers), momentum
+
+
+def without_hooks(module: nn.Module) -> None:
+    """Undo `prepare_statistics`, in place."""
+    for layer in batch_norm_layers(module).values():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if hook is _freeze or isinstance(hook, Momentum):
+                del layer._forward_pre_hooks[key]
+        if "whole_momentum" in layer.__dict__:
+            layer.momentum = layer.__dict__.pop("whole_momentum")
 
 
 @contextlib.contextmanager

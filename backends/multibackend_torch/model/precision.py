@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from multibackend.core.precision import PRECISIONS, NumberFormat
+from multibackend.protocol.tracing import arrays_in, with_arrays
 from multibackend_torch.model.calls import Call
 
 __all__ = ["Precision"]
@@ -68,9 +69,18 @@ class Precision:
 
 
 def _cast(tree: Any, dtype: torch.dtype) -> Any:
-    """Cast the floating-point tensors of a tree."""
+    """Cast the floating-point tensors of a tree, also inside dataclasses of which torch's trees know nothing."""
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    return tree_map_only(torch.Tensor, cast, tree)
+    def cast_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return cast(leaf)
+        return with_arrays(leaf, [cast(tensor) for tensor in arrays_in(leaf, _is_tensor)], _is_tensor)
+
+    return tree_map(cast_leaf, tree)
+
+
+def _is_tensor(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from multibackend.experiment.rematerialization import ModuleInfo, Rematerialize, choose_modules
 
-__all__ = ["kept_activations", "rematerialize"]
+__all__ = ["kept_activations", "rematerialize", "without_rematerialization"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 Kind = type[nn.Module]
@@ -45,6 +45,12 @@ def kept_activations(module: nn.Module) -> Iterator[None]:
     finally:
         for part, kind in chosen:
             part.__class__ = kind
+
+
+def without_rematerialization(module: nn.Module) -> None:
+    """Give the chosen modules their own classes back, in place."""
+    for part in module.modules():
+        part.__class__ = _ORIGINALS.get(type(part), type(part))
 
 
 def _describe(path: str, module: nn.Module) -> ModuleInfo:

@@ -7,6 +7,7 @@ kernels are used throughout.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial, singledispatch
 from typing import Any
@@ -16,18 +17,26 @@ import torch
 import torch.nn.functional as F
 
 from multibackend import losses, metrics
-from multibackend.errors import ConfigurationError, DataError
-from multibackend_torch.model.calls import Batch
+from multibackend.core.custom_values import custom_values
+from multibackend.core.paths import pick
+from multibackend.core.user_code import arguments_of, name_of
+from multibackend.errors import ConfigurationError
+from multibackend_torch.model.calls import Batch, running
 
-__all__ = ["metric_sum", "weighted_sum"]
+__all__ = ["loss_sum", "metric_sum", "weighted_sum"]
 
 WeightedSum = tuple[torch.Tensor, torch.Tensor]
 Sums = tuple[torch.Tensor, torch.Tensor | None]
 
 
+def loss_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
+    """Compute (sum of w * l, sum of w or None) of that output which the loss is of."""
+    return weighted_sum(loss, pick(outputs, loss.output), batch)
+
+
 @singledispatch
 def weighted_sum(loss: losses.Loss, outputs: Any, batch: Batch) -> Sums:
-    """Compute (sum of w * l, sum of w or None) over a micro-batch."""
+    """Compute (sum of w * l, sum of w or None) over a micro-batch; `outputs` is what the loss picks of them."""
     problem = "the torch backend has no such loss; register it with weighted_sum"
     raise ConfigurationError(type(loss).__name__, [problem])
 
@@ -84,51 +93,48 @@ def _(loss: losses.CrossEntropy, outputs: torch.Tensor, batch: Batch) -> Sums:
 
 @weighted_sum.register
 def _(loss: losses.Custom, outputs: Any, batch: Batch) -> Sums:
-    weights = None if loss.weights is None else batch[loss.weights]
-    weights_shape = () if weights is None else tuple(weights.shape)
-    result = _call(loss.function, outputs, batch)
-    if isinstance(result, tuple):
-        values, weights = result
-    else:
-        values = result
-    total, weight = _reduce("loss", values, weights)
-    if loss.per is None:
-        return total, weight
-    # the host has counted the weights from the batch alone, believing what `per` says of the values
-    loss.check_values(tuple(values.shape), len(next(iter(batch.values()))), weights_shape)
-    return total, None
+    role = f"the loss{name_of(loss.function)}"
+    values, weights = loss.values_of(role, _call(role, loss.function, outputs, batch), batch, torch.Tensor)
+    total, weight = _reduce(values, weights)
+    # with `per` the host has counted the weights from the batch alone
+    return total, weight if loss.per is None else None
 
 
 def metric_sum(metric: metrics.Metric, outputs: Any, batch: Batch) -> WeightedSum:
     """Compute (sum of w * value, sum of w) of a metric over a batch."""
+    outputs = pick(outputs, metric.output)
+    metric.check_outputs(outputs, batch)
     if metric.shape:  # an array, such as a confusion matrix, adds up its own way
         return metric.sums(xp, outputs, batch)
     if isinstance(metric, metrics.Custom):
-        result = _call(metric.function, outputs, batch)
+        result = _call(metric.title, metric.function, outputs, batch)
     else:
         result = metric.values(xp, outputs, batch)
-    if isinstance(result, tuple):
-        return _reduce(metric.name, *result)
-    return _reduce(metric.name, result, None)
+    size = len(next(iter(batch.values())))
+    return _reduce(*custom_values(metric.title, result, torch.Tensor, batch_size=size, counts=True))
 
 
-def _call(function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch) -> Any:
+def _call(
+    role: str, function: Callable[..., Any] | Mapping[str, Callable[..., Any]], outputs: Any, batch: Batch
+) -> Any:
     """Call a custom function, with the array namespace where it is written for all backends."""
     if not isinstance(function, Mapping):
-        return function(xp, outputs, batch)
+        with running(role, hint=partial(arguments_of, "(xp, outputs, batch)", outputs, batch)):
+            return function(xp, outputs, batch)
     if "torch" not in function:
-        problem = f"there is no function for the backend 'torch', only for {sorted(function)}"
+        problem = f"{role} has no function for the backend 'torch', only for {sorted(function)}; pass one more"
         raise ConfigurationError("Custom", [problem])
-    return function["torch"](outputs, batch)
+    with running(role, hint=partial(arguments_of, "(outputs, batch)", outputs, batch)):
+        return function["torch"](outputs, batch)
 
 
-def _reduce(name: str, values: Any, weights: torch.Tensor | None) -> WeightedSum:
+def _reduce(values: torch.Tensor, weights: torch.Tensor | None) -> WeightedSum:
     """Compute (sum of w * value, sum of w), with weight 1 for each value where none are given."""
-    if not isinstance(values, torch.Tensor):
-        raise DataError(f"the custom function of {name!r} must return arrays, got {type(values).__name__}")
     if not values.dtype.is_floating_point:  # a metric may count with booleans or integers
         values = values.to(torch.get_default_dtype())
     if weights is None:
         return values.sum(), values.new_tensor(float(values.numel()))
     weights = _expanded(weights, values).expand(values.shape).detach()
+    # negative weights, of which the host knows nothing, make the window one that is not finite
+    weights = torch.where(weights >= 0, weights, math.nan)
     return (values * weights).sum(), weights.sum()

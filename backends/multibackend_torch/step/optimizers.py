@@ -132,7 +132,7 @@ def _(spec: optimizers.Adadelta, parameters: Iterable[Any]) -> torch.optim.Optim
 
 @build_optimizer.register
 def _(spec: optimizers.Native, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    return spec.builder("torch")(parameters)
+    return spec.build("torch", torch.optim.Optimizer, parameters)
 
 
 def _floats(spec: optimizers.Optimizer, *names: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from multibackend_torch.model.build import Call
 from multibackend_torch.model.names import named_state
 from multibackend_torch.model.observe import Observer, host, is_tensor, observing
 from multibackend_torch.model.rematerialize import kept_activations
-from multibackend_torch.step.losses import weighted_sum
+from multibackend_torch.step.losses import loss_sum
 from multibackend_torch.step.window import Batch, TrainState
 
 __all__ = ["trace_micro_batch"]
@@ -48,7 +48,7 @@ def trace_micro_batch(
         with observing(module, observer):
             outputs = call(module, batch, train)
         for loss in losses:
-            total, weight = weighted_sum(loss, outputs, batch)
+            total, weight = loss_sum(loss, outputs, batch)
             if by_micro_batch and weight is not None:
                 total = total / weight.clamp(min=torch.finfo(weight.dtype).tiny)
             totals.append(total)

@@ -93,10 +93,10 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowRow:
-    """What one window measured; the totals stay on the device.
+    """What one window measured.
 
     Attributes:
-        totals, inverse_divisors: as `Window` has them.
+        totals, inverse_divisors: as `Window` has them, on the host.
         weights: [terms], the sums of the weights.
         inverse_weight: what the losses are still to be multiplied by: 1 / weight where only the
             loss knew the weights.
@@ -107,7 +107,7 @@ class WindowRow:
         loss_scale: what the gradients were computed with.
     """
 
-    totals: list[torch.Tensor]
+    totals: list[float]
     inverse_divisors: list[float]
     weights: list[float]
     inverse_weight: float
@@ -170,10 +170,14 @@ class WindowFunctions:
         inverse_weight = 1.0 / weight if weighed_by_model else 1.0
         gradient_scale = inverse_weight / window.loss_scale
         norms = _norms(gradients)
-        norm = torch.linalg.vector_norm(norms).item() * gradient_scale
-        finite = math.isfinite(norm)
+        # the losses come with the norm: one wait brings all that decides about the update
+        *totals, norm = torch.stack([*window.totals, torch.linalg.vector_norm(norms)]).tolist()
+        norm *= gradient_scale
+        is_loss_finite = all(map(math.isfinite, totals))
+        finite = is_loss_finite and math.isfinite(norm)
         applied = finite and weight > 0
-        overflow = not finite and window.loss_scale > LossScale.smallest
+        # losses are measured before they are scaled, so no scale can have spoilt them
+        overflow = is_loss_finite and not finite and window.loss_scale > LossScale.smallest
         if state.loss_scale is not None and (applied or overflow):
             state.loss_scale = state.loss_scale.after(overflow=overflow)
         if applied:
@@ -184,7 +188,7 @@ class WindowFunctions:
             state.failed |= not finite and not overflow and self._experiment.on_nonfinite == "raise"
         state.optimizer.zero_grad(set_to_none=True)
         return WindowRow(
-            totals=window.totals,
+            totals=totals,
             inverse_divisors=window.inverse_divisors,
             weights=weights,
             inverse_weight=inverse_weight,

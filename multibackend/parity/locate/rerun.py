@@ -14,7 +14,7 @@ from multibackend.protocol import Position, Program, Rates, Snapshot, Traceable,
 from multibackend.protocol.tracing import Trace
 from multibackend.schedules import RateTable
 from multibackend.training.input.feed import Feed
-from multibackend.training.results import MOST_UNREAD, learning_rate_of
+from multibackend.training.results import learning_rate_of
 from multibackend.training.trainer import Trainer
 
 __all__ = ["Runner", "Step", "perturbed"]
@@ -60,7 +60,7 @@ class Runner:
     def step(self) -> Step:
         """Run the next window."""
         # Room and rates are shaped as a trainer shapes them, so that its compiled program serves.
-        shape = self.program.info.output_shape
+        shape = self.program.info.output_shapes
         stack = self._feed.next(self._position, self.update, self._room, shape, most=1, epochs=None)
         self._position = stack.stop
         rate = float(self._rates.between(self.update, self.update + 1)[0])
@@ -76,7 +76,7 @@ class Runner:
         return Step(step.stack, results, step.rate, start, self.program.snapshot(state))
 
     def _run(self, state: Any, stack: WindowStack, update: int, rate: float) -> tuple[Any, WindowResults]:
-        rates = Rates(update, np.full(2 * self._room + MOST_UNREAD, rate))
+        rates = Rates(update, np.full(Rates.room(self._room), rate))
         state, unread = self.program.run(state, self.program.place(stack), rates)
         return state, self.program.read(unread)
 

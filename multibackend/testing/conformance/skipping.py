@@ -49,6 +49,16 @@ def poisoned(data: Mapping[str, np.ndarray], *examples: int) -> dict[str, np.nda
     return {**data, "x": x}
 
 
+def infinite(data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the data with a target in the first window whose squared error overflows in float64.
+
+    Twice the error, which the gradient is made of, does not: nor does the square of its norm.
+    """
+    y = data["y"].copy()
+    y[1, 0] = 1.6e154
+    return {**data, "y": y}
+
+
 class SkipConformance:
     """A window that makes no update leaves no trace but in the books. Needs "linear"."""
 
@@ -109,6 +119,28 @@ class SkipConformance:
             raise MatchError(f"parameters: {error.parameters} against weight and bias expected")
         result = trainer.fit(updates=1)
         assert_matches_reference(trainer, result, train(START, data, cut(range(12), 3, [4])))
+
+    def test_infinite_loss_with_a_finite_gradient_is_dropped(self, variant: Variant) -> None:
+        """The window leaves the state bit for bit as it was, and the run goes on behind it."""
+        data = infinite(regression(36))
+        options: dict[str, Any] = {"optimizer": MOMENTUM, "gradient_accumulation_steps": 4}
+        trainer = linear_trainer(variant, data, on_nonfinite="skip", **options)
+        before = trainer.snapshot()
+        assert_skipped(trainer.fit(micro_batches=4), [(1, 0, 0, "nonfinite")])
+        assert_snapshots_identical(trainer.snapshot(), before)
+        rest = cut(range(12, 36), 3, [4, 4])
+        expected = train(START, data, rest, rate=lambda u: 0.1 / (1 + u), momentum=0.9)
+        assert_matches_reference(trainer, trainer.fit(updates=2), expected)
+
+    def test_infinite_loss_with_a_finite_gradient_raises(self, variant: Variant) -> None:
+        """The error names the loss, and no parameter."""
+        trainer = linear_trainer(variant, infinite(regression(36)), gradient_accumulation_steps=4)
+        before = trainer.snapshot()
+        mentions = ("the loss of update 1", "inf", "its gradient is finite")
+        error = assert_raises(NonFiniteError, lambda: trainer.fit(updates=2), *mentions)
+        if error.terms != ("loss",) or error.parameters:
+            raise MatchError(f"terms {error.terms} and parameters {error.parameters}, ('loss',) and () expected")
+        assert_snapshots_identical(trainer.snapshot(), before)
 
     def test_the_trainer_stays_usable_after_the_error(self, variant: Variant) -> None:
         """Parameters can be read, evaluation works, going on meets the same window again."""

@@ -10,13 +10,14 @@ Windows travel to a backend as a `WindowStack`: several consecutive windows of o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from multibackend.data.memory import aligned_empty
 from multibackend.data.sources import Source
-from multibackend.data.streams import Stream
+from multibackend.data.streams import Stream, is_stream
 from multibackend.errors import DataError
 from multibackend.losses import Loss
 from multibackend.protocol import Position, WindowStack
@@ -50,8 +51,12 @@ class EpochReader:
         drop_last: bool = False,
         normalize: str = "window",
     ) -> None:
-        self.micro_batch_size = micro_batch_size
         self.order = order_of(source, seed=seed, shuffle=shuffle)
+        self._length = None if is_stream(source) else self.order.length
+        # all of a short epoch is one micro-batch, for which no more memory is taken than it has
+        longest = micro_batch_size if self._length is None or drop_last else max(1, self._length)
+        self.micro_batch_size = min(micro_batch_size, longest)
+        self._most_held = 1  # full micro-batches of a stream's largest window so far
         self._losses = tuple(losses)
         self._drop_last = drop_last
         self._normalize = normalize
@@ -59,8 +64,9 @@ class EpochReader:
     def read(self, position: Position, steps: Sequence[int], *, capacity: int, room: int = 1) -> WindowStack:
         """The windows after `position`, of `steps[0]`, `steps[1]`, ... micro-batches, as far as the epoch goes.
 
-        The arrays make room for `capacity` micro-batches, at least `max(steps)`, and `room`
-        windows, at least `len(steps)`. At least one window must be left in the epoch: see `settle`.
+        The arrays make room for `room` windows, at least `len(steps)`, of `capacity` micro-batches,
+        the most that any window of the run may have; or fewer, see `_held`. At least one window
+        must be left in the epoch: see `settle`.
         """
         bounds = self._bounds(position, steps)
         start = int(bounds[0])
@@ -73,6 +79,7 @@ class EpochReader:
         ragged = None
         if ragged_size:
             ragged = {name: array[-ragged_size:] for name, array in rows.items()}
+        capacity = self._held(capacity, int(counts.max()))
         fields = {name: self._arrange(array, counts, capacity, room) for name, array in rows.items()}
         divisors = window_divisors(self._losses, fields, counts, ragged, normalize=self._normalize)
         return WindowStack(
@@ -95,12 +102,27 @@ class EpochReader:
         enough = self.order.available(position.epoch, position.offset, needed) >= needed
         return position if enough else Position(position.epoch + 1, 0)
 
+    def _held(self, capacity: int, count: int) -> int:
+        """Return for how many micro-batches a window's arrays make room: at most for those it can hold.
+
+        `capacity` are asked for and `count` are there. A window costs the memory of its arrays, and
+        another size of them costs a compilation: an epoch that is shorter than a window decides
+        once for all; where its length is unknown a power of two does, so that epochs which turn
+        out longer seldom ask for another.
+        """
+        if self._length is not None:
+            return max(1, min(capacity, self._length // self.micro_batch_size))
+        self._most_held = max(self._most_held, count)
+        return max(1, min(capacity, 1 << (self._most_held - 1).bit_length()))
+
     def _bounds(self, position: Position, steps: Sequence[int]) -> np.ndarray:
         """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
         offset = position.offset
-        ends = np.cumsum(steps) * self.micro_batch_size
-        available = self.order.available(position.epoch, offset, int(ends[-1]))
-        bounds = offset + np.append(0, ends[ends <= available])
+        # numbers of Python, because a window that is larger than any epoch may be so by any factor
+        ends = list(itertools.accumulate(int(count) * self.micro_batch_size for count in steps))
+        available = self.order.available(position.epoch, offset, ends[-1])
+        full = [end for end in ends if end <= available]
+        bounds = offset + np.array([0, *full], np.int64)
         # what is left behind the last full window makes a shorter one, unless it is dropped
         has_partial = len(bounds) <= len(steps) and bounds[-1] < offset + available and not self._drop_last
         if len(bounds) == 1 and not has_partial:

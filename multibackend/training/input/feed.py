@@ -8,7 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
+from multibackend.core.user_code import origin
 from multibackend.data.streams import is_stream
+from multibackend.errors import DataError
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
 from multibackend.losses import check_batch
@@ -18,7 +21,8 @@ from multibackend.training.input.read_ahead import ReadAhead
 
 __all__ = ["Feed"]
 
-Shape = tuple[int, ...] | None
+
+_SOURCE = "train_data, as it was read"
 
 
 class Feed:
@@ -65,7 +69,8 @@ class Feed:
     def example(self) -> dict[str, np.ndarray]:
         """A micro-batch, for its shapes."""
         if self._example is None:
-            self._example = self._first_examples()
+            with origin(_SOURCE):
+                self._example = self._first_examples()
         return self._example
 
     def settle(self, position: Position, update: int) -> Position:
@@ -80,7 +85,7 @@ class Feed:
         return max(1, -(-self.examples // size))  # rounded up
 
     def next(
-        self, position: Position, update: int, room: int, output_shape: Shape, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
     ) -> WindowStack:
         """Read up to `room` windows of one size, the first of which makes the update with index `update`.
 
@@ -88,7 +93,7 @@ class Feed:
             position: where the windows before ended.
             update: index of the first window's update.
             room: windows that the arrays have room for.
-            output_shape: of the model, which the losses hold their targets against.
+            output_shapes: of the model, which the losses hold their targets against.
             most: windows that are wanted in all, from this one on; None for no limit. None are read
                 ahead beyond it.
             epochs: no windows are read ahead from this epoch on.
@@ -97,34 +102,27 @@ class Feed:
         stack = self._ahead.claim(start)
         if stack is None or (most is not None and len(stack) > most):
             windows = room if most is None else min(room, most)
-            stack = self._read(start, update, windows, room, output_shape)
+            stack = self._read(start, update, windows, room, output_shapes)
         if self.read_ahead:
             after = None if most is None else most - len(stack)
-            self._begin_next(stack.stop, update + len(stack), room, output_shape, most=after, epochs=epochs)
+            self._begin_next(stack.stop, update + len(stack), room, output_shapes, most=after, epochs=epochs)
         return stack
 
     def end_thread(self) -> None:
         """End the thread that reads ahead; what it has read is kept for the next call of `next`."""
         self._ahead.end_thread()
 
-    def check(self, batch: Mapping[str, Any], output_shape: Shape, source: Any = None) -> None:
-        """Let the losses check a host batch.
-
-        Of padded sequences the outputs are as long as the batch's own target, which may differ
-        from the example's.
-        """
+    def check(self, batch: Mapping[str, Any], output_shapes: Shapes, source: Any = None) -> None:
+        """Let the losses check a host batch."""
         padded = getattr(source or self._source, "padded", ())
         for loss in self._losses:
-            target = getattr(loss, "target", "")
-            shape = output_shape
-            if shape and target in padded:
-                length = np.shape(self.example()[target])[1:2]
-                if shape[1:2] == length:
-                    shape = (shape[0], np.shape(batch[target])[1], *shape[2:])
-            check_batch(loss, batch, shape)
+            shapes = output_shapes
+            if getattr(loss, "target", "") in padded:
+                shapes = _as_long_as(batch, self.example(), loss, output_shapes)
+            check_batch(loss, batch, shapes)
 
     def _begin_next(
-        self, position: Position, update: int, room: int, output_shape: Shape, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
     ) -> None:
         """Begin to read what the next call of `next` will ask for, if there will be one."""
         start = self.settle(position, update)
@@ -135,9 +133,9 @@ class Feed:
             self._reader.order.open(start.epoch)
         except Exception:
             return  # raised again when it is that epoch's turn
-        self._ahead.submit(start, lambda: self._read(start, update, windows, room, output_shape))
+        self._ahead.submit(start, lambda: self._read(start, update, windows, room, output_shapes))
 
-    def _read(self, start: Position, update: int, windows: int, room: int, output_shape: Shape) -> WindowStack:
+    def _read(self, start: Position, update: int, windows: int, room: int, output_shapes: Shapes) -> WindowStack:
         """Read windows from `start` on.
 
         Where the accumulation schedule changes, the rest must wait: should one of these windows be
@@ -150,10 +148,12 @@ class Feed:
         # a schedule given as a function may surprise with a larger window, which then costs
         # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
-        stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
-        self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shape)
+        with origin(_SOURCE):
+            stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
+        _check_kinds(stack, self.example())
+        self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
         if stack.ragged is not None:
-            self.check(stack.ragged, output_shape)
+            self.check(stack.ragged, output_shapes)
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
@@ -172,6 +172,15 @@ class Feed:
         return self._is_stream or _same(self.example(), self._first_examples())
 
 
+def _as_long_as(batch: Mapping[str, Any], example: Mapping[str, Any], loss: Any, output_shapes: Shapes) -> Shapes:
+    """The shapes of outputs that are as long as the batch's own padded target, which the example's may not be."""
+    path = loss.output or ""
+    shape = output_shapes.get(path)
+    if not shape or shape[1:2] != np.shape(example[loss.target])[1:2]:
+        return output_shapes
+    return {**output_shapes, path: (shape[0], np.shape(batch[loss.target])[1], *shape[2:])}
+
+
 def _flat(array: np.ndarray) -> np.ndarray:
     """[windows, steps, micro-batch, ...] as one batch."""
     return array.reshape(-1, *array.shape[3:])
@@ -179,3 +188,14 @@ def _flat(array: np.ndarray) -> np.ndarray:
 
 def _same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     return all(np.array_equal(array, second[name], equal_nan=array.dtype.kind == "f") for name, array in first.items())
+
+
+def _check_kinds(stack: WindowStack, example: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
+    for name, first in example.items():
+        array = stack.fields.get(name)
+        if array is not None and array.dtype.kind != first.dtype.kind:
+            raise DataError(
+                f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
+                f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
+            )

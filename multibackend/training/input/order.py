@@ -10,12 +10,15 @@ import numpy as np
 
 from multibackend.core.arrays import Fields
 from multibackend.core.rng import epoch_order, stream_seed
+from multibackend.core.user_code import add_origin
 from multibackend.data.sources import Source
 from multibackend.data.streams import Stream, is_stream
 from multibackend.errors import DataError
 
 __all__ = ["IndexedOrder", "Order", "StreamOrder", "batches", "order_of"]
 
+# more than have windows whose results are not read, of which it is asked where their epoch ends
+_EPOCHS_KNOWN = 4096
 _STREAMS = 0x6D62_7374_7265_616D  # the stream of seeds for iterables: "mbstream"
 
 
@@ -68,9 +71,21 @@ class IndexedOrder:
         return max(0, min(wanted, self.length - offset))
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
+        return self._source.take(self._indices(epoch, offset, offset + count))
+
+    def _indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
+        if not self._shuffle:  # without the whole order, which of 10^12 examples would fill any memory
+            return np.arange(start, stop)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._seed, epoch, self.length, shuffle=self._shuffle))
-        return self._source.take(self._order[1][offset : offset + count])
+            try:
+                order = epoch_order(self._seed, epoch, self.length, shuffle=True)
+            except MemoryError as error:
+                raise DataError(
+                    f"the order of {self.length} examples does not fit in memory; pass shuffle=False, or data that are "
+                    "read in an order of their own (an iterable, see mb.data.IterableSource)"
+                ) from error
+            self._order = (epoch, order)
+        return self._order[1][start:stop]
 
 
 class StreamOrder:
@@ -82,7 +97,7 @@ class StreamOrder:
     def __init__(self, stream: Stream, seed: int) -> None:
         self._stream = stream
         self._seed = seed
-        self._lengths: dict[int, int] = {}  # of the epochs that were read to their end
+        self._lengths: dict[int, int] = {}  # of the last epochs that were read to their end
         # (epoch being read, how many of its examples are known to exist). One attribute, because
         # the trainer looks at it while another thread reads
         self._known = (-1, 0)
@@ -137,7 +152,8 @@ class StreamOrder:
             self._forget(offset)
             try:
                 chunk = next(self._chunks, None)
-            except BaseException:
+            except BaseException as error:
+                add_origin(error, f"the iterable given as train_data or eval_data, in epoch {epoch}")
                 self._known = (-1, 0)  # a generator that raised has ended, its epoch has not: begin anew next time
                 raise
             if chunk is None:
@@ -160,6 +176,8 @@ class StreamOrder:
                 "train_data=lambda: read_examples(path)"
             )
         self._lengths[epoch] = self._known[1]
+        if len(self._lengths) > _EPOCHS_KNOWN:
+            del self._lengths[min(self._lengths)]
 
 
 def _rows(chunk: Fields) -> int:

@@ -34,6 +34,7 @@ _PLAIN = (
     "ema_warmup",
     "lr_scaling",
     "base_batch_size",
+    "initial",
 )
 # update indices at which functions are held against each other
 _PROBES = (0, *(2**power for power in range(21)))
@@ -119,6 +120,8 @@ def _is_allowed(name: str, allowed: Sequence[str]) -> bool:
 
 
 def _same(name: str, before: Json, now: Json) -> bool:
+    if name == "initial":
+        return True  # told, but of no effect any more: the checkpoint has the parameters
     if name == "data":
         if not isinstance(before, Mapping) or not isinstance(now, Mapping):
             return True  # of data that are not in memory nothing is known

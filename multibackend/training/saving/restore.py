@@ -60,7 +60,7 @@ def capture(plan: Plan, program: Program, loop: Loop, state: RunState) -> SavedR
         gradient_shares=dict(shares),
         backend=plan.backend.name,
         dropout_layers=tuple(layer_name(path, rename) for path in mask_names(experiment, program)),
-        experiment=describe(experiment, plan.feed.example()),
+        experiment={**describe(experiment, plan.feed.example()), "initial": plan.initial},
         evaluations=state.evaluations,
         kinds=program.info.kinds,
     )

@@ -1,11 +1,12 @@
 """Examples to windows: every example once, counts and divisors right, the same from any position."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multibackend.core.rng import epoch_order
-from multibackend.data import ArraySource
+from multibackend.data import ArraySource, IterableSource
 from multibackend.losses import CrossEntropy, Custom, MeanSquaredError
 from multibackend.protocol import Position, WindowStack
 from multibackend.protocol.values import inverse
@@ -69,7 +70,7 @@ def test_counts_and_weights(length: int, size: int, steps: int, seed: int, chunk
         for window, batches in enumerate(ids(stack)):
             rows = np.concatenate([np.array(batch) for batch in batches])
             assert stack.examples[window] == len(rows)
-            assert stack.counts[window] == len(rows) // size
+            assert stack.counts[window] == len(rows) // min(size, length)
             assert_arrays_match(
                 stack.weights[window], np.array([2 * source["w"][rows].sum()]), relative=FORMULA, floor=1.0
             )
@@ -141,3 +142,26 @@ def test_padding_weighs_nothing() -> None:
     windows = EpochReader(source, [CrossEntropy(target="label")], micro_batch_size=2, seed=0, shuffle=False)
     stack = windows.read(Position(), [4], capacity=4, room=3)
     assert_arrays_match(stack.weights, np.array([[4.0]]), relative=0.0)
+
+
+@pytest.mark.parametrize("steps", [13, 10**6, 10**18, 10**30])
+def test_a_window_takes_the_memory_of_what_it_holds(steps: int) -> None:
+    """Room for the full micro-batches of the epoch, for epochs of known and unknown length, at every epoch the same."""
+    rows = data(50)
+    items = [{name: array[index] for name, array in rows.items()} for index in range(50)]
+    sources = {ArraySource(rows): 12, IterableSource(lambda: iter(items)): min(steps, 16)}
+    for source, room in sources.items():
+        windows = EpochReader(source, [LOSS], micro_batch_size=4, seed=0, shuffle=False)
+        for number in range(2):
+            stack = windows.read(Position(number), [steps], capacity=steps)
+            assert stack.fields["y"].shape == (1, room, 4, 2)
+            assert (stack.counts.tolist(), stack.examples.tolist()) == ([12], [50])
+            assert windows.settle(stack.stop, steps) == Position(number + 1)
+
+
+def test_a_micro_batch_takes_the_memory_of_what_it_holds() -> None:
+    """One that is larger than the epoch is the epoch."""
+    stack = reader(50, 10**9, shuffle=False).read(Position(), [3], capacity=3)
+    assert stack.fields["y"].shape == (1, 1, 50, 2)
+    assert stack.ragged is None
+    assert ids(stack) == [[list(range(50))]]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multibackend.core.names import check_same_names
+from multibackend.core.paths import collect, shapes_by_path
+from multibackend.core.user_code import name_of, user_code
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
@@ -58,14 +60,15 @@ class Row:
 
 
 class StubProgram:
-    """See `multibackend.protocol.Program`."""
+    """See `multibackend.protocol.Program` and `Predicts`."""
 
     def __init__(self, experiment: Experiment, module: Linear, execution: Execution, batch: int) -> None:
         self.experiment = experiment
         self.module = module
         self.execution = execution
         self.windows_per_dispatch = execution.windows_per_dispatch or 1
-        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shape=(batch, module.outputs))
+        shapes = shapes_by_path(np.empty((batch, module.outputs)), experiment.picked_outputs)
+        self.info = ProgramInfo(parameter_names=("weight", "bias"), output_shapes=shapes)
         self.loss: MeanSquaredError = experiment.loss_terms["loss"]  # type: ignore[assignment]
         self.spec: SGD = experiment.optimizer  # type: ignore[assignment]
         self.groups = self.grouped({"weight": (module.outputs, module.inputs), "bias": (module.outputs,)})
@@ -93,12 +96,13 @@ class StubProgram:
 
     def window(self, state: State, micro_batches: list, weight: float, rates: Rates) -> tuple[State, Row]:
         """Run one window: accumulate, check, clip, update."""
-        loss, gradient = self.accumulate(state, micro_batches)
-        norms = self.norms(gradient)
-        norm = float(np.sqrt(np.square(norms).sum()))
-        finite = bool(np.isfinite(norm))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for below
+            loss, gradient = self.accumulate(state, micro_batches)
+            norms = self.norms(gradient)
+            norm = float(np.sqrt(np.square(norms).sum()))
+        finite = self.is_finite(loss, norm)
         applied = finite and weight > 0 and not state.failed
-        row = Row(loss if weight > 0 else np.nan, norm, weight, finite, applied, norms)
+        row = Row(loss if weight > 0 or not finite else np.nan, norm, weight, finite, applied, norms)
         if applied:
             return self.step(state, self.clip(gradient, norm), self.rate(state, rates)), row
         # The host learns of the failure only after the whole dispatch: the windows behind it must change nothing.
@@ -121,11 +125,17 @@ class StubProgram:
     def forward(self, parameters: Arrays, batch: Mapping[str, np.ndarray]) -> tuple[float, np.ndarray, np.ndarray]:
         """Return (sum of w * l, its derivative by the outputs, the inputs)."""
         dtype = self.experiment.precision
-        x = batch[self.experiment.model.inputs[0]].astype(dtype)
+        x = self.inputs(batch)
         y = batch[self.loss.target].astype(dtype)
         weights = 1.0 if self.loss.weights is None else batch[self.loss.weights].astype(dtype)[:, None]
-        residual = x @ parameters["weight"].T + parameters["bias"] - y
+        residual = self.outputs(parameters, x) - y
         return float((weights * residual**2).sum()), 2 * weights * residual, x
+
+    def inputs(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        return batch[self.experiment.model.inputs[0]].astype(self.experiment.precision)
+
+    def outputs(self, parameters: Arrays, x: np.ndarray) -> np.ndarray:
+        return x @ parameters["weight"].T + parameters["bias"]
 
     def norms(self, gradient: Arrays) -> tuple[float, ...]:
         return tuple(float(np.linalg.norm(gradient[name])) for name in self.info.parameter_names)
@@ -135,6 +145,10 @@ class StubProgram:
         if limit is None or norm <= limit:
             return gradient
         return {name: array * (limit / norm) for name, array in gradient.items()}
+
+    def is_finite(self, loss: float, norm: float) -> bool:
+        # either: an infinite loss may have a finite gradient
+        return bool(np.isfinite(loss) and np.isfinite(norm))
 
     def rate(self, state: State, rates: Rates) -> float:
         # by the update, not by the window: a skipped window uses up no rate
@@ -177,13 +191,21 @@ class StubProgram:
             loss_scale=np.ones(len(results)),
         )
 
-    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple[float, float]:
+    def evaluate(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> tuple:
+        if self.experiment.summed_metrics:
+            raise CapabilityError("the stub backend knows metrics over the whole set only")
         parameters = state.ema if ema else state.parameters
-        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0))
+        outputs = self.outputs(parameters, self.inputs(batch))
+        collected = collect(outputs, self.experiment.collected_outputs)
+        return self.forward(parameters, batch)[0], float(self.loss.weight_sums(batch, 0)), collected
 
-    def read_sums(self, sums: Sequence[tuple[float, float]]) -> EvaluationSums:
-        totals, weights = zip(*sums, strict=True)
-        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)})
+    def predict(self, state: State, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> np.ndarray:
+        parameters = state.ema if ema else state.parameters
+        return self.outputs(parameters, self.inputs(batch))
+
+    def read_sums(self, sums: Sequence[tuple]) -> EvaluationSums:
+        totals, weights, *collected = zip(*sums, strict=True)
+        return EvaluationSums({"loss": sum(totals)}, {"loss": sum(weights)}, *collected)
 
     def snapshot(self, state: State) -> Snapshot:
         # torch's name of the slot, so that another backend knows it
@@ -221,9 +243,14 @@ class StubBackend:
         if execution.mode not in ("auto", "plain") or execution.device not in (None, "cpu"):
             raise ConfigurationError(
                 "Trainer",
-                [f"the stub backend has no execution {execution.mode!r} on device {execution.device!r}"],
+                [f"execution {execution.mode!r} on device {execution.device!r} is not here, but 'auto' on 'cpu'"],
             )
-        module = experiment.model.builder("stub")()
+        builder = experiment.model.builder("stub")
+        with user_code(f"the stub builder{name_of(builder)}", hint="it is called without arguments"):
+            module = builder()
+        if not isinstance(module, Linear):
+            problem = f"the stub builder must return a Linear, got {type(module).__name__}"
+            raise ConfigurationError("Model", [problem])
         chosen = replace(execution, device="cpu", mode="plain")
         return self.program(experiment, module, chosen, batch=len(next(iter(example.values()))))
 

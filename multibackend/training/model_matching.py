@@ -1,8 +1,9 @@
-"""Match the parameters of two trainers' models by names and shapes, else by running both."""
+"""Match the parameters of two built models by names and shapes, else by running both."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
@@ -16,19 +17,53 @@ from multibackend.matching.sides import Proposal
 from multibackend.matching.stacks import unstack
 from multibackend.matching.symmetry import draw
 from multibackend.optimizers import SGD
-from multibackend.protocol import Execution, Position, Rates, Snapshot
+from multibackend.protocol import Execution, Position, Program, Rates, Snapshot
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
-from multibackend.training.trainer import Trainer
 
-__all__ = ["Probe", "match_models"]
+__all__ = ["BuiltModel", "Probe", "alike", "match_models", "plain_experiment"]
 
 # of the update that shows the gradient: an exact power of two, so large that no digit is lost
 _RATE = 2.0**20
 _CHECK = 99  # the seed of the values at which the result is checked
 
 
-def match_models(reference: Trainer, other: Trainer) -> Matching:
+class BuiltModel(Protocol):
+    """A model on its backend, as far as matching asks; a `Trainer` is one."""
+
+    @property
+    def experiment(self) -> Experiment: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def device(self) -> str | None: ...
+    @property
+    def program(self) -> Program: ...
+
+    def snapshot(self) -> Snapshot:
+        """Its state on the host."""
+        ...
+
+
+def alike(matching: Matching, source: Snapshot, target: Snapshot) -> Snapshot:
+    """The state `target` with the parameters and the model state of `source`, where they have a partner in it.
+
+    Nothing of the optimizer: the state is one to begin with.
+    """
+    arrays = matching.to_other({**source.model_state, **source.parameters})
+    parameters = _with_partners(target.parameters, arrays)
+    return Snapshot(parameters, _with_partners(target.model_state, arrays), update=target.update)
+
+
+def _with_partners(target: Arrays, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Replace the arrays of `target` that have a partner, in the dtype of the target."""
+    filled = dict(target)
+    for name in target.keys() & arrays.keys():
+        filled[name] = arrays[name].astype(target[name].dtype, copy=False)
+    return filled
+
+
+def match_models(reference: BuiltModel, other: BuiltModel) -> Matching:
     """Find which array of one model is which of the other, and the changes of layout between them.
 
     `Model(matching=...)` is reused after a check; else names, shapes, kinds and order decide,
@@ -103,27 +138,27 @@ def _with_agreement(link: Link, difference: float | None) -> Link:
 class Probe:
     """A run of both models on one micro-batch, in float64 if possible: from values to gradients."""
 
-    def __init__(self, reference: Trainer, other: Trainer) -> None:
-        trainers = (reference, other)
+    def __init__(self, reference: BuiltModel, other: BuiltModel) -> None:
+        models = (reference, other)
         try:
-            self._build(trainers, "float64")
+            self._build(models, "float64")
         except MultibackendError:
             raise
         except Exception:  # a model that insists on float32 somewhere; it may still tell the choices apart
-            self._build(trainers, "float32")
+            self._build(models, "float32")
 
-    def _build(self, trainers: tuple[Trainer, Trainer], precision: str) -> None:
-        experiments = [_plain(trainer.experiment, precision) for trainer in trainers]
+    def _build(self, models: tuple[BuiltModel, BuiltModel], precision: str) -> None:
+        experiments = [plain_experiment(model.experiment, precision) for model in models]
         # one feed, the reference's, so that both see the same micro-batch whatever their own
         # data are
         feed = Feed(experiments[0], read_ahead=False)
         example = feed.example()
         self._programs = []
-        for trainer, experiment in zip(trainers, experiments, strict=True):
-            backend = load_backend(trainer.backend)
-            program = backend.compile(experiment, example=example, execution=Execution(trainer.device))
+        for model, experiment in zip(models, experiments, strict=True):
+            backend = load_backend(model.backend)
+            program = backend.compile(experiment, example=example, execution=Execution(model.device))
             self._programs.append(program)
-        shape = self._programs[0].info.output_shape
+        shape = self._programs[0].info.output_shapes
         self._stack = feed.next(Position(), 0, 1, shape, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
@@ -159,7 +194,7 @@ def _filled(target: Arrays, values: Arrays) -> dict[str, np.ndarray]:
     return filled
 
 
-def _plain(experiment: Experiment, precision: str) -> Experiment:
+def plain_experiment(experiment: Experiment, precision: str) -> Experiment:
     """Reduce an experiment to one micro-batch and plain descent, which shows the gradient."""
     return experiment.replace(
         optimizer=SGD(learning_rate=1.0),
@@ -176,4 +211,5 @@ def _plain(experiment: Experiment, precision: str) -> Experiment:
         on_nonfinite="skip",  # at values drawn at random a gradient may overflow
         metrics=(),
         eval_data=None,
+        initial="native",
     )

@@ -1,101 +1,32 @@
-"""Metrics of an evaluation, each a weighted mean over the whole evaluation set.
+"""Metrics that are a weighted mean over the whole evaluation set, or a function of one.
 
-    metric = finish(sum(w * value) / sum(w))   over every element of every batch
-
-Each is written once against the array API standard; `xp` is the backend's array namespace. A ragged
-last batch or padded elements (weight 0) therefore cannot shift the result.
-
-A metric whose value is an array, such as `ConfusionMatrix`, has a `shape` and gives its own sums.
+Each is written once against the array API standard; `xp` is the backend's array namespace. Their sums are taken
+where the model runs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.core.validation import Problems
 from multibackend.errors import DataError
-from multibackend.losses import Batch, check_function
+from multibackend.losses import Batch, check_weights
+from multibackend.metrics.base import Labelled, Targeted, check_same_shape
 
-__all__ = [
-    "Accuracy",
-    "ConfusionMatrix",
-    "Custom",
-    "MeanAbsoluteError",
-    "MeanSquaredError",
-    "Metric",
-    "Perplexity",
-    "TopKAccuracy",
-]
+__all__ = ["RMSE", "Accuracy", "ConfusionMatrix", "MeanAbsoluteError", "MeanSquaredError", "Perplexity", "TopKAccuracy"]
+
+
+_MOST_CLASSES = 2**14  # the counts of a confusion matrix of so many take 2 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
-    """What every metric has. `name` is its key in the result of an evaluation."""
-
-    name: str = ""
-
-    def __post_init__(self) -> None:
-        problems = Problems(type(self).__name__)
-        if not isinstance(self.name, str):
-            problems.add(f"name must be a string, got {self.name!r}", wrong_type=True)
-        self._check(problems)
-        problems.raise_if_any()
-
-    def _check(self, problems: Problems) -> None:
-        """Add the problems of a subclass's own arguments."""
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields of the data that this metric reads."""
-        return ()
-
-    @property
-    def better(self) -> str:
-        """ "min" where a smaller value is the better one, "max" where a larger one is."""
-        return "min"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the metric's value: () for a number."""
-        return ()
-
-    def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
-        """Values per element, or (values, weights)."""
-        raise NotImplementedError(f"{type(self).__name__} must define its values per element")
-
-    def sums(self, xp: Any, outputs: Any, batch: Batch) -> tuple[Any, Any]:
-        """Sum a batch: w * value, of `shape`, and w, a number. Asked for where `shape` is not ()."""
-        raise NotImplementedError(f"{type(self).__name__} must define its sums")
-
-    def finish(self, mean: float) -> float:
-        """Compute the metric from the weighted mean of its values."""
-        return mean
-
-    def result(self, total: Any, weight: float) -> Any:
-        """Compute the metric from its sums over the whole evaluation set; NaN if nothing has a weight."""
-        return self.finish(float(total / weight)) if weight > 0 else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Targeted(Metric):
-    target: str
-
-    def _check(self, problems: Problems) -> None:
-        problems.field_name("target", self.target)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.target,)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Labelled(_Targeted):
-    ignore_index: int = -100
+class _Labelled(Labelled):
+    """What reads labels in a framework's own arrays."""
 
     def _labels(self, xp: Any, batch: Batch) -> Any:
         """Return the labels in a type that holds `ignore_index`: in uint8, -100 has the bits of 156."""
@@ -143,6 +74,12 @@ class TopKAccuracy(_Labelled):
     def _check(self, problems: Problems) -> None:
         super()._check(problems)
         problems.integer("k", self.k, minimum=1)
+
+    def check_outputs(self, outputs: Any, batch: Batch) -> None:
+        super().check_outputs(outputs, batch)
+        classes = int(outputs.shape[-1])
+        if self.k > classes:
+            raise DataError(f"{self.title}: k={self.k} of {classes} classes is always right; take a smaller k")
 
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = self._labels(xp, batch)
@@ -192,7 +129,7 @@ class ConfusionMatrix(_Labelled):
 
     def _check(self, problems: Problems) -> None:
         super()._check(problems)
-        problems.integer("classes", self.classes, minimum=2)
+        problems.integer("classes", self.classes, minimum=2, maximum=_MOST_CLASSES)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -230,7 +167,7 @@ class ConfusionMatrix(_Labelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Residual(_Targeted):
+class _Residual(Targeted):
     weights: str | None = None
 
     def _check(self, problems: Problems) -> None:
@@ -241,6 +178,13 @@ class _Residual(_Targeted):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.target,) if self.weights is None else (self.target, self.weights)
+
+    def check_data(self, batch: Batch, shapes: Shapes) -> None:
+        if self.weights is not None:
+            check_weights(self.weights, np.asarray(batch[self.weights]))
+
+    def check_outputs(self, outputs: Any, batch: Batch) -> None:
+        check_same_shape(self, outputs, batch[self.target])
 
     def _weighted(self, values: Any, batch: Batch) -> Any:
         return values if self.weights is None else (values, batch[self.weights])
@@ -273,25 +217,19 @@ class MeanSquaredError(_Residual):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Custom(Metric):
-    """A metric written by the user: `(xp, outputs, batch) -> values` or `(values, weights)`.
+class RMSE(_Residual):
+    """The square root of the mean of (output - target)^2 over every scalar of the whole evaluation set.
 
-    `function` may also map backend names to native functions `(outputs, batch) -> ...`. `mode` says
-    whether a smaller value ("min") or a larger one ("max") is the better one.
+    `weights` names a field [batch, ...] of weights, for example 0 for padding.
 
-    >>> Custom(name="bias", function=lambda xp, outputs, batch: outputs - batch["y"]).name
-    'bias'
+    >>> RMSE(target="y", output="reg").name
+    'rmse'
     """
 
-    function: Callable[..., Any] | Mapping[str, Callable[..., Any]]
-    mode: str = "min"
+    name: str = "rmse"
 
-    @property
-    def better(self) -> str:
-        return self.mode
+    def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
+        return self._weighted((outputs - batch[self.target]) ** 2, batch)
 
-    def _check(self, problems: Problems) -> None:
-        problems.choice("mode", self.mode, ("min", "max"))
-        if not self.name:
-            problems.add("name must be given for a custom metric: it is the key of the result")
-        check_function(problems, "function", self.function)
+    def finish(self, mean: float) -> float:
+        return math.sqrt(mean)
