@@ -9,16 +9,23 @@ from typing import Any
 import pytest
 from docs.pages import ROOT, blocks
 
+from multibackend.parity.tolerances import tolerance_for
+
 README = ROOT / "README.md"
 LINE_LIMIT = 100
 
 
-def test_the_first_program_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It trains on torch and finds that both backends match."""
+def test_the_first_program_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It trains on both backends to one loss, and finds in float64 that they match."""
     monkeypatch.chdir(tmp_path)
     (program,) = (block for block in blocks(README) if block.language == "python")
     names: dict[str, Any] = {}
     exec(program.text, names)
+    losses = [float(line) for line in capsys.readouterr().out.splitlines() if re.fullmatch(r"\d\.\d+", line)]
+    assert len(losses) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance_for("float32").loss)
     assert names["report"].matches
     assert names["report"].max_relative_difference < 1e-12
 

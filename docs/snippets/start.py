@@ -30,4 +30,5 @@ experiment = mb.Experiment(
     eval_data=eval_data,
     micro_batch_size=16,
     gradient_accumulation_steps=2,
+    initial="torch",  # both frameworks start from what the torch builder gives
 )

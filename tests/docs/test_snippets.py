@@ -16,6 +16,7 @@ import multibackend as mb
 from multibackend.testing import assert_golden
 
 PROGRAMS = python_pages()
+OWN_WARNINGS = [getattr(mb.errors, name) for name in mb.errors.__all__ if name.endswith("Warning")]
 
 
 @pytest.fixture
@@ -52,6 +53,8 @@ def test_the_programs_of_a_page_run(
         source = "\n" * (block.line - 1) + block.text
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            for warning in OWN_WARNINGS:
+                warnings.simplefilter("error", warning)  # what the library warns of is no example
             exec(compile(source, str(ROOT / name), "exec"), names)
     for function in [value for key, value in names.items() if key.startswith("test_")]:
         function(**{argument: request.getfixturevalue(argument) for argument in inspect.signature(function).parameters})

@@ -130,9 +130,9 @@ def _summary(run: RunLog) -> tuple[str, ...]:
 
 def settings_side_by_side(runs: Sequence[RunLog]) -> list[Setting]:
     """All settings of any run, those that differ first."""
-    tables = []
-    for run in runs:
-        tables.append({"backend": ", then ".join(run.backends), "device": ", then ".join(run.places), **run.settings})
+    tables = [
+        {"backend": ", then ".join(run.backends), "device": ", then ".join(run.places), **run.settings} for run in runs
+    ]
     names = dict.fromkeys(name for table in tables for name in table)
     settings = []
     for name in names:
