@@ -201,9 +201,8 @@ def test_a_confusion_matrix_that_does_not_fit(backend: str) -> None:
     with pytest.raises(DataError, match="have 160 classes on their last axis, the metric classes=10"):
         trainer.evaluate()
     strange = {**TOKENS, "other": np.where(TOKENS["label"] == TOKENS["label"][0, 0], 200, TOKENS["label"])}
-    wrong = int((strange["other"] == 200).sum())
     trainer = classifier(strange, backend, "float64", (ConfusionMatrix(target="other", classes=160),))
-    with pytest.raises(DataError, match=rf"{wrong} of 92 labels of 'other' are outside \[0, 160\)"):
+    with pytest.raises(DataError, match=r"label 200 in 'other' is outside \[0, 160\)"):
         trainer.evaluate()
 
 
