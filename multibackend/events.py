@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from multibackend.core.history import SkippedWindow, UpdateRecord
+from multibackend.core.user_code import add_origin, name_of
 
 __all__ = [
     "Broadcast",
@@ -240,6 +241,7 @@ class Broadcast:
                 try:
                     answer = listener(event)
                 except Exception as error:  # a user's function, whatever it raises
+                    add_origin(error, f"the listener{name_of(listener)} of callbacks, which heard {kind.__name__}")
                     # It hears no more: its next error would hide the first, which is the cause.
                     hearing = [member for member in hearing if member is not listener]
                     first_error = first_error or error

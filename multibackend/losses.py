@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from multibackend.core.custom_values import custom_values
 from multibackend.core.paths import Shapes
 from multibackend.core.slips import accepts, describe
 from multibackend.core.validation import Problems, is_integer, shown
-from multibackend.errors import DataError
+from multibackend.errors import ConfigurationError, DataError
 
 __all__ = ["BinaryCrossEntropy", "CrossEntropy", "Custom", "Huber", "Loss", "MeanSquaredError", "check_batch"]
 
@@ -125,7 +125,7 @@ _SMALLEST_WEIGHT = 1e-30
 _LARGEST_WEIGHT = 1e30
 
 
-def _check_weights(name: str, weights: np.ndarray) -> None:
+def check_weights(name: str, weights: np.ndarray) -> None:
     # Not (weights < 0) | (weights == inf), which NaN would pass: every comparison with it is false.
     wrong = weights[~((weights >= 0) & (weights < np.inf))]
     if wrong.size:
@@ -283,7 +283,7 @@ class CrossEntropy(_Targeted):
             raise DataError(f"{self.title}: {count} class_weights for {classes} classes")
         if self.weights is not None:
             broadcast_weights(np.asarray(batch[self.weights]), labels.shape)
-        self._check_labels(labels, classes)
+        check_labels(f"{self.title}: ", self.target, labels, classes, self.ignore_index)
 
     @property
     def takes_logits(self) -> bool:
@@ -301,18 +301,6 @@ class CrossEntropy(_Targeted):
             f"{gap:.1e}; if the model ends in a softmax, drop it: the loss has one"
         )
 
-    def _check_labels(self, labels: np.ndarray, classes: int) -> None:
-        # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
-        # are made only where something is ignored or wrong.
-        if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
-            return
-        outside = ((labels < 0) | (labels >= classes)) & (labels != self.ignore_index)
-        if outside.any():
-            raise DataError(
-                f"{self.title}: label {int(labels[outside][0])} in {self.target!r} is outside "
-                f"[0, {classes}) and is not ignore_index={self.ignore_index}"
-            )
-
 
 def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, ...]) -> str:
     """Return the line that makes labels of what was given as such; empty where nothing tells."""
@@ -327,6 +315,20 @@ def _repaired_labels(target: str, labels: np.ndarray, output_shape: tuple[int, .
     if labels.dtype.kind == "f":
         return "; numbers that are not whole are no classes: MeanSquaredError is a loss for those"
     return f"; pass data[{target!r}]{index}" if index else ""
+
+
+def check_labels(title: str, target: str, labels: np.ndarray, classes: int, ignore_index: int) -> None:
+    """Raise `DataError` unless every label is a class or `ignore_index`."""
+    # Every dispatch comes here. Two passes without new memory settle the usual case; the masks
+    # are made only where something is ignored or wrong.
+    if labels.size == 0 or (labels.min() >= 0 and labels.max() < classes):
+        return
+    outside = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if outside.any():
+        raise DataError(
+            f"{title}label {int(labels[outside][0])} in {target!r} is outside [0, {classes}) and is not "
+            f"ignore_index={ignore_index}"
+        )
 
 
 @dataclass(frozen=True)
@@ -400,7 +402,7 @@ class Custom(Loss):
         expected = {"example": (batch_size,), "weight": weights_shape, "micro_batch": ()}[self.per]
         if values_shape != expected:
             raise DataError(
-                f'the custom loss returned values of shape {values_shape}, but per="{self.per}" '
+                f"the custom loss returned values of shape {values_shape}, but per={self.per!r} "
                 f"means shape {expected}; reduce them to it, or say what they are with another per="
             )
 
@@ -429,6 +431,22 @@ def _signature_of(function: Callable[..., Any]) -> str:
         return ""
 
 
+def check_gradient(parameters: Iterable[str], depends: bool) -> None:
+    """Raise unless the model has parameters, and some term of the loss depends on them.
+
+    Raises:
+        ConfigurationError: the model has none.
+        DataError: the loss depends on none.
+    """
+    if not any(True for _ in parameters):
+        raise ConfigurationError("Model", ["the model has no parameter, so there is nothing to train"])
+    if not depends:
+        raise DataError(
+            "the loss does not depend on the model's parameters, so there is nothing to train: it reads the batch "
+            "alone, or the outputs were detached or rounded on the way"
+        )
+
+
 def check_output(problems: Problems, output: object) -> None:
     """Add a problem unless `output` is a dotted path or None."""
     if output is not None and (not isinstance(output, str) or not output):
@@ -443,7 +461,7 @@ def check_batch(loss: Loss, batch: Batch, shapes: Shapes) -> None:
         DataError: a shape or a label does not fit.
     """
     if loss.weights is not None:
-        _check_weights(loss.weights, np.asarray(batch[loss.weights]))
+        check_weights(loss.weights, np.asarray(batch[loss.weights]))
     if isinstance(loss, Custom):
         return
     # The program was traced on a batch of its own size; only the axes after it are the model's.

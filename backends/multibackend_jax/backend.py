@@ -14,7 +14,7 @@ from multibackend.core.paths import Shapes, arrays_by_path, pick, shapes_by_path
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
-from multibackend.losses import check_batch
+from multibackend.losses import check_batch, check_gradient
 from multibackend.protocol import Execution, IndexRange
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
@@ -26,6 +26,7 @@ from multibackend_jax.model.pure import FlaxModel, Stamp
 from multibackend_jax.model.rematerialize import compiler_options
 from multibackend_jax.program import JaxProgram
 from multibackend_jax.step.dispatch import Dispatch
+from multibackend_jax.step.losses import loss_sum
 from multibackend_jax.step.scan import Scan
 from multibackend_jax.step.window import WindowFunctions
 from multibackend_jax.step.workload import Workload, choose_mode, choose_windows_per_dispatch, measure_workload
@@ -55,10 +56,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            outputs, ranges = _traced(experiment, model, batch)
-            output_shapes, _ = outputs
-            for loss in experiment.loss_terms.values():
-                check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
+            outputs, ranges = _traced(experiment, model, batch, example)
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
@@ -136,28 +134,45 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
 
 
 def _traced(
-    experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array]
+    experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array], example: Arrays
 ) -> tuple[tuple[Shapes, tuple[str, ...]], dict[str, IndexRange]]:
-    """Trace the model for its outputs, of whatever structure, and for the fields that it uses as indices.
+    """Trace model and loss: the outputs, of whatever structure, and the fields that are used as indices.
 
-    Of the outputs their shapes, and the paths of those that end in an activation.
+    Of the outputs the shapes, and the paths of those that end in an activation. Raises `DataError`
+    where the data do not fit them, or the loss does not depend on the parameters.
     """
 
-    def arrays(tables: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        parameters = {name: tables[name] for name in model.parameters}
-        state = {name: tables[name] for name in model.state}
+    def outputs_and_totals(
+        parameters: dict[str, jax.Array], state: dict[str, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
         outputs, _ = model.apply(parameters, state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, example, shapes)  # before the loss meets outputs that do not fit
+        totals = [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
         # only arrays leave a traced function; by those paths too that a loss picks them by
-        return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}
+        return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}, totals
 
     shapes: dict[str, tuple[int, ...]] = {}
-    tables = {**model.parameters, **model.state}
-    traced = jax.make_jaxpr(arrays)(tables, batch)
+    traced = jax.make_jaxpr(outputs_and_totals)(model.parameters, model.state, batch)
+    jaxpr = traced.jaxpr
+    count = len(shapes)
+    parameters = jaxpr.invars[: len(model.parameters)]
+    check_gradient(model.parameters, _depend(jaxpr, jaxpr.outvars[count:], parameters))
     # JAX lists the arrays of a dict in the order of its keys
-    ends = zip(sorted(shapes), traced.jaxpr.outvars, strict=True)
-    nonlinear = tuple(path for path, array in ends if not ends_linear(traced.jaxpr, array))
-    return (shapes, nonlinear), index_ranges(traced, tables, batch)
+    ends = zip(sorted(shapes), jaxpr.outvars[:count], strict=True)
+    nonlinear = tuple(path for path, array in ends if not ends_linear(jaxpr, array))
+    tables = [*sorted(model.parameters), *sorted(model.state)]
+    return (shapes, nonlinear), index_ranges(jaxpr, tables, sorted(batch))
+
+
+def _depend(jaxpr: Any, results: Sequence[Any], arguments: Sequence[Any]) -> bool:
+    """Whether any of the results is computed from any of the arguments; what an equation calls is taken as a whole."""
+    needed = {variable for variable in results if not hasattr(variable, "val")}  # literals have values
+    for equation in reversed(jaxpr.eqns):
+        if equation.primitive.name != "stop_gradient" and not needed.isdisjoint(equation.outvars):
+            needed |= {variable for variable in equation.invars if not hasattr(variable, "val")}
+    return not needed.isdisjoint(arguments)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

@@ -15,6 +15,7 @@ from multibackend.core.user_code import check_outputs
 from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, DataError, OutOfMemoryError
 from multibackend.experiment import Experiment
+from multibackend.losses import check_batch, check_gradient
 from multibackend.protocol import Execution
 from multibackend_torch.idioms import IDIOMS
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
@@ -28,6 +29,7 @@ from multibackend_torch.model.outputs import nonlinear_outputs
 from multibackend_torch.model.precision import Precision
 from multibackend_torch.model.rematerialize import rematerialize
 from multibackend_torch.program import TorchProgram
+from multibackend_torch.step.losses import loss_sum
 
 __all__ = ["TorchBackend"]
 
@@ -67,11 +69,15 @@ class TorchBackend:
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
         indexed = IndexedFields(example, batch, {**named_state(module), **named_parameters(module)})
-        takes_logits = any(loss.takes_logits for loss in experiment.loss_terms.values())
-        # the graph tells what an output ends in
-        with torch.set_grad_enabled(takes_logits), indexed:
+        # with its graph, which tells what an output ends in, and whether the loss has a gradient
+        with indexed:
             outputs = call(module, batch, False)
         check_outputs(outputs, torch.Tensor)
+        output_shapes = shapes_by_path(outputs, experiment.picked_outputs)
+        for loss in experiment.loss_terms.values():
+            check_batch(loss, example, output_shapes)  # before the loss meets outputs that do not fit
+        totals = [loss_sum(loss, outputs, batch)[0] for loss in experiment.loss_terms.values()]
+        check_gradient(dict(module.named_parameters()), any(total.requires_grad for total in totals))
         return TorchProgram(
             experiment,
             module,
@@ -81,7 +87,7 @@ class TorchBackend:
             execution=replace(execution, device=str(device), mode=mode),
             dropout=dropout,
             statistics=statistics,
-            outputs=(shapes_by_path(outputs, experiment.picked_outputs), nonlinear_outputs(outputs, experiment)),
+            outputs=(output_shapes, nonlinear_outputs(outputs, experiment)),
             index_ranges=indexed.ranges,
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 from multibackend import golden, parity
 from multibackend.checkpoint import list_checkpoints
 from multibackend.cli import tables
+from multibackend.cli.examples import copy_examples
 from multibackend.cli.experiment_file import ExperimentFile, load_experiment_file
 from multibackend.cli.prediction_files import check_output, read_data, write_predictions
 from multibackend.cli.run_file import RunFile
@@ -33,7 +34,7 @@ from multibackend.training.trainer import Trainer
 from multibackend.weights import load_checkpoint, load_weights, save_weights
 from multibackend.weights.convert import TOLERANCE, convert_weights
 
-__all__ = ["check", "compare", "convert", "evaluate", "predict", "record", "report", "resume", "train"]
+__all__ = ["check", "compare", "convert", "evaluate", "examples", "predict", "record", "report", "resume", "train"]
 
 _WEIGHTS = "weights.safetensors"
 _AVERAGE = "ema.safetensors"
@@ -102,6 +103,9 @@ def compare(options: argparse.Namespace, flags: list[str]) -> int:
     if options.html is not None:
         prepare(options.html, "compare")  # what is wrong with the page is told before the training
     updates = file.updates if options.updates is None else options.updates
+    if options.every is not None and options.every < 1:
+        problem = f"--every must be >= 1, the updates between two lines, got {options.every}"
+        raise ConfigurationError("compare", [problem])
     names = tuple(options.backends.split(","))
     live = None
     if len(names) == 2:  # else `parity.compare` says what is wrong
@@ -192,6 +196,13 @@ def report(options: argparse.Namespace, flags: list[str]) -> int:
     settings = {directory: _typed(Path(directory)) for directory in options.run_dirs}
     path = write_report(options.run_dirs, options.output, settings=settings, command=options.line)
     print(f"The report as a page: {path}")
+    return 0
+
+
+def examples(options: argparse.Namespace, flags: list[str]) -> int:
+    """Copy the examples to a folder."""
+    for path in copy_examples(options.folder):
+        print(path)
     return 0
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from multibackend.cli.early import check_file
 from multibackend.core.extras import told_missing
@@ -88,10 +88,10 @@ def load_experiment_file(path: str | Path) -> ExperimentFile:
     updates = getattr(module, "UPDATES", _DEFAULT_UPDATES)
     if not is_integer(updates) or updates < 0:
         raise ExperimentFileError(f"{path}: UPDATES must be an integer >= 0, got {shown(updates)}")
-    after = getattr(module, "after", None)
-    if after is not None and not callable(after):
+    after: Any = getattr(module, "after", None)
+    if not (after is None or callable(after)):
         raise ExperimentFileError(f"{path}: after must be a function of the trainer, got {shown(after)}")
-    return ExperimentFile(path, digest, function, int(updates), after)
+    return ExperimentFile(path, digest, function, int(updates), cast("Callable[[Trainer], None] | None", after))
 
 
 def _function_of(path: Path, module: ModuleType) -> Callable[..., Any]:

@@ -82,6 +82,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
         add(commands)
     _add_report(commands)
     commands.add_parser("backends", help="list the backends")
+    _add_examples(commands)
     completion = commands.add_parser("completion", help="a script that lets a shell complete commands and flags")
     completion.add_argument("shell", choices=SHELLS, help="put its output where the shell reads it when it starts")
     return parser, dict(commands.choices)
@@ -188,6 +189,11 @@ def _add_record(commands: Any) -> None:
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--output", metavar="GOLDEN", help="write the trace to this file, where the run has moved")
     place.add_argument("--check", metavar="GOLDEN", help="hold the run against the trace in this file")
+
+
+def _add_examples(commands: Any) -> None:
+    parser = commands.add_parser("examples", help="copy the examples to a folder")
+    parser.add_argument("folder", nargs="?", default="examples", metavar="FOLDER", help="(default: %(default)s)")
 
 
 def _add_report(commands: Any) -> None:

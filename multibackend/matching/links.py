@@ -297,7 +297,10 @@ class Matching:
             raise ParameterMatchError(f"{str(path)!r} is no matching: {error}") from error
         except (OSError, ValueError) as error:  # a ValueError: the path has a null character
             raise ParameterMatchError(f"there is no matching at {str(path)!r}: {error}") from error
-        return cls._of_json(content)
+        try:
+            return cls._of_json(content)
+        except ParameterMatchError as error:
+            raise ParameterMatchError(f"{str(path)!r}: {error}") from error
 
     def check(self, reference: Shapes, other: Shapes) -> None:
         """Raise `ParameterMatchError` unless it fits two models' shapes and leaves no array over."""

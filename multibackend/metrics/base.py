@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from multibackend.core.paths import shapes_by_path
+from multibackend.core.paths import Shapes, shapes_by_path
 from multibackend.core.validation import Problems, is_integer
 from multibackend.errors import CapabilityError, DataError
-from multibackend.losses import Batch, check_output, picked_shape
+from multibackend.losses import Batch, check_labels, check_output, picked_shape
 
 __all__ = ["Collector", "Labelled", "Metric", "Targeted", "check_same_shape"]
 
@@ -83,8 +83,11 @@ class Metric:
         """The shape of the metric's value: () for a number."""
         return ()
 
-    def check_data(self, batch: Batch) -> None:
-        """Raise `DataError` where a numpy batch is nothing that this metric can read."""
+    def check_data(self, batch: Batch, shapes: Shapes) -> None:
+        """Raise `DataError` where a numpy batch is nothing that this metric can read.
+
+        `shapes` are those of the model's outputs by their paths, for a batch of some other size.
+        """
 
     def check_outputs(self, outputs: Any, batch: Batch) -> None:
         """Raise `DataError` where outputs and batch, of numpy or a framework, do not fit each other."""
@@ -135,10 +138,14 @@ class Labelled(Targeted):
         if not is_integer(self.ignore_index):
             problems.add(f"ignore_index must be an integer, got {self.ignore_index!r}", wrong_type=True)
 
-    def check_data(self, batch: Batch) -> None:
+    def check_data(self, batch: Batch, shapes: Shapes) -> None:
         labels = np.asarray(batch[self.target])
         if labels.dtype.kind not in "iub":
             raise DataError(f"{self.title}: the target {self.target!r} must hold integer labels, got {labels.dtype}")
+        shape = shapes.get(self.output or "")
+        # of one logit, for two classes, and of outputs that do not fit, the classes are not known here
+        if shape and len(shape) == labels.ndim + 1 and shape[-1] > 1:
+            check_labels(f"{self.title}: ", self.target, labels, shape[-1], self.ignore_index)
 
     def check_outputs(self, outputs: Any, batch: Batch) -> None:
         shape = picked_shape(self.title, self.output, _below(self.output, outputs))

@@ -12,12 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.core.paths import Shapes
 from multibackend.core.validation import Problems
 from multibackend.errors import DataError
-from multibackend.losses import Batch
+from multibackend.losses import Batch, check_weights
 from multibackend.metrics.base import Labelled, Targeted, check_same_shape
 
 __all__ = ["RMSE", "Accuracy", "ConfusionMatrix", "MeanAbsoluteError", "MeanSquaredError", "Perplexity", "TopKAccuracy"]
+
+
+_MOST_CLASSES = 2**14  # the counts of a confusion matrix of so many take 2 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,12 @@ class TopKAccuracy(_Labelled):
         super()._check(problems)
         problems.integer("k", self.k, minimum=1)
 
+    def check_outputs(self, outputs: Any, batch: Batch) -> None:
+        super().check_outputs(outputs, batch)
+        classes = int(outputs.shape[-1])
+        if self.k > classes:
+            raise DataError(f"{self.title}: k={self.k} of {classes} classes is always right; take a smaller k")
+
     def values(self, xp: Any, outputs: Any, batch: Batch) -> Any:
         labels = self._labels(xp, batch)
         chosen = self._at_labels(xp, outputs, labels)
@@ -119,7 +129,7 @@ class ConfusionMatrix(_Labelled):
 
     def _check(self, problems: Problems) -> None:
         super()._check(problems)
-        problems.integer("classes", self.classes, minimum=2)
+        problems.integer("classes", self.classes, minimum=2, maximum=_MOST_CLASSES)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -168,6 +178,10 @@ class _Residual(Targeted):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.target,) if self.weights is None else (self.target, self.weights)
+
+    def check_data(self, batch: Batch, shapes: Shapes) -> None:
+        if self.weights is not None:
+            check_weights(self.weights, np.asarray(batch[self.weights]))
 
     def check_outputs(self, outputs: Any, batch: Batch) -> None:
         check_same_shape(self, outputs, batch[self.target])

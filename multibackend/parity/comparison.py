@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from multibackend.core.history import UpdateRecord
 from multibackend.core.validation import Problems, shown
@@ -168,9 +169,7 @@ def _check(
     return (changed, second.replace(precision=precision)), names
 
 
-def _check_options(
-    names: tuple[str, str], *, executions: object, devices: object, progress: object, trace: object
-) -> None:
+def _check_options(names: tuple[str, str], *, executions: Any, devices: Any, progress: object, trace: object) -> None:
     problems = Problems("compare")
     for name, value in (("executions", executions), ("devices", devices)):
         if value is None:

@@ -68,7 +68,6 @@ def list_backends() -> tuple[BackendInfo, ...]:
     return tuple(_info(plugin) for plugin in plugins().values())
 
 
-@functools.cache
 def load_backend(name: str) -> Backend:
     """Return the backend of that name, its framework imported; one object for each name.
 
@@ -76,13 +75,18 @@ def load_backend(name: str) -> Backend:
         BackendNotFoundError: no such backend is registered.
         BackendNotInstalledError: it is, but its framework is not installed.
     """
-    module, _, attribute = check_backend(name).backend.partition(":")
+    return _made(check_backend(name).backend)
+
+
+@functools.cache
+def _made(reference: str) -> Backend:
+    module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)()
 
 
 def check_backend(name: str) -> BackendPlugin:
     """Return the plugin of that name; raises what `load_backend` would, and imports no framework."""
-    plugin = plugins().get(name)
+    plugin = plugins().get(name) if isinstance(name, str) else None
     if plugin is None:
         known = ", ".join(map(repr, plugins())) or "none"
         slip = closest(name, plugins()) or _framework_of(name)

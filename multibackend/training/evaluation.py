@@ -63,7 +63,7 @@ def evaluate(
         first = number * size
         check(batch, program.info, source, lambda row, first=first: f"example {first + row}")
         for metric in experiment.metrics:
-            metric.check_data(batch)
+            metric.check_data(batch, program.info.output_shapes)
         totals.add(program.evaluate(state, batch, **options), batch)
     return totals.results()
 

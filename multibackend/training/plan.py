@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from multibackend.core.validation import Problems, shown
 from multibackend.data.fields import as_array
-from multibackend.errors import ConfigurationError, ConfigurationTypeError, DataError, ParameterMatchError
+from multibackend.errors import ConfigurationTypeError, DataError, ParameterMatchError
 from multibackend.experiment import AUTO, NATIVE, Experiment
 from multibackend.protocol import Backend, Execution, Program, Snapshot
 from multibackend.protocol.dropout_masks import layer_name, pair_layers
@@ -25,18 +26,16 @@ __all__ = ["Plan", "as_parameters", "check_arguments", "check_fit", "check_snaps
 
 def check_arguments(
     experiment: object,
-    backend: object,
     callbacks: object,
     device: object,
     windows_per_dispatch: object,
     read_ahead: object,
     record_gradient_norms: object,
-    may_differ: object,
+    may_differ: Any,
 ) -> None:
     """Check what `Trainer` is made of; raises `ConfigurationError` with every problem."""
     problems = Problems("Trainer")
     problems.instance("experiment", experiment, Experiment, "a multibackend.Experiment")
-    problems.instance("backend", backend, str, "the name of a backend, such as 'torch' or 'jax'")
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         problem = f"callbacks must be a sequence of functions, got {callbacks!r}"
         problems.add(problem, wrong_type=True)
@@ -76,7 +75,7 @@ def check_fit(
     return stop
 
 
-def check_snapshot(snapshot: object) -> None:
+def check_snapshot(snapshot: Any) -> None:
     """Raise `ConfigurationError` unless this can be what `Trainer.restore` goes on from."""
     problems = Problems("Trainer.restore")
     if problems.instance("snapshot", snapshot, Snapshot, "a snapshot, of Trainer.snapshot()"):
@@ -165,8 +164,6 @@ class Plan:
             # compiled again, because masks are part of the program
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
-            if not program.info.parameter_names:
-                raise ConfigurationError("Model", ["the model has no parameter, so there is nothing to train"])
             # labels and targets are held against the model's outputs before the first update
             self.feed.check(example, program.info)
         return plan, program

@@ -212,7 +212,9 @@ class ResultsLog:
         terms = list(itertools.compress(self._experiment.loss_terms, ~np.isfinite(losses)))
         gradients = np.isfinite(results.gradient_norms[window])
         parameters = list(itertools.compress(self._program.info.parameter_names, ~gradients))
-        if terms:
+        if np.isnan(results.weights[window]).any():  # which only a loss's own function can give
+            what = f"the weights that the loss returned for update {update} are not all numbers >= 0: nan or negative"
+        elif terms:
             values = dict(zip(self._experiment.loss_terms, losses.tolist(), strict=True))
             what = _nonfinite_loss({name: values[name] for name in terms}, parameters, update)
         else:

@@ -106,7 +106,6 @@ class Trainer(Readable):
         # everything that can be known to be wrong is found here, before a model is built
         check_arguments(
             experiment,
-            backend,
             callbacks,
             device,
             windows_per_dispatch,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from multibackend.checkpoint.weights_file import read_arrays
 from multibackend.core.arrays import Arrays
 from multibackend.errors import CapabilityError, ConfigurationError, DataError, ParameterMatchError
 from multibackend.experiment import Experiment
@@ -19,7 +20,7 @@ from multibackend.protocol import NativeArrays, WeightsReader
 from multibackend.protocol.registry import load_backend
 from multibackend.training.input.feed import Feed
 from multibackend.training.trainer import Trainer
-from multibackend.weights.files import read_arrays, write_arrays
+from multibackend.weights.files import write_arrays
 
 __all__ = ["Conversion", "convert_weights"]
 

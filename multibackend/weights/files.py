@@ -10,13 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
-from multibackend.checkpoint.reading import read_tensor_file
 from multibackend.checkpoint.tensors import TensorError, chunks, prepare
-from multibackend.core import json_text
+from multibackend.checkpoint.weights_file import read_weights_file
 from multibackend.core.arrays import Arrays
-from multibackend.core.files import cause_of, replace_file
+from multibackend.core.files import replace_file
 from multibackend.core.validation import as_path
 from multibackend.errors import DataError
 from multibackend.matching.arrays import with_arrays
@@ -24,7 +21,7 @@ from multibackend.protocol import Snapshot
 from multibackend.training.saving.restore import open_run
 from multibackend.training.trainer import Trainer
 
-__all__ = ["load_checkpoint", "load_weights", "read_arrays", "save_weights", "write_arrays"]
+__all__ = ["load_checkpoint", "load_weights", "save_weights", "write_arrays"]
 
 
 def save_weights(snapshot: Snapshot, path: str | Path) -> None:
@@ -47,10 +44,7 @@ def load_weights(trainer: Trainer, path: str | Path) -> None:
         ParameterMatchError: its parameters and the model's do not pair up.
     """
     path = as_path("load_weights", "path", path)
-    arrays, metadata = read_arrays(path)
-    names = _parameter_names(metadata, path)
-    parameters = {name: array for name, array in arrays.items() if name in names}
-    model_state = {name: array for name, array in arrays.items() if name not in names}
+    parameters, model_state = read_weights_file(path).divided()
     _restore(trainer, parameters, model_state)
 
 
@@ -63,24 +57,6 @@ def load_checkpoint(trainer: Trainer, path: str | Path) -> None:
     """
     snapshot = open_run(path).snapshot
     _restore(trainer, snapshot.parameters, snapshot.model_state)
-
-
-def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read (arrays, metadata) of a safetensors file; bfloat16 becomes float32.
-
-    Raises:
-        DataError: it is not there, or is none.
-    """
-    try:
-        return read_tensor_file(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"there are no weights at {str(path)!r}; `multibackend train --run-dir DIR` writes them"
-        ) from error
-    except TensorError as problem:
-        raise DataError(f"{str(path)!r} is no weights file: it {problem}") from problem
-    except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {cause_of(error)}") from error
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -101,16 +77,3 @@ def _restore(trainer: Trainer, parameters: Arrays, model_state: Arrays) -> None:
     arrays = {**model_state, **parameters}
     snapshot = with_arrays(trainer.snapshot(), arrays, trainer.experiment.model, trainer.program, parameters)
     trainer.restore(snapshot)
-
-
-def _parameter_names(metadata: dict[str, str], path: str | Path) -> set[str]:
-    """Return which of a file's arrays are parameters; of another library's file none is told."""
-    try:
-        names = json_text.load(metadata.get("parameters", "[]").encode("utf-8", "surrogatepass"), json_text.FILE)
-    except json_text.JSONTextError as problem:
-        raise DataError(f"{str(path)!r} is no weights file: of its metadata's parameters, {problem}") from problem
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            f"{str(path)!r} is no weights file: its metadata's parameters are {names!r:.80}, no list of names"
-        )
-    return set(names)

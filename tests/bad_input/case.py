@@ -58,7 +58,7 @@ def accepted(
     return Case(name, run, None, (), backends, gives)
 
 
-class CommandFailed(Exception):
+class CommandError(Exception):
     """A command ended with code 2 and said why: what a mistake on the command line must end in."""
 
 
@@ -73,9 +73,9 @@ def command(name: str, arguments: Callable[[Setting], list[str]], *words: str, b
             except SystemExit as end:  # argparse's, and the parser's of the file's own flags
                 code = end.code
         if code == 2:
-            raise CommandFailed(told.getvalue())
+            raise CommandError(told.getvalue())
 
-    return Case(f"cli: {name}", run, CommandFailed, words, backends)
+    return Case(f"cli: {name}", run, CommandError, words, backends)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def outcome_of(case: Case, backend: str, directory: Path) -> Outcome:
 def _judge(case: Case, error: BaseException) -> tuple[str, str, str]:
     kind = type(error).__name__
     text = "\n".join([str(error), *getattr(error, "__notes__", ())])
-    if not isinstance(error, MultibackendError | CommandFailed) and not case.own:
+    if not isinstance(error, MultibackendError | CommandError) and not case.own:
         return "raw", kind, text
     if case.error is None or not isinstance(error, case.error):
         return ("raw" if case.own and not isinstance(error, MultibackendError) else "type"), kind, text

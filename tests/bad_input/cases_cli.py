@@ -57,7 +57,7 @@ def on_stub(name: str, *arguments: str, words: tuple[str, ...]) -> Case:
 
 def other_file(name: str, text: str, *words: str) -> Case:
     """Make a case of an experiment file with something wrong in it."""
-    return command(f"file {name}", lambda s: ["train", file(s, text), "--backend", "stub"], "line.py", *words)
+    return command(f"file {name}", lambda s: ["train", file(s, text), "--backend", "stub"], *words)
 
 
 BODY = EXPERIMENT.partition("def experiment")[0]
@@ -68,11 +68,11 @@ FILES = [
     command("file that is binary", lambda s: ["train", binary(s)], "line.py"),
     command("file that is empty", lambda s: ["train", file(s, "")], "line.py", "experiment"),
     other_file("with a syntax error", "def experiment(:\n", "SyntaxError", "line 1"),
-    other_file("that raises", "raise RuntimeError('its own trouble')", "RuntimeError", "own trouble", "line 1"),
+    other_file("that raises", "raise RuntimeError('its own trouble')", "RuntimeError", "own trouble", "line.py", "line 1"),
     other_file("that imports what is not installed", "import no_such_package", "no_such_package"),
     other_file("without the function", BODY, "experiment"),
     other_file("whose experiment is a number", BODY + "experiment = 5", "experiment"),
-    other_file("whose experiment is a class", BODY + "class experiment: pass", "Experiment"),
+    other_file("whose experiment is a class", BODY + "class experiment: pass", "experiment"),
     other_file("whose experiment returns a number", BODY + "def experiment(): return 5", "Experiment", "int"),
     other_file("whose experiment returns None", BODY + "def experiment(): pass", "Experiment", "NoneType"),
     other_file("whose experiment raises", BODY + "def experiment(): return 1 // 0", "experiment", "ZeroDivisionError"),
@@ -82,7 +82,7 @@ FILES = [
     other_file("whose UPDATES is negative", EXPERIMENT.replace("UPDATES = 2", "UPDATES = -2"), "UPDATES", "-2"),
     other_file("whose after raises", EXPERIMENT + "\ndef after(trainer): return 1 // 0", "after", "ZeroDivisionError"),
     other_file("whose after is a number", EXPERIMENT + "\nafter = 5", "after", "5"),
-    other_file("whose flags have no types", BODY + "def experiment(*, a): return a", "--a"),
+    other_file("whose flags have no types", BODY + "def experiment(*, a): return a", "field"),
 ]  # fmt: skip
 
 
@@ -155,8 +155,8 @@ def resume(name: str, content: bytes) -> Case:
 
 RESUME = [
     command("resume without a directory", lambda s: ["resume", "--updates", "2"]),
-    command("resume of nothing", lambda s: ["resume", str(s.path / "none")], "run.json"),
-    command("resume of a file", lambda s: ["resume", file(s)], "run.json"),
+    command("resume of nothing", lambda s: ["resume", str(s.path / "none")], "no directory", "--run-dir"),
+    command("resume of a file", lambda s: ["resume", file(s)], "no directory", "--run-dir"),
     resume("empty", b""),
     resume("cut", b'{"format": '),
     resume("a list", b"[]"),
@@ -164,7 +164,7 @@ RESUME = [
     resume("not UTF-8", b'{"a": "\xff"}'),
     resume("of another kind", b'{"format": "else"}'),
     command("resume: options a list", lambda s: ["resume", changed(s, options=[1])], "run.json"),
-    command("resume: updates of text", lambda s: ["resume", changed(s, options={"backend": "stub", "updates": "many"})], "updates", "many"),
+    command("resume: updates of text", lambda s: ["resume", changed(s, options={"backend": "stub", "execution": "auto", "updates": "many"})], "updates", "many"),
     command("resume: version of tomorrow", lambda s: ["resume", changed(s, version=99)], "run.json", "99"),
     command("resume: file gone", lambda s: ["resume", changed(s, file="/none.py", file_from_here="none.py")], "--file"),
     command("resume: file given that is not there", lambda s: ["resume", run(s), "--file", "/none.py"], "none.py"),
@@ -185,7 +185,7 @@ COMMANDS = [
     command("evaluate without eval_data", lambda s: ["evaluate", file(s), "--backend", "stub", "--run-dir", run(s), "--no-evaluated"], "eval_data"),
     on_file("without files", "convert", words=("--weights", "--output")),
     on_file("of no file", "convert", "--weights", "/none", "--output", "/tmp/none", words=("/none",)),
-    on_file("to no backend", "convert", "--weights", "/none", "--output", "/none", "--to", "flaxx", words=("/none",)),
+    command("convert to no backend", lambda s: ["convert", file(s), "--weights", file(s), "--output", "/none", "--to", "flaxx"], "flaxx", "jax"),
     on_file("one backend", "compare", "--backends", "torch", words=("two",)),
     on_file("three backends", "compare", "--backends", "torch,jax,stub", words=("two",)),
     on_file("no backend", "compare", "--backends", "", words=("two",)),
@@ -193,13 +193,13 @@ COMMANDS = [
     on_file("updates 0", "compare", "--backends", "stub,stub", "--updates", "0", words=("updates", "0")),
     on_file("every 0", "compare", "--backends", "stub,torch", "--every", "0", words=("every",)),
     on_file("every -1", "compare", "--backends", "stub,torch", "--every", "-1", words=("every",)),
-    on_file("a page in no directory", "compare", "--html", "/none/page.html", words=("/none",)),
+    command("compare: the page below a file", lambda s: ["compare", file(s), "--html", file(s) + "/page.html"], "line.py"),
     command("compare: the page is a directory", lambda s: ["compare", file(s), "--html", str(s.path)], "directory"),
     on_file("a precision that is none", "compare", "--precision", "fp3", words=("precision", "fp3")),
     on_file("a backend that is none", "check", "--backend", "pytorch", words=("'pytorch'",)),
     on_file("nowhere", "record", "--backend", "stub", words=("--output", "--check")),
     on_file("both", "record", "--output", "a", "--check", "b", words=("--output", "--check")),
-    on_file("into no directory", "record", "--backend", "stub", "--output", "/none/golden.json", words=("/none",)),
+    command("record below a file", lambda s: ["record", file(s), "--backend", "stub", "--output", file(s) + "/golden.json"], "line.py"),
     on_file("0 updates", "record", "--backend", "stub", "--updates", "0", "--output", "/tmp/g.json", words=("updates", "0")),
     on_file("against no file", "record", "--check", "/none/golden.json", words=("/none",)),
     command("record against another file", lambda s: ["record", file(s), "--check", file(s)], "line.py"),

@@ -65,7 +65,6 @@ ARRAYS = [
     data("structured arrays", with_field("s", np.zeros(12, [("a", "f4"), ("b", "i4")])), "'s'"),
     data("ragged lists", with_field("s", [[1.0], [1.0, 2.0]] * 6), "'s'", "pad"),
     made("a masked array", lambda: with_field("x", masked()), "'x'", "masked", "filled"),
-    made("a masked list of examples", lambda: [{"x": row, "y": y} for row, y in zip(masked(), Y, strict=True)], "'x'", "masked"),
     data("a field named 1", {1: X, "x": X, "y": Y}, "1", "string"),
     data("a field named None", {None: X, "x": X, "y": Y}, "None", "string"),
     data("a field of an empty name", {"": X, "x": X, "y": Y}, "''", "name"),
@@ -81,6 +80,7 @@ ARRAYS = [
     data("an array", X, "ndarray"),
     data("a list of None", [None] * 4, "None"),
     data("a class", dict, "dict"),
+    trained("a masked list of examples", lambda: [{"x": row, "y": y} for row, y in zip(masked(), Y, strict=True)], "'x'", "masked"),
     trained("text in x later", [{"x": X[0], "y": Y[0]}] * 11 + [{"x": ["a", "b", "c"], "y": Y[0]}], "'x'", "text"),
     trained("an example of another shape", [{"x": X[0], "y": Y[0]}] * 11 + [{"x": X[0, :2], "y": Y[0]}], "'x'", "(3,)", "(2,)"),
     trained("an example lacks a field", [{"x": X[0], "y": Y[0]}] * 11 + [{"x": X[0]}], "'y'"),
@@ -336,7 +336,7 @@ def labels(name: str, value: Any, *words: str) -> Case:
         f"labels: {name}",
         lambda s: s.fit(loss=CrossEntropy(target="label"), train_data=with_field("label", value, LABELS)),
         DataError,
-        ("'label'", *words),
+        words,
         BOTH,
     )
 
@@ -345,7 +345,7 @@ CLASSES = LABELS["label"]
 TARGETS = [
     labels("2 of 2 classes", CLASSES + 1, "2", "outside"),
     labels("-1", CLASSES - 1, "-1", "outside"),
-    labels("all ignored", np.full(12, -100), "ignore"),
+    labels("all ignored", np.full(12, -100), "weightless", "sum to 0"),
     labels("floats", CLASSES.astype(float), "integer", "astype"),
     labels("one-hot floats", np.eye(2)[CLASSES], "integer", "argmax"),
     labels("one-hot integers", np.eye(2, dtype=int)[CLASSES], "argmax"),
@@ -363,15 +363,15 @@ TARGETS = [
     Case(
         "evaluate on data that lack a field",
         lambda s: s.trainer().evaluate({"x": X}),
-        ConfigurationError,
+        DataError,
         ("'y'",),
         ALL,
     ),
-    Case("evaluate on 5", lambda s: s.trainer().evaluate(5), ConfigurationError, ("5", "data"), ALL),
+    Case("evaluate on 5", lambda s: s.trainer().evaluate(5), DataError, ("5", "data"), ALL),
     Case(
         "evaluate on nothing",
         lambda s: s.trainer().evaluate({"x": X[:0], "y": Y[:0]}),
-        ConfigurationError,
+        DataError,
         ("empty",),
         ALL,
     ),

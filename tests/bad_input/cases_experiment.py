@@ -10,7 +10,7 @@ import numpy as np
 import multibackend as mb
 from bad_input.case import ALL, Case, accepted
 from bad_input.setting import DATA, LABELS
-from multibackend.errors import ConfigurationError
+from multibackend.errors import ConfigurationError, UserCodeError
 from multibackend.losses import CrossEntropy, Custom, MeanSquaredError
 from multibackend.metrics import Accuracy
 from multibackend.metrics import MeanSquaredError as SquaredError
@@ -41,6 +41,16 @@ NO_COUNTS: dict[str, Any] = {
 def counts(argument: str, **others: Any) -> list[Case]:
     """Make the cases of an argument that must be a count."""
     return [wrong(f"{argument} {name}", argument, "1", **{argument: bad, **others}) for name, bad in NO_COUNTS.items()]
+
+
+def user_code(name: str, function: Any, *words: str) -> Case:
+    """Make a case of an accumulation function that raises."""
+    return Case(
+        f"experiment: accumulation function {name}",
+        lambda s: s.experiment(gradient_accumulation_steps=function),
+        UserCodeError,
+        ("gradient_accumulation_steps", "update index 0", *words),
+    )
 
 
 NO_NUMBERS: dict[str, Any] = {
@@ -84,13 +94,8 @@ SIZES = [
     wrong("accumulation function gives 0", "got 0", gradient_accumulation_steps=lambda update: 0),
     wrong("accumulation function gives text", "'2'", gradient_accumulation_steps=lambda update: "2"),
     wrong("accumulation function gives None", "None", gradient_accumulation_steps=lambda update: None),
-    wrong("accumulation function takes nothing", "gradient_accumulation_steps", gradient_accumulation_steps=lambda: 2),
-    wrong(
-        "accumulation function raises",
-        "gradient_accumulation_steps",
-        "ZeroDivisionError",
-        gradient_accumulation_steps=lambda update: 1 // 0,
-    ),
+    user_code("takes nothing", lambda: 2, "TypeError"),
+    user_code("raises", lambda update: 1 // 0, "ZeroDivisionError"),
     Case("EffectiveBatch 0", lambda s: mb.EffectiveBatch(0), ConfigurationError, ("EffectiveBatch", "1", "0")),
     Case("EffectiveBatch 2.5", lambda s: mb.EffectiveBatch(2.5), ConfigurationError, ("EffectiveBatch", "2.5")),  # type: ignore[arg-type]
     wrong("EffectiveBatch not a multiple", "7", "3", gradient_accumulation_steps=mb.EffectiveBatch(7)),
@@ -100,7 +105,6 @@ SIZES = [
             f"memory_budget {budget!r}",
             "memory_budget",
             repr(budget),
-            "GiB",
             memory_budget=budget,
             micro_batch_size="auto",
             gradient_accumulation_steps=mb.EffectiveBatch(6),
@@ -160,7 +164,6 @@ OPTIONS = [
     wrong("name 5", "name", "5", name=5),
     wrong("metrics 5", "metrics", "5", metrics=5),
     wrong("metrics of names", "metrics", "accuracy", "Accuracy(", metrics=["accuracy"]),
-    wrong("metrics: one, not in a sequence", "metrics", "sequence", metrics=Accuracy(target="label")),
     wrong("metrics: classes", "metrics", metrics=[Accuracy]),
     wrong("metrics twice", "distinct", "name=", metrics=[SquaredError(target="y"), SquaredError(target="y")]),
     wrong("metrics named loss", "loss", "name=", metrics=[SquaredError(target="y", name="loss")]),

@@ -63,7 +63,7 @@ BUILDERS = [
     Case("builder returns a class", lambda s: s.trainer(model=s.model(lambda: dict)), ConfigurationError, ("builder", "type"), ALL),
     Case("builder returns a function", lambda s: s.trainer(model=s.model(lambda: linear)), ConfigurationError, ("builder", "function"), ALL),
     Case("builder returns a number", lambda s: s.trainer(model=s.model(lambda: 5)), ConfigurationError, ("builder", "int"), ALL),
-    Case("builder is a module", lambda s: s.trainer(model=s.model(module(s))), ConfigurationError, ("builder", "lambda"), BOTH),
+    Case("builder is a module", lambda s: s.trainer(model=s.model(module(s))), ConfigurationError, ("builder", "module"), BOTH),
     Case("model without parameters", lambda s: s.trainer(model=s.network(lambda net, x, xp: x[:, :2], {})), ConfigurationError, ("parameter",), BOTH),
 ]  # fmt: skip
 
@@ -122,8 +122,12 @@ FORWARDS = [
     ),
     model_case("returns a tuple", lambda net, x, xp: (net.fc1(x), x), "MeanSquaredError", "one array", error=DataError),
     model_case("returns a list", lambda net, x, xp: [net.fc1(x)], "MeanSquaredError", "one array", error=DataError),
-    model_case("returns a scalar", lambda net, x, xp: xp.sum(net.fc1(x)), "outputs", "shape", error=DataError),
-    model_case("sums the batch away", lambda net, x, xp: xp.sum(net.fc1(x), 0), "outputs", "(2,)", error=DataError),
+    model_case(
+        "returns a scalar", lambda net, x, xp: xp.sum(net.fc1(x)), "[batch, ...]", "a single number", error=DataError
+    ),
+    model_case(
+        "sums the batch away", lambda net, x, xp: xp.sum(net.fc1(x), 0), "outputs", "shape", "'y'", error=DataError
+    ),
     model_case("adds an axis", lambda net, x, xp: net.fc1(x)[:, None], "outputs", "(3, 1, 2)", "'y'", error=DataError),
     model_case("numpy inside", lambda net, x, xp: np.asarray(net.fc1(x)), "model"),
     model_case("divides by a Python zero", lambda net, x, xp: net.fc1(x) * (1 / 0), "model", "ZeroDivisionError"),
@@ -144,7 +148,7 @@ FORWARDS = [
         "two inputs for a model of one",
         lambda s: s.fit(model=s.model(inputs=("x", "y"))),
         UserCodeError,
-        ("model", "argument"),
+        ("model", "Linear", "'y'", "[3, 2]"),
         BOTH,
     ),
     Case("call raises", lambda s: s.fit(model=s.model(call=raising)), UserCodeError, ("call", "OwnError"), BOTH),
@@ -202,7 +206,6 @@ WIDTHS: list[Case] = [
         for name, x, words in [
             ("too wide", np.ones((12, 5)), ("Linear", "[3, 5]", "float32")),
             ("too narrow", np.ones((12, 1)), ("Linear", "[3, 1]", "float32")),
-            ("of rank 1", np.ones(12), ("Linear", "[3]")),
             ("without columns", np.ones((12, 0)), ("Linear", "[3, 0]")),
             ("of integers", np.ones((12, 3), np.int64), ("Linear", "int", "[3, 3]")),
             ("of bytes", np.ones((12, 3), np.uint8), ("Linear", "uint8", "[3, 3]")),
@@ -210,6 +213,14 @@ WIDTHS: list[Case] = [
             ("of uint64", np.ones((12, 3), np.uint64), ("Linear", "[3, 3]")),
         ]
     ],
+    Case(
+        "x of rank 1",
+        # three examples at a time: what a linear layer takes for one example of three features
+        lambda s: s.fit(train_data=with_field("x", np.ones(12))),
+        DataError,
+        ("outputs", "shape", "'y'"),
+        BOTH,
+    ),
     Case(
         "x of rank 4 does not fit the target",
         lambda s: s.fit(train_data=with_field("x", np.ones((12, 2, 2, 3)))),

@@ -18,8 +18,10 @@ from multibackend.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
+    FileError,
     NonFiniteError,
     ParameterMatchError,
+    TrainerInUseError,
 )
 from multibackend.metrics import ConfusionMatrix
 
@@ -49,8 +51,9 @@ ARGUMENTS = [
     backend("TORCH", "'TORCH'", "did you mean"),
     backend("flax", "'flax'", "jax"),
     backend("", "''"),
-    backend(None, "None", error=ConfigurationError),
-    backend(5, "5", error=ConfigurationError),
+    backend(None, "None"),
+    backend(5, "5"),
+    backend(["torch"], "['torch']"),
     Case("trainer: experiment 5", lambda s: mb.Trainer(5, "stub"), ConfigurationError, ("experiment", "5")),  # type: ignore[arg-type]
     Case("trainer: arguments swapped", lambda s: mb.Trainer(s.backend, s.experiment()), ConfigurationError, ("experiment",), ("stub",)),  # type: ignore[arg-type]
     *[argument(f"device {bad!r}", "device", repr(bad), device=bad) for bad in ("cuda:99", "npu", 5, "")],
@@ -80,7 +83,7 @@ ARGUMENTS = [
             ("a file", lambda s: a_file(s), CheckpointError, ("file",)),
             ("below a file", lambda s: a_file(s) / "run", CheckpointError, ("file",)),
             ("over-long", lambda s: s.path / ("a" * 4085), CheckpointError, ("long",)),
-            ("a dangling link", lambda s: dangling(s), CheckpointError, ("link",)),
+            ("a dangling link", lambda s: dangling(s), FileError, ("link",)),
         ]
     ],
 ]  # fmt: skip
@@ -109,7 +112,6 @@ RULES = [
     *[rules(f"every_seconds {bad!r}", "every_seconds", repr(bad), every_seconds=bad) for bad in (-1.0, math.nan, "60", True)],
     *[rules(f"keep_last {bad!r}", "keep_last", repr(bad), keep_last=bad) for bad in (0, -1, 2.5)],
     *[rules(f"keep_best {bad!r}", "keep_best", repr(bad), keep_best=bad, best_metric="loss") for bad in (-1, 1.5)],
-    rules("keep_best without a metric", "best_metric", keep_best=1),
     rules("best_metric 5", "best_metric", "5", keep_best=1, best_metric=5),
     rules("best_mode up", "best_mode", "'up'", "max", keep_best=1, best_metric="loss", best_mode="up"),
     rules("keep_every 0", "keep_every", "0", keep_every=0),
@@ -142,10 +144,6 @@ def fit(
         ("stub",),
         own=own,
     )
-
-
-class Accidental(Exception):
-    """Raised by a listener, for its own ends."""
 
 
 def fit_inside(setting: Setting) -> Any:
@@ -191,7 +189,7 @@ FIT = [
     fit("updates 2**70", "updates", "at most", updates=2**70),
     *[fit(f"evaluate_every {bad!r}", "evaluate_every", repr(bad), updates=2, evaluate_every=bad, eval_data=DATA) for bad in (0, -1, 1.5, "2")],
     fit("evaluate_every without eval_data", "eval_data", updates=2, evaluate_every=1),
-    fit("evaluate_ema without an average", "ema_decay", updates=2, evaluate_ema=True),
+    fit("evaluate_ema without an average", "ema_decay", updates=2, evaluate_every=1, evaluate_ema=True, eval_data=DATA),
     fit("evaluate_ema 'yes'", "evaluate_ema", "'yes'", updates=2, evaluate_ema="yes"),
     fit("keep_best 1", "keep_best", "1", updates=2, keep_best=1),
     fit("keep_best without evaluations", "keep_best", "evaluate_every", updates=2, keep_best=True),
@@ -202,8 +200,8 @@ FIT = [
     fit("early_stopping of no metric", "'f1'", "loss", updates=2, evaluate_every=1, early_stopping=mb.EarlyStopping(metric="f1"), eval_data=DATA),
     fit("unknown argument", "steps", error=TypeError, own=True, steps=2),
     Case("fit: a number", lambda s: s.trainer().fit(5), TypeError, ("fit",), ("stub",), own=True),  # type: ignore[misc]
-    Case("fit inside fit", fit_inside, ConfigurationError, ("fit", "already"), ALL),
-    Case("fit in two threads", fit_in_two_threads, ConfigurationError, ("fit", "already"), ALL),
+    Case("fit inside fit", fit_inside, TrainerInUseError, ("fit", "same trainer"), ALL),
+    Case("fit in two threads", fit_in_two_threads, TrainerInUseError, ("fit", "thread"), ALL),
     Case("listener raises", lambda s: s.fit(callbacks=[raising]), OwnError, ("own trouble", "callbacks"), ALL, own=True),
     Case("listener takes no argument", lambda s: s.fit(callbacks=[lambda: None]), TypeError, ("argument", "callbacks"), ALL, own=True),
     Case("learning rate far too high", lambda s: s.fit(400, optimizer=mb.optimizers.SGD(learning_rate=1e6)), NonFiniteError, ("learning rate", "update"), ALL),
@@ -232,11 +230,11 @@ METHODS = [
     method("evaluate ema=1", lambda t: t.evaluate(DATA, ema=1), "ema", "1"),
     method("ema_parameters without an average", lambda t: t.ema_parameters(), "ema_decay"),
     method("gradient_norms that were not recorded", lambda t: t.gradient_norms(), "record_gradient_norms"),
-    method("recompute_statistics of 5", lambda t: t.recompute_statistics(5), "5", error=Exception),
+    Case("trainer.recompute_statistics without such layers", lambda s: s.trainer().recompute_statistics(), ConfigurationError, ("no layers with running statistics",), BOTH),
     method("load_parameters(5)", lambda t: t.load_parameters(5), "5", "mapping"),
     method("load_parameters(None)", lambda t: t.load_parameters(None), "None", "mapping"),
     method("load_parameters({})", lambda t: t.load_parameters({}), "weight", "bias", error=ParameterMatchError),
-    method("load_parameters of another name", lambda t: t.load_parameters({**t.parameters(), "w": np.ones(2)}), "'w'", error=ParameterMatchError),
+    method("load_parameters of another name", lambda t: t.load_parameters({**t.parameters(), "w": np.ones(2)}), "w (2,)", "left over", error=ParameterMatchError),
     method("load_parameters lacking one", lambda t: t.load_parameters({"weight": t.parameters()["weight"]}), "bias", error=ParameterMatchError),
     method("load_parameters of another shape", lambda t: t.load_parameters({**t.parameters(), "bias": np.ones(5)}), "bias", "(5,)", "(2,)", error=ParameterMatchError),
     method("load_parameters flattened", lambda t: t.load_parameters({**t.parameters(), "weight": np.ones(6)}), "weight", "(6,)", "(2, 3)", error=ParameterMatchError),
@@ -245,8 +243,8 @@ METHODS = [
     method("load_parameters of complex numbers", lambda t: t.load_parameters({**t.parameters(), "bias": np.ones(2) * 1j}), "bias", "complex", error=ParameterMatchError),
     method("restore(5)", lambda t: t.restore(5), "5", "snapshot"),
     method("restore(None)", lambda t: t.restore(None), "None", "snapshot"),
-    method("restore of a dict", lambda t: t.restore(t.parameters()), "dict", "snapshot"),
-    method("restore of another model", lambda t: t.restore(replace(t.snapshot(), parameters={"a": np.ones(2)})), "'a'", error=ParameterMatchError),
+    method("restore of a dict", lambda t: t.restore(t.parameters()), "weight", "snapshot"),
+    method("restore of another model", lambda t: t.restore(replace(t.snapshot(), parameters={"a": np.ones(2)})), "unknown: a", "missing: weight", error=ParameterMatchError),
     method("restore of another shape", lambda t: t.restore(replace(t.snapshot(), parameters={**t.parameters(), "bias": np.ones(5)})), "bias", "(5,)", "(2,)", error=ParameterMatchError),
     method("restore of update -1", lambda t: t.restore(replace(t.snapshot(), update=-1)), "update", "-1"),
     method("save(5)", lambda t: t.save(5), "5", "path"),
@@ -297,7 +295,7 @@ COMPARISONS = [
     Case("save over a checkpoint", saved_over, CheckpointError, ("once", "already"), ALL),
     Case("Trainer.resume of nothing", lambda s: mb.Trainer.resume(s.path / "nothing", s.experiment(), backend=s.backend), CheckpointError, ("nothing",), ALL),
     Case("Trainer.resume(5)", lambda s: mb.Trainer.resume(5, s.experiment(), backend=s.backend), ConfigurationError, ("path", "5"), ALL),  # type: ignore[arg-type]
-    Case("resume 'must' of an empty directory", lambda s: s.trainer(run_dir=s.path, resume="must"), CheckpointError, ("no checkpoint",), ALL),
+    Case("resume 'must' of an empty directory", lambda s: s.trainer(run_dir=s.path, resume="must"), CheckpointError, ("no valid checkpoint", "auto"), ALL),
     Case("stub: a capability that it lacks", lambda s: s.trainer(precision="bf16"), CapabilityError, ("bf16",), ("stub",)),
     Case("a confusion matrix cannot be the best", lambda s: s.trainer(eval_data=DATA, metrics=[ConfusionMatrix(target="y", classes=2)]).fit(updates=1, evaluate_every=1, best="confusion_matrix"), ConfigurationError, ("confusion_matrix",), BOTH),
     Case("every window is skipped", lambda s: s.fit(train_data={"x": DATA["x"] * math.nan, "y": DATA["y"]}, on_nonfinite="skip"), DataError, ("skipped",), ALL),

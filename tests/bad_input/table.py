@@ -16,7 +16,7 @@ from bad_input import (
 )
 from bad_input.case import Case
 
-__all__ = ["CASES", "RUNS"]
+__all__ = ["CASES", "RUNS", "at_once"]
 
 CASES: list[Case] = [
     *cases_experiment.CASES,
@@ -29,6 +29,18 @@ CASES: list[Case] = [
     *cases_cli.CASES,
 ]
 RUNS = [(case, backend) for case in CASES for backend in case.backends]
+
+# What is about data and about saved runs is decided above the backends, and on JAX shows only once a whole program
+# is compiled, which takes about a second: `make test-all` runs these on JAX too.
+_ABOVE_BACKENDS = ("data: ", "dataset: ", "stream: ", "resume: ")
+
+
+def at_once(case: Case) -> tuple[str, ...]:
+    """Return the backends on which a case is run in any test session."""
+    if case.name.startswith(_ABOVE_BACKENDS):
+        return tuple(backend for backend in case.backends if backend != "jax")
+    return case.backends
+
 
 _twice = [name for name, count in Counter(case.name for case in CASES).items() if count > 1]
 if _twice:

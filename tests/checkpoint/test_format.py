@@ -107,6 +107,7 @@ def test_any_layout_of_an_array(tmp_path: Path) -> None:
 def test_bfloat16_is_kept_and_comes_back_as_float32(tmp_path: Path) -> None:
     """numpy has no such type: written as BF16 bit for bit, read as the same numbers."""
     ml_dtypes = pytest.importorskip("ml_dtypes")
+    pytest.importorskip("torch")
     numbers = np.array([1.0, -2.5, 1e-40, np.inf, 3.3895314e38], "f4").astype(ml_dtypes.bfloat16)
     arrays = {"half": numbers, "odd": np.ones(3, "i1")}
     path = write_checkpoint(tmp_path / "here", Contents({"parameters": arrays}, {}, update=0))

@@ -150,17 +150,29 @@ class LinenHeads(linen.Module):
         return Answer({"cls": y, "wide": jnp.tile(y, (1, 2))}, (y.argmax(-1), y + 1), y.sum())
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
-def heads(request: pytest.FixtureRequest) -> mb.Trainer:
-    """A model that returns a dataclass with one output that is no row per example."""
-    described = mb.Experiment(
+def heads_experiment(**options: Any) -> mb.Experiment:
+    return mb.Experiment(
         model=mb.Model(torch=TorchHeads, jax=LinenHeads, inputs="x"),
         loss=lambda xp, outputs, batch: ((outputs.heads["cls"] - batch["y"]) ** 2).mean(-1),
         optimizer=mb.optimizers.SGD(learning_rate=0.1),
         train_data=DATA,
         micro_batch_size=4,
+        **options,
     )
-    return mb.Trainer(described, request.param)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def heads(request: pytest.FixtureRequest) -> mb.Trainer:
+    """A model that returns a dataclass with one output that is no row per example."""
+    return mb.Trainer(heads_experiment(), request.param)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_mixed_precision_reaches_into_dataclasses(backend: str) -> None:
+    """A loss sees float32 whatever holds the outputs; so does whoever predicts."""
+    trainer = mb.Trainer(heads_experiment(precision="bf16"), backend, execution=QUICK.get(backend, "auto"))
+    assert np.isfinite(trainer.fit(updates=1).history[0].loss)
+    assert trainer.predict(DATA, "heads.cls").dtype == np.float32
 
 
 def test_a_part_of_the_outputs_is_picked_by_its_path(heads: mb.Trainer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,9 +51,7 @@ _NOTHING = _Origin()
 _Origins = dict[core.Var, _Origin]
 
 
-def index_ranges(
-    jaxpr: core.ClosedJaxpr, tables: Mapping[str, Any], fields: Mapping[str, Any]
-) -> dict[str, IndexRange]:
+def index_ranges(jaxpr: core.Jaxpr, tables: Sequence[str], fields: Sequence[str]) -> dict[str, IndexRange]:
     """Follow the fields of a batch through a model's operations, into the tables that they index.
 
     As soon as its values change, or some of them are left out, it is the model's own affair what
@@ -61,22 +59,22 @@ def index_ranges(
     down to a gather.
 
     Args:
-        jaxpr: of a function of (the tables, the fields, whatever else), each a dict.
-        tables: the parameters and the state of the model, by canonical name.
-        fields: the batch.
+        jaxpr: of a function of the tables, the fields, and whatever else.
+        tables: the names of the parameters and the state of the model.
+        fields: those of the batch.
 
     Returns:
         what was found; of several tables for one field the smallest.
     """
-    names = [*sorted(tables), *sorted(fields)]  # the order in which JAX flattens dicts
     origins: _Origins = {}
-    for index, (variable, name) in enumerate(zip(jaxpr.jaxpr.invars, names, strict=False)):
-        if index < len(tables):
-            origins[variable] = _Origin(table=name)
-        elif jnp.issubdtype(variable.aval.dtype, jnp.integer):
+    for variable, name in zip(jaxpr.invars, tables, strict=False):
+        origins[variable] = _Origin(table=name)
+    for variable, name in zip(jaxpr.invars[len(tables) :], fields, strict=False):
+        aval: Any = variable.aval
+        if jnp.issubdtype(aval.dtype, jnp.integer):
             origins[variable] = _Origin(fields=frozenset({name}))
     ranges: dict[str, IndexRange] = {}
-    for field, found in _lookups(jaxpr.jaxpr, origins):
+    for field, found in _lookups(jaxpr, origins):
         if field not in ranges or found.rows < ranges[field].rows:
             ranges[field] = found
     return ranges

@@ -161,7 +161,7 @@ class Feed:
         order = self._reader.order
         with origin(_SOURCE):
             stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
-        self._check_kinds(stack)
+        _check_kinds(stack, self.example())
         flat = {name: _flat(array) for name, array in stack.fields.items()}
         self.check(flat, info, example_of=lambda row: order.name_of(start.epoch, _offset_of(stack, row)))
         if stack.ragged is not None:
@@ -170,16 +170,6 @@ class Feed:
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
-
-    def _check_kinds(self, stack: WindowStack) -> None:
-        """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
-        for name, first in self.example().items():
-            array = stack.fields.get(name)
-            if array is not None and array.dtype.kind != first.dtype.kind:
-                raise DataError(
-                    f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
-                    f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
-                )
 
     def _first_examples(self) -> dict[str, np.ndarray]:
         size = self._reader.micro_batch_size
@@ -219,3 +209,14 @@ def _offset_of(stack: WindowStack, row: int) -> int:
 
 def _same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:
     return all(np.array_equal(array, second[name], equal_nan=array.dtype.kind == "f") for name, array in first.items())
+
+
+def _check_kinds(stack: WindowStack, example: Mapping[str, np.ndarray]) -> None:
+    """Raise `DataError` where a field holds other numbers than in the beginning, integers for floats for one."""
+    for name, first in example.items():
+        array = stack.fields.get(name)
+        if array is not None and array.dtype.kind != first.dtype.kind:
+            raise DataError(
+                f"field {name!r} was {first.dtype} in the first examples and is {array.dtype} in epoch "
+                f"{stack.start.epoch} from example {stack.start.offset} on; give it one type in the data"
+            )

@@ -10,6 +10,7 @@ import numpy as np
 
 from multibackend.core.arrays import Fields
 from multibackend.core.rng import epoch_order, stream_seed
+from multibackend.core.user_code import add_origin
 from multibackend.data.sources import Source
 from multibackend.data.streams import Stream, is_stream
 from multibackend.errors import DataError
@@ -35,7 +36,7 @@ class Order(Protocol):
         ...
 
     def name_of(self, epoch: int, offset: int) -> str:
-        """What a message calls example `offset` of an epoch's order, which was taken last."""
+        """What a message calls example `offset` of an epoch's order."""
         ...
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
@@ -74,9 +75,7 @@ class IndexedOrder:
         return max(0, min(wanted, self.length - offset))
 
     def name_of(self, epoch: int, offset: int) -> str:
-        if self._order is None or self._order[0] != epoch:
-            return f"example {offset} of the order of epoch {epoch}"
-        return f"example {self._order[1][offset]}"
+        return f"example {self._indices(epoch, offset, offset + 1)[0]}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         return self._source.take(self._indices(epoch, offset, offset + count))
@@ -163,7 +162,8 @@ class StreamOrder:
             self._forget(offset)
             try:
                 chunk = next(self._chunks, None)
-            except BaseException:
+            except BaseException as error:
+                add_origin(error, f"the iterable given as train_data or eval_data, in epoch {epoch}")
                 self._known = (-1, 0)  # a generator that raised has ended, its epoch has not: begin anew next time
                 raise
             if chunk is None:

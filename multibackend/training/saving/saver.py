@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from multibackend.checkpoint import CheckpointStore, list_checkpoints, newest_checkpoint
+from multibackend.checkpoint import CheckpointStore, list_checkpoints, newest_checkpoint, verify
 from multibackend.checkpoint.retention import Retention
 from multibackend.core.validation import Problems
 from multibackend.errors import CheckpointError, CheckpointWarning, ConfigurationError
@@ -133,7 +133,7 @@ def choose_start(run_dir: Path, resume: str) -> Path | None:
         newest = newest_checkpoint(run_dir)
     if newest is None and resume == "must":
         raise CheckpointError(
-            f'resume="must", and there is no valid checkpoint in {run_dir}; '
+            f'resume="must", and there is no valid checkpoint in {run_dir}{_fault_of_newest(checkpoints)}; '
             'resume="auto" begins anew where there is none',
             path=run_dir,
         )
@@ -141,6 +141,17 @@ def choose_start(run_dir: Path, resume: str) -> Path | None:
         message = f"no checkpoint in {run_dir} is valid: the run begins anew"
         warnings.warn(message, CheckpointWarning, stacklevel=5)
     return newest
+
+
+def _fault_of_newest(checkpoints: Sequence[Path]) -> str:
+    """What is wrong with the newest of some checkpoints, all of which are damaged; "" where there are none."""
+    if not checkpoints:
+        return ""
+    try:
+        verify(checkpoints[-1])
+    except CheckpointError as error:
+        return f" (the newest, {checkpoints[-1].name}: {error})"
+    return ""
 
 
 class Saver:

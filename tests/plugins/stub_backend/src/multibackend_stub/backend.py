@@ -9,6 +9,7 @@ import numpy as np
 
 from multibackend.core.names import check_same_names
 from multibackend.core.paths import collect, shapes_by_path
+from multibackend.core.user_code import name_of, user_code
 from multibackend.errors import CapabilityError, ConfigurationError
 from multibackend.experiment import Experiment
 from multibackend.losses import MeanSquaredError
@@ -242,9 +243,14 @@ class StubBackend:
         if execution.mode not in ("auto", "plain") or execution.device not in (None, "cpu"):
             raise ConfigurationError(
                 "Trainer",
-                [f"the stub backend has no execution {execution.mode!r} on device {execution.device!r}"],
+                [f"execution {execution.mode!r} on device {execution.device!r} is not here, but 'auto' on 'cpu'"],
             )
-        module = experiment.model.builder("stub")()
+        builder = experiment.model.builder("stub")
+        with user_code(f"the stub builder{name_of(builder)}", hint="it is called without arguments"):
+            module = builder()
+        if not isinstance(module, Linear):
+            problem = f"the stub builder must return a Linear, got {type(module).__name__}"
+            raise ConfigurationError("Model", [problem])
         chosen = replace(execution, device="cpu", mode="plain")
         return self.program(experiment, module, chosen, batch=len(next(iter(example.values()))))
 
