@@ -26,7 +26,8 @@ Call = Callable[[Any, Batch, bool], Any]
 
 # what Flax calls the argument that tells a module its mode, and its value in training
 _MODES = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
-_PROMOTING = (flax.nnx.nn.dtypes, flax.linen.dtypes)  # where Flax decides in which dtype a layer computes
+# where Flax decides in which dtype a layer computes
+_PROMOTING: tuple[Any, ...] = (flax.nnx.nn.dtypes, flax.linen.dtypes)
 
 
 def caller(model: Model, forward: Callable[..., Any]) -> Call:

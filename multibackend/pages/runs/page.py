@@ -130,15 +130,17 @@ def _summary(run: RunLog) -> tuple[str, ...]:
 
 def settings_side_by_side(runs: Sequence[RunLog]) -> list[Setting]:
     """All settings of any run, those that differ first."""
-    tables = [
-        {"backend": ", then ".join(run.backends), "device": ", then ".join(run.places), **run.settings} for run in runs
-    ]
+    tables = [_settings_of(run) for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
     settings = []
     for name in names:
         values = tuple(table.get(name, "–") for table in tables)
         settings.append(Setting(name, values, differs=len(set(values)) > 1))
     return sorted(settings, key=lambda setting: not setting.differs)  # sorting keeps the order otherwise
+
+
+def _settings_of(run: RunLog) -> dict[str, str]:
+    return {"backend": ", then ".join(run.backends), "device": ", then ".join(run.places), **run.settings}
 
 
 def _by_run(runs: Sequence[RunLog], items: Sequence[Sequence[Any]]) -> list[tuple[str, Any]]:
