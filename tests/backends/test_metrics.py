@@ -1,17 +1,16 @@
 """Metrics against numpy on both backends: weighted over the whole set, whatever the batch size."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from sklearn.metrics import confusion_matrix, mean_absolute_error, mean_squared_error, top_k_accuracy_score
 from support import flax_models, torch_models
 
 import multibackend as mb
 import multibackend.training.evaluation
-from multibackend.cli.tables import print_comparison, print_metrics
+from multibackend.cli.tables import metric_blocks
+from multibackend.core.text import write_text
 from multibackend.errors import ConfigurationError, DataError
 from multibackend.loggers.jsonl import read_log
 from multibackend.metrics import (
@@ -202,9 +201,8 @@ def test_a_confusion_matrix_that_does_not_fit(backend: str) -> None:
     with pytest.raises(DataError, match="have 160 classes on their last axis, the metric classes=10"):
         trainer.evaluate()
     strange = {**TOKENS, "other": np.where(TOKENS["label"] == TOKENS["label"][0, 0], 200, TOKENS["label"])}
-    wrong = int((strange["other"] == 200).sum())
     trainer = classifier(strange, backend, "float64", (ConfusionMatrix(target="other", classes=160),))
-    with pytest.raises(DataError, match=rf"{wrong} of 92 labels of 'other' are outside \[0, 160\)"):
+    with pytest.raises(DataError, match=r"label 200 in 'other' is outside \[0, 160\)"):
         trainer.evaluate()
 
 
@@ -247,12 +245,9 @@ def test_an_array_is_shown_logged_and_compared(tmp_path: Path) -> None:
     counts = trainer.fit(updates=3, evaluate_every=3).evaluations[0].metrics["confusion_matrix"]
     logged = next(line for line in read_log(tmp_path) if line["event"] == "EvaluationFinished")
     assert logged["metrics"]["confusion_matrix"] == counts.tolist()
-    stream = io.StringIO()
-    console = Console(file=stream, width=120)
-    print_metrics(console, "held-out", trainer.evaluate())
-    report = mb.compare(experiment, updates=3)
-    print_comparison(console, report)
-    assert f"confusion_matrix:\n{counts}" in stream.getvalue()
-    row = next(line for line in stream.getvalue().splitlines() if "held-out confusion_matrix" in line)
+    shown = write_text(metric_blocks("held-out", trainer.evaluate()))
+    assert f"confusion_matrix:\n{counts}" in shown
+    report = str(mb.compare(experiment, updates=3))
+    row = next(line for line in report.splitlines() if "held-out confusion_matrix" in line)
     assert row.count("array [2, 2]") == 2
     assert "0.0e+00" in row
