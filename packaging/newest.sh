@@ -12,11 +12,10 @@ for python in ${PYTHONS:-python3.12 python3.13}; do
   place=build/newest-$("$python" -c 'import platform; print(platform.python_version())')
   test -x "$place/bin/python" || "$python" -m venv "$place"
   "$place/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade \
-    -e ".[jax,examples]" -e tests/plugins/stub_backend pytest hypothesis pandas
+    -e ".[jax,examples]" -e tests/plugins/stub_backend pytest hypothesis
   "$place/bin/python" -m pip list 2>/dev/null | grep -E "^(jax|jaxlib|flax|optax|numpy) "
   "$place/bin/python" -m pytest -q -p no:cacheprovider -m "not slow" tests/core tests/checkpoint tests/experiment \
-    tests/data tests/packaging tests/jax_alone.py \
-    --ignore tests/checkpoint/test_training_kills.py --ignore tests/data/test_sources.py \
+    tests/packaging tests/jax_alone.py --ignore tests/checkpoint/test_training_kills.py \
     --deselect "tests/experiment/test_validation.py::test_wrong_value[builder missing]"
   ran=1
 done
