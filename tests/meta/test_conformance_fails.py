@@ -234,8 +234,8 @@ class MeanOfBatches(StubProgram):
     """Evaluation averages the means of its batches."""
 
     def evaluate(self, state: State, batch: Any) -> Any:
-        total, weight = super().evaluate(state, batch)
-        return total / weight, 1.0
+        total, weight, collected = super().evaluate(state, batch)
+        return total / weight, 1.0, collected
 
 
 class ForgetsSlots(StubProgram):
