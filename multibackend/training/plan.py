@@ -47,8 +47,8 @@ def check_arguments(
     if read_ahead is not None:
         problems.boolean("read_ahead", read_ahead)
     problems.boolean("record_gradient_norms", record_gradient_norms)
-    is_names = isinstance(may_differ, Sequence) and not isinstance(may_differ, str)
-    if not is_names or not all(isinstance(name, str) for name in may_differ):
+    # a single name is taken as well
+    if not isinstance(may_differ, Sequence) or not all(isinstance(name, str) for name in may_differ):
         what = "may_differ must be a sequence of names, such as ['seed']"
         problems.add(f"{what}, got {shown(may_differ)}", wrong_type=True)
     problems.raise_if_any()

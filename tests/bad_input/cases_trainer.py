@@ -74,7 +74,7 @@ ARGUMENTS = [
     argument("resume True", "resume", "True", "auto", resume=True),
     argument("resume without run_dir", "resume", "run_dir", resume="must"),
     argument("may_differ 5", "may_differ", "5", may_differ=5),
-    argument("may_differ text", "may_differ", "seed", "sequence", may_differ="seed"),
+    argument("may_differ of a number", "may_differ", "5", "sequence", may_differ=[5]),
     argument("unknown", "batch", error=TypeError, batch=5),
     *[
         Case(f"run_dir: {name}", lambda s, make=make: s.fit(run_dir=make(s)), error, words, ALL)
