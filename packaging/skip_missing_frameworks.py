@@ -1,6 +1,6 @@
 """A plugin for pytest where frameworks are left out on purpose: a test that asks for one of them is skipped.
 
-    PYTHONPATH=packaging pytest -p skip_missing_frameworks tests/core
+PYTHONPATH=packaging pytest -p skip_missing_frameworks tests/core
 """
 
 from __future__ import annotations
