@@ -63,8 +63,8 @@ def _compiled(workload: Workload, steps: int, windows: int) -> Any:
     )
     stack = reader.read(Position(), [steps] * windows, capacity=steps, room=windows)
     steering = Steering.pack(stack, windows, Rates(0, np.zeros(windows + 256)), np.dtype("float32"))
-    function = program._runner.one if windows == 1 else program._runner.many
-    with program._precision.scope():
+    function = program.runner.one if windows == 1 else program.runner.many
+    with program.precision.scope():
         return function.lower(program.init(), program.place(stack).fields, steering).compile()
 
 

@@ -72,6 +72,11 @@ class Loss:
         """The fields of the data that this loss reads."""
         return () if self.weights is None else (self.weights,)
 
+    @property
+    def aligned_field(self) -> str | None:
+        """The field that is as long as the outputs, of which padded sequences differ in length; None for none."""
+        return None
+
     def weight_sums(self, batch: Batch, leading: int) -> np.ndarray | None:
         """Sum the weights, float64, over all but the first `leading` axes of a stack of batches.
 
@@ -102,6 +107,10 @@ class _Targeted(Loss):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.target, *super().fields)
+
+    @property
+    def aligned_field(self) -> str:
+        return self.target
 
 
 def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

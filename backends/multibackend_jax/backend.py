@@ -15,10 +15,11 @@ from multibackend.core.validation import Problems
 from multibackend.errors import ConfigurationError, OutOfMemoryError
 from multibackend.experiment import Experiment
 from multibackend.losses import check_batch, check_gradient
-from multibackend.protocol import Execution
+from multibackend.protocol import Execution, IndexRange
 from multibackend_jax.idioms import IDIOMS
 from multibackend_jax.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_jax.model.build import build_model
+from multibackend_jax.model.indices import index_ranges
 from multibackend_jax.model.outputs import ends_linear
 from multibackend_jax.model.precision import Precision
 from multibackend_jax.model.pure import FlaxModel, Stamp
@@ -55,7 +56,7 @@ class JaxBackend:
         with precision.scope(), jax.default_device(device):
             batch = {name: jnp.asarray(precision.cast_input(name, array)) for name, array in example.items()}
             model = _pure_model(experiment, precision, batch)
-            output_shapes, nonlinear = _outputs_of(experiment, model, batch, example)
+            outputs, ranges = _traced(experiment, model, batch, example)
             weighed_by_model = any(loss.weight_sums(example, 0) is None for loss in experiment.loss_terms.values())
             options = compiler_options(experiment.rematerialize, device.platform)
             functions = WindowFunctions(experiment, model, weighed_by_model, options)
@@ -84,7 +85,8 @@ class JaxBackend:
             precision=precision,
             device=device,
             execution=replace(execution, device=name, mode=mode, windows_per_dispatch=windows),
-            outputs=(output_shapes, nonlinear),
+            outputs=outputs,
+            index_ranges=ranges,
         )
 
     def memory_of(
@@ -131,16 +133,19 @@ def _pure_model(experiment: Experiment, precision: Precision, batch: dict[str, j
     return precision.mixed(model)
 
 
-def _outputs_of(
+def _traced(
     experiment: Experiment, model: FlaxModel, batch: dict[str, jax.Array], example: Arrays
-) -> tuple[Shapes, tuple[str, ...]]:
-    """Trace model and loss: the shapes of the outputs, of whatever structure, and those that end in an activation.
+) -> tuple[tuple[Shapes, tuple[str, ...]], dict[str, IndexRange]]:
+    """Trace model and loss: the outputs, of whatever structure, and the fields that are used as indices.
 
-    Raises `DataError` where the data do not fit the outputs, or the loss does not depend on the parameters.
+    Of the outputs the shapes, and the paths of those that end in an activation. Raises `DataError`
+    where the data do not fit them, or the loss does not depend on the parameters.
     """
 
-    def outputs_and_totals(parameters: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-        outputs, _ = model.apply(parameters, model.state, batch, None, False)
+    def outputs_and_totals(
+        parameters: dict[str, jax.Array], state: dict[str, jax.Array], batch: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+        outputs, _ = model.apply(parameters, state, batch, None, False)
         shapes.update(shapes_by_path(outputs, experiment.picked_outputs))
         for loss in experiment.loss_terms.values():
             check_batch(loss, example, shapes)  # before the loss meets outputs that do not fit
@@ -149,21 +154,25 @@ def _outputs_of(
         return arrays_by_path(outputs) | {path: pick(outputs, path) for path in shapes}, totals
 
     shapes: dict[str, tuple[int, ...]] = {}
-    traced = jax.make_jaxpr(outputs_and_totals)(model.parameters).jaxpr
+    traced = jax.make_jaxpr(outputs_and_totals)(model.parameters, model.state, batch)
+    jaxpr = traced.jaxpr
     count = len(shapes)
-    check_gradient(model.parameters, _depend(traced, traced.outvars[count:]))
+    parameters = jaxpr.invars[: len(model.parameters)]
+    check_gradient(model.parameters, _depend(jaxpr, jaxpr.outvars[count:], parameters))
     # JAX lists the arrays of a dict in the order of its keys
-    ends = zip(sorted(shapes), traced.outvars[:count], strict=True)
-    return shapes, tuple(path for path, array in ends if not ends_linear(traced, array))
+    ends = zip(sorted(shapes), jaxpr.outvars[:count], strict=True)
+    nonlinear = tuple(path for path, array in ends if not ends_linear(jaxpr, array))
+    tables = [*sorted(model.parameters), *sorted(model.state)]
+    return (shapes, nonlinear), index_ranges(jaxpr, tables, sorted(batch))
 
 
-def _depend(jaxpr: Any, results: Sequence[Any]) -> bool:
-    """Whether any of the results is computed from any argument; what an equation calls is taken as a whole."""
+def _depend(jaxpr: Any, results: Sequence[Any], arguments: Sequence[Any]) -> bool:
+    """Whether any of the results is computed from any of the arguments; what an equation calls is taken as a whole."""
     needed = {variable for variable in results if not hasattr(variable, "val")}  # literals have values
     for equation in reversed(jaxpr.eqns):
         if equation.primitive.name != "stop_gradient" and not needed.isdisjoint(equation.outvars):
             needed |= {variable for variable in equation.invars if not hasattr(variable, "val")}
-    return not needed.isdisjoint(jaxpr.invars)
+    return not needed.isdisjoint(arguments)
 
 
 def _windows_per_epoch(experiment: Experiment, steps: int) -> int | None:

@@ -51,13 +51,13 @@ def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
     XLA's `memory_analysis` has them, and what stays on the device meanwhile without being an
     argument, such as the values that the program started from.
     """
-    initial = _bytes(program._model.parameters) + _bytes(program._model.state)
+    initial = _bytes(program.model.parameters) + _bytes(program.model.state)
     totals = []
     for compiled, resident in compiled_programs(program, example, steps):
         analysis = compiled.memory_analysis()
         if analysis is None:
             raise CapabilityError(
-                f"XLA tells nothing of memory on {program._device.platform}, which micro_batch_size='auto' asks; give "
+                f"XLA tells nothing of memory on {program.device.platform}, which micro_batch_size='auto' asks; give "
                 "a number, micro_batch_size=32"
             )
         # a donated argument and the output that takes its place are one piece of memory,
@@ -69,12 +69,12 @@ def program_bytes(program: JaxProgram, example: Arrays, steps: int) -> int:
 
 def compiled_programs(program: JaxProgram, example: Arrays, steps: int) -> Iterator[tuple[jax.stages.Compiled, int]]:
     """Yield what runs in windows of `steps` micro-batches, each with the bytes around it."""
-    precision = program._precision
-    runner = program._runner
+    precision = program.precision
+    runner = program.runner
     room = program.windows_per_dispatch
-    shape = DivisorShape(steps, program._functions.terms)
-    with precision.scope(), jax.default_device(program._device):
-        state = jax.eval_shape(program._functions.init)
+    shape = DivisorShape(steps, program.functions.terms)
+    with precision.scope(), jax.default_device(program.device):
+        state = jax.eval_shape(program.functions.init)
         fields = {}
         for name, array in example.items():
             dtype = precision.cast_input(name, array).dtype

@@ -17,6 +17,7 @@ from multibackend.optimizers.groups import with_zeros
 from multibackend.protocol import (
     EvaluationSums,
     Execution,
+    IndexRange,
     PartialWindow,
     ProgramInfo,
     Rates,
@@ -49,7 +50,14 @@ they pick and the path below it.
 
 
 class JaxProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities.
+
+    Attributes:
+        model: as a pure function.
+        functions: of its windows.
+        runner: executes them.
+        precision, device: in which, and on which.
+    """
 
     def __init__(
         self,
@@ -62,12 +70,14 @@ class JaxProgram:
         device: Any,
         execution: Execution,
         outputs: tuple[Shapes, tuple[str, ...]],
+        index_ranges: Mapping[str, IndexRange],
     ) -> None:
         output_shapes, nonlinear_outputs = outputs
         self.info = ProgramInfo(
             parameter_names=tuple(sorted(model.parameters)),  # the order in which JAX flattens a dict
             output_shapes=output_shapes,
             nonlinear_outputs=nonlinear_outputs,
+            index_ranges=index_ranges,
             kinds=model.kinds,
             dropout_layers=model.dropout_layers,
             batch_norm_layers=tuple(model.statistics),
@@ -76,55 +86,55 @@ class JaxProgram:
         self.execution = execution
         self.windows_per_dispatch = execution.windows_per_dispatch or 1
         self._experiment = experiment
-        self._model = model
-        self._functions = functions
-        self._runner = runner
+        self.model = model
+        self.functions = functions
+        self.runner = runner
         self._trained = [i for i, name in enumerate(self.info.parameter_names) if name not in functions.frozen]
-        self._precision = precision
-        self._device = device
+        self.precision = precision
+        self.device = device
         self._evaluate = jax.jit(self._sums)
         self._predict = jax.jit(self._outputs)
         self._average = jax.jit(self._averaged)
         self._tracer = Tracer(functions)
 
     def init(self) -> TrainState:
-        with self._precision.scope():
+        with self.precision.scope():
             # copied, because the first run donates the buffers and `init` may be called again
-            return jax.device_put(jax.tree.map(jnp.copy, self._functions.init()), self._device)
+            return jax.device_put(jax.tree.map(jnp.copy, self.functions.init()), self.device)
 
     def place(self, stack: WindowStack) -> PlacedWindows:
         # on CPU a dispatch takes host arrays in half the time that device_put needs
-        put = self._cast if self._device.platform == "cpu" and self._runner.reads_fields_once else self._put
-        with self._precision.scope():
+        put = self._cast if self.device.platform == "cpu" and self.runner.reads_fields_once else self._put
+        with self.precision.scope():
             return PlacedWindows(stack, put(stack.fields), put(stack.ragged) if stack.ragged else None)
 
     def run(self, state: TrainState, placed: PlacedWindows, rates: Rates) -> tuple[TrainState, Any]:
-        with self._precision.scope():
-            return self._runner.run(state, placed, rates)
+        with self.precision.scope():
+            return self.runner.run(state, placed, rates)
 
     def run_part(
         self, state: TrainState, placed: PlacedWindows, begun: BegunWindow | None, start: int, stop: int
     ) -> BegunWindow:
-        with self._precision.scope():
+        with self.precision.scope():
             carry = None if begun is None else begun.carry
-            return BegunWindow(stop, self._runner.accumulate(state, placed, carry, Bounds(start, stop)))
+            return BegunWindow(stop, self.runner.accumulate(state, placed, carry, Bounds(start, stop)))
 
     def run_rest(
         self, state: TrainState, placed: PlacedWindows, begun: BegunWindow, start: int, rates: Rates
     ) -> tuple[TrainState, Any]:
-        with self._precision.scope():
-            return self._runner.close(state, placed, begun.carry, start, rates)
+        with self.precision.scope():
+            return self.runner.close(state, placed, begun.carry, start, rates)
 
     def snapshot_window(self, state: TrainState, begun: BegunWindow) -> PartialWindow:
         return to_partial_window(begun, self._to_host)
 
     def restore_window(self, state: TrainState, placed: PlacedWindows, partial: PartialWindow) -> BegunWindow:
-        with self._precision.scope():
-            carry = from_host(state, partial, placed.stack, self._functions, self._to_native)
-            return BegunWindow(partial.done, jax.device_put(jax.tree.map(jnp.copy, carry), self._device))
+        with self.precision.scope():
+            carry = from_host(state, partial, placed.stack, self.functions, self._to_native)
+            return BegunWindow(partial.done, jax.device_put(jax.tree.map(jnp.copy, carry), self.device))
 
     def read(self, results: Sequence[tuple[Row, int]]) -> WindowResults:
-        terms = self._functions.terms
+        terms = self.functions.terms
         width = 4 + 2 * terms + len(self._trained)
         # one array a dispatch; what lies past its count is room for more windows
         rows = np.concatenate([np.asarray(row).reshape(-1, width)[:count] for row, count in results])
@@ -144,29 +154,29 @@ class JaxProgram:
         )
 
     def evaluate(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Sums:
-        with self._precision.scope():
+        with self.precision.scope():
             return self._evaluate(state.ema if ema else state.parameters, state.model_state, self._put(batch))
 
     def predict(self, state: TrainState, batch: Mapping[str, np.ndarray], *, ema: bool = False) -> Any:
-        with self._precision.scope():
+        with self.precision.scope():
             parameters = state.ema if ema else state.parameters
             return self._predict(parameters, state.model_state, self._put(batch)).to_host()
 
     def native_model(self, state: TrainState) -> Any:
-        with self._precision.scope():
+        with self.precision.scope():
             # copied, because the next run donates the state's own buffers
-            return self._model.bind(*jax.tree.map(jnp.copy, (state.parameters, state.model_state)))
+            return self.model.bind(*jax.tree.map(jnp.copy, (state.parameters, state.model_state)))
 
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
         examples = 0
         model_state = state.model_state
-        with self._precision.scope():
+        with self.precision.scope():
             for index, batch in enumerate(batches):
                 size = len(next(iter(batch.values())))
                 examples += size
                 place = (state.optimizer.gradient_step, np.int32(index), np.int32(1))
                 # a running mean: after this batch it has this weight among all examples so far
-                weight = np.asarray(size / examples, self._precision.dtype)
+                weight = np.asarray(size / examples, self.precision.dtype)
                 model_state = self._average(state.parameters, model_state, self._put(batch), place, weight)
         return state._replace(model_state=model_state)
 
@@ -183,19 +193,19 @@ class JaxProgram:
         return Snapshot(
             parameters=parameters,
             model_state=self._to_host(state.model_state),
-            optimizer=with_zeros(host_slots, parameters, self._functions.frozen),
+            optimizer=with_zeros(host_slots, parameters, self.functions.frozen),
             update=int(state.optimizer.gradient_step),
             loss_scale=None if scale is None else LossScale(float(scale.scale), int(scale.updates)),
             ema=self._to_host(state.ema),
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
-        check_same_names(self._to_host(self._model.parameters), snapshot.parameters, "the parameters")
-        check_same_names(self._to_host(self._model.state), snapshot.model_state, "the model's state")
+        check_same_names(self._to_host(self.model.parameters), snapshot.parameters, "the parameters")
+        check_same_names(self._to_host(self.model.state), snapshot.model_state, "the model's state")
         if snapshot.ema:
             check_same_names(snapshot.parameters, snapshot.ema, "the moving average")
-        with self._precision.scope():
-            state = self._functions.init()
+        with self.precision.scope():
+            state = self.functions.init()
             optimizer = state.optimizer
             if snapshot.optimizer:
                 check_same_slots(read_slots(optimizer.inner_opt_state), snapshot.optimizer)
@@ -215,23 +225,23 @@ class JaxProgram:
             )
             # copied, because the first run donates the buffers, which the model's own values
             # may share
-            return jax.device_put(jax.tree.map(jnp.copy, restored), self._device)
+            return jax.device_put(jax.tree.map(jnp.copy, restored), self.device)
 
     @property
     def paths(self) -> Mapping[str, tuple[str, ...]]:
         """Where flax keeps each parameter and state array, by canonical name."""
-        return self._model.paths
+        return self.model.paths
 
     def to_flax(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Canonical arrays in flax's own layouts."""
-        return {name: self._model.layouts[name].from_canonical(np.asarray(array)) for name, array in arrays.items()}
+        return {name: self.model.layouts[name].from_canonical(np.asarray(array)) for name, array in arrays.items()}
 
     def from_flax(self, arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Flax's own arrays in canonical layouts."""
-        return {name: self._model.layouts[name].to_canonical(array) for name, array in arrays.items()}
+        return {name: self.model.layouts[name].to_canonical(array) for name, array in arrays.items()}
 
     def compilations(self) -> int:
-        return self._runner.compilations()
+        return self.runner.compilations()
 
     def trace(
         self,
@@ -244,15 +254,15 @@ class JaxProgram:
         gradients: bool = True,
         forced: Mapping[tuple[str, int], Forced] | None = None,
     ) -> Trace:
-        with self._precision.scope(), jax.default_device(self._device):
+        with self.precision.scope(), jax.default_device(self.device):
             fields = self._put(batch)
             return self._tracer(state, fields, divisors, stamp=stamp, train=train, gradients=gradients, forced=forced)
 
     def _cast(self, fields: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        return {name: self._precision.cast_input(name, array) for name, array in fields.items()}
+        return {name: self.precision.cast_input(name, array) for name, array in fields.items()}
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Arrays:
-        return jax.device_put(self._cast(fields), self._device)
+        return jax.device_put(self._cast(fields), self.device)
 
     def _to_host(self, arrays: Mapping[str, jax.Array], slot: str = "") -> dict[str, np.ndarray]:
         if slot.startswith(NATIVE):  # arrays of any shape, which go nowhere else
@@ -264,28 +274,28 @@ class JaxProgram:
         if slot.startswith(NATIVE):
             return {name: jnp.asarray(array) for name, array in arrays.items()}
         native = self.to_flax(arrays)
-        return {name: self._precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
+        return {name: self.precision.cast_array(jnp.asarray(array)) for name, array in native.items()}
 
     def _averaged(
         self, parameters: Arrays, model_state: Arrays, batch: Arrays, place: tuple[Any, Any, Any], weight: jax.Array
     ) -> Arrays:
         """Move running statistics by `weight` towards those of a batch; all other state stays as it was."""
-        _, new = self._model.apply(parameters, model_state, batch, Stamp(*place), True)
-        result = moved(model_state, new, self._model.statistics, lambda decay: weight)
-        changed = {name for names in self._model.statistics.values() for name in names}
+        _, new = self.model.apply(parameters, model_state, batch, Stamp(*place), True)
+        result = moved(model_state, new, self.model.statistics, lambda decay: weight)
+        changed = {name for names in self.model.statistics.values() for name in names}
         return {name: result[name] if name in changed else array for name, array in model_state.items()}
 
     def _outputs(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Outputs:
-        outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
-        return Outputs(outputs, self._precision.dtype)
+        outputs, _ = self.model.apply(parameters, model_state, batch, None, False)
+        return Outputs(outputs, self.precision.dtype)
 
     def _sums(self, parameters: Arrays, model_state: Arrays, batch: Arrays) -> Sums:
         """Evaluate each term of the loss, then each metric, and collect what metrics over the whole set need."""
-        outputs, _ = self._model.apply(parameters, model_state, batch, None, False)
+        outputs, _ = self.model.apply(parameters, model_state, batch, None, False)
         parts: list[Any] = []
         for loss in self._experiment.loss_terms.values():
             parts += loss_sum(loss, outputs, batch)
         for metric in self._experiment.summed_metrics:
             parts += metric_sum(metric, outputs, batch)
-        sums = jnp.concatenate([jnp.asarray(part, self._precision.dtype).reshape(-1) for part in parts])
+        sums = jnp.concatenate([jnp.asarray(part, self.precision.dtype).reshape(-1) for part in parts])
         return sums, collect(outputs, self._experiment.collected_outputs)

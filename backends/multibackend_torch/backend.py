@@ -21,6 +21,8 @@ from multibackend_torch.idioms import IDIOMS
 from multibackend_torch.memory import device_bytes, is_out_of_memory, program_bytes
 from multibackend_torch.model.build import build_model, caller
 from multibackend_torch.model.dropout import prepare_dropout
+from multibackend_torch.model.indices import IndexedFields
+from multibackend_torch.model.names import named_parameters, named_state
 from multibackend_torch.model.norm import prepare_statistics
 from multibackend_torch.model.observe import host
 from multibackend_torch.model.outputs import nonlinear_outputs
@@ -66,8 +68,10 @@ class TorchBackend:
         call = precision.mixed(caller(experiment.model, module), device)
         batch = {name: precision.to_device(array, device) for name, array in example.items()}
         module.eval()
+        indexed = IndexedFields(example, batch, {**named_state(module), **named_parameters(module)})
         # with its graph, which tells what an output ends in, and whether the loss has a gradient
-        outputs = call(module, batch, False)
+        with indexed:
+            outputs = call(module, batch, False)
         check_outputs(outputs, torch.Tensor)
         output_shapes = shapes_by_path(outputs, experiment.picked_outputs)
         for loss in experiment.loss_terms.values():
@@ -84,6 +88,7 @@ class TorchBackend:
             dropout=dropout,
             statistics=statistics,
             outputs=(output_shapes, nonlinear_outputs(outputs, experiment)),
+            index_ranges=indexed.ranges,
         )
 
     def memory_of(

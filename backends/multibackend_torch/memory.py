@@ -104,8 +104,8 @@ def program_bytes(program: TorchProgram, experiment: Experiment, example: Arrays
     twice: a program keeps those that it started from.
     """
     stack = _window(experiment, example)
-    initial = [*program._module.parameters(), *program._module.buffers()]
-    if program._device.type == "cuda":
+    initial = [*program.module.parameters(), *program.module.buffers()]
+    if program.device.type == "cuda":
         return _bytes_on_cuda(program, stack, initial)
     with LiveBytes(limit) as live:
         for tensor in initial:
@@ -120,12 +120,12 @@ def program_bytes(program: TorchProgram, experiment: Experiment, example: Arrays
 
 def _bytes_on_cuda(program: TorchProgram, stack: WindowStack, initial: Iterable[torch.Tensor]) -> int:
     """Ask the allocator, which keeps count there, also of what kernels use for themselves."""
-    torch.cuda.reset_peak_memory_stats(program._device)
+    torch.cuda.reset_peak_memory_stats(program.device)
     initial_bytes = sum(tensor.untyped_storage().nbytes() for tensor in initial)
-    before = torch.cuda.memory_allocated(program._device) - initial_bytes
+    before = torch.cuda.memory_allocated(program.device) - initial_bytes
     _make_two_updates(program, program.init(), program.place(stack))
-    torch.cuda.synchronize(program._device)
-    return torch.cuda.max_memory_allocated(program._device) - before
+    torch.cuda.synchronize(program.device)
+    return torch.cuda.max_memory_allocated(program.device) - before
 
 
 def _make_two_updates(program: TorchProgram, state: TrainState, placed: PlacedWindows) -> None:

@@ -21,6 +21,7 @@ from multibackend.optimizers.groups import frozen_names, resolve_groups, with_ze
 from multibackend.protocol import (
     EvaluationSums,
     Execution,
+    IndexRange,
     PartialWindow,
     ProgramInfo,
     Rates,
@@ -110,7 +111,12 @@ class BatchSums:
 
 
 class TorchProgram:
-    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities."""
+    """See `multibackend.protocol.Program`, `Interruptible`, `Predicts`, `NativeModel` and the other capabilities.
+
+    Attributes:
+        module: the model as it was built; every state has a copy.
+        device: on which it trains.
+    """
 
     def __init__(
         self,
@@ -124,6 +130,7 @@ class TorchProgram:
         dropout: tuple[tuple[str, ...], Draws | None],
         statistics: tuple[tuple[str, ...], Momentum | None],
         outputs: tuple[Shapes, tuple[str, ...]],
+        index_ranges: Mapping[str, IndexRange],
     ) -> None:
         dropout_layers, draws = dropout
         output_shapes, nonlinear_outputs = outputs
@@ -132,6 +139,7 @@ class TorchProgram:
             parameter_names=tuple(named_parameters(module)),
             output_shapes=output_shapes,
             nonlinear_outputs=nonlinear_outputs,
+            index_ranges=index_ranges,
             kinds=kinds_of(module),
             dropout_layers=dropout_layers,
             batch_norm_layers=batch_norm_layers,
@@ -147,10 +155,10 @@ class TorchProgram:
         self._trained = [index for index, name in enumerate(self.info.parameter_names) if name not in self._frozen]
         self._experiment = experiment
         self._losses = tuple(experiment.loss_terms.values())
-        self._module = module
+        self.module = module
         self._call = call
         self._precision = precision
-        self._device = device
+        self.device = device
         # torch draws from generators, which are seeded anew for each micro-batch
         self._randomness = Randomness(int(experiment.seed), device, draws)
         # compiled is the forward pass with the loss: what follows depends on the divisors
@@ -158,7 +166,7 @@ class TorchProgram:
         self._functions = WindowFunctions(experiment, forward, self._randomness.stamp)
 
     def init(self) -> TrainState:
-        return self._state(copy.deepcopy(self._module).train())
+        return self._state(copy.deepcopy(self.module).train())
 
     def place(self, stack: WindowStack) -> PlacedWindows:
         return PlacedWindows(
@@ -175,7 +183,7 @@ class TorchProgram:
         accumulate = self._functions.accumulate
         if not state.module.training:  # walking through all submodules takes as long as a small layer
             state.module.train()
-        with self._precision.scope(self._device), self._randomness.scope():
+        with self._precision.scope(self.device), self._randomness.scope():
             for index in range(len(placed.stack)):
                 # with on_nonfinite="raise" nothing behind the failed window may be applied
                 if state.failed:
@@ -220,7 +228,7 @@ class TorchProgram:
         """Let micro-batches of the one window in `placed` run; yields the buffers that the module had before."""
         state.module.train()
         self._expect(placed, 0)
-        with self._precision.scope(self._device), self._randomness.scope(), in_module(state, begun) as before:
+        with self._precision.scope(self.device), self._randomness.scope(), in_module(state, begun) as before:
             yield before
 
     def _expect(self, placed: PlacedWindows, window: int) -> None:
@@ -278,20 +286,20 @@ class TorchProgram:
 
     def native_model(self, state: TrainState) -> torch.nn.Module:
         # from the module as it was built: one that was trained may hold what cannot be copied
-        return released(with_tensors_of(copy.deepcopy(self._module), state.module)).eval()
+        return released(with_tensors_of(copy.deepcopy(self.module), state.module)).eval()
 
     @contextlib.contextmanager
     def _evaluating(self, state: TrainState, *, ema: bool) -> Iterator[None]:
         """Let the model run in evaluation mode, without a trace in the state."""
         state.module.eval()
         swapped = exchanged(state.parameters, state.ema) if ema else contextlib.nullcontext()
-        with self._precision.scope(self._device), swapped, unchanged(state.buffers):
+        with self._precision.scope(self.device), swapped, unchanged(state.buffers):
             yield
 
     @torch.no_grad()
     def recompute_statistics(self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]]) -> TrainState:
         state.module.train()
-        with self._precision.scope(self._device), self._randomness.scope(), averaging(state.module) as weigh:
+        with self._precision.scope(self.device), self._randomness.scope(), averaging(state.module) as weigh:
             for index, batch in enumerate(batches):
                 weigh(len(next(iter(batch.values()))))
                 self._randomness.stamp(state.update, index)
@@ -319,7 +327,7 @@ class TorchProgram:
         )
 
     def restore(self, snapshot: Snapshot) -> TrainState:
-        check_same_names(to_host(named_parameters(self._module)), snapshot.parameters, "the parameters")
+        check_same_names(to_host(named_parameters(self.module)), snapshot.parameters, "the parameters")
         # a fresh copy of the module: the one that was built stays as its builder left it
         state = self.init()
         check_same_names(to_host(state.model_state), snapshot.model_state, "the model's state")
@@ -354,7 +362,7 @@ class TorchProgram:
         update, micro_batch, steps = stamp
         if self._momentum is not None:
             self._momentum.steps = steps
-        with self._precision.scope(self._device), self._randomness.scope():
+        with self._precision.scope(self.device), self._randomness.scope():
             self._randomness.stamp(update, micro_batch)
             return trace_micro_batch(
                 state,
@@ -377,7 +385,7 @@ class TorchProgram:
         return TrainState(module, optimizer, ema=ema, frozen=self._frozen, loss_scale=scale)
 
     def _put(self, fields: Mapping[str, np.ndarray]) -> Batch:
-        return {name: self._precision.to_device(array, self._device) for name, array in fields.items()}
+        return {name: self._precision.to_device(array, self.device) for name, array in fields.items()}
 
     def _total(self, module: torch.nn.Module, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor | None]:
         """Each term's sum of weighted losses over a micro-batch, and that of its weights where only the loss knows."""

@@ -14,6 +14,7 @@ from multibackend.protocol.backend import (
     Traceable,
     WeightsReader,
 )
+from multibackend.protocol.index_ranges import IndexRange, check_indices
 from multibackend.protocol.values import (
     EvaluationSums,
     Execution,
@@ -32,6 +33,7 @@ __all__ = [
     "EvaluationSums",
     "Execution",
     "Idiomatic",
+    "IndexRange",
     "Interruptible",
     "MemoryAware",
     "NativeArrays",
@@ -48,4 +50,5 @@ __all__ = [
     "WeightsReader",
     "WindowResults",
     "WindowStack",
+    "check_indices",
 ]

@@ -21,6 +21,7 @@ import numpy as np
 
 from multibackend.core.paths import Shapes
 from multibackend.experiment import Experiment
+from multibackend.protocol.index_ranges import IndexRange
 from multibackend.protocol.tracing import Forced, Trace
 from multibackend.protocol.values import (
     Arrays,
@@ -90,6 +91,9 @@ class ProgramInfo:
             definition. `compare` gives both models the same masks by them.
         batch_norm_layers: the names of its layers with running statistics.
         native_arrays: translates to the framework's own names and layouts, for files of weights.
+        index_ranges: of each field that the model looks up, as the data have it, in a table such as
+            an embedding's, the table and its rows. The data are checked against them before a
+            window, an evaluation or a prediction.
     """
 
     parameter_names: tuple[str, ...]
@@ -99,6 +103,7 @@ class ProgramInfo:
     dropout_layers: tuple[str, ...] = ()
     batch_norm_layers: tuple[str, ...] = ()
     native_arrays: NativeArrays | None = None
+    index_ranges: Mapping[str, IndexRange] = field(default_factory=dict)
 
     @property
     def output_shape(self) -> tuple[int, ...] | None:
@@ -258,6 +263,8 @@ class Interruptible(Protocol):
 @runtime_checkable
 class Predicts(Protocol):
     """A program that hands out what its model returns. `Trainer.predict` needs it."""
+
+    info: ProgramInfo
 
     def predict(self, state: Any, batch: Arrays, *, ema: bool = False) -> Any:
         """The outputs of the model in evaluation mode; the state does not change.

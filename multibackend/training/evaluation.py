@@ -53,14 +53,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Loss and metrics over a source in batches of `size`, each from its sums over all batches.
 
-    `check(batch, output_shapes, source)` raises `DataError` for a batch that does not fit.
+    `check(batch, info, source, example_of)` raises `DataError` for a batch that does not fit.
     """
     options = {}  # a backend without moving averages need not know the word
     if ema:
         options["ema"] = True
     totals = _Totals(program, experiment, size)
-    for batch in batches(source, size):
-        check(batch, program.info.output_shapes, source)
+    for number, batch in enumerate(batches(source, size)):
+        first = number * size
+        check(batch, program.info, source, lambda row, first=first: f"example {first + row}")
         for metric in experiment.metrics:
             metric.check_data(batch, program.info.output_shapes)
         totals.add(program.evaluate(state, batch, **options), batch)

@@ -56,7 +56,7 @@ def window_gradients(
 def _next_window(experiment: Experiment, program: Program, state: RunState) -> WindowStack:
     # a feed of its own: what the run's has read ahead stays for the run
     feed = Feed(experiment, read_ahead=False)
-    return feed.next(state.position, state.update, 1, program.info.output_shapes, most=1, epochs=None)
+    return feed.next(state.position, state.update, 1, program.info, most=1, epochs=None)
 
 
 def _window_of(data: Any, experiment: Experiment, program: Program) -> WindowStack:
@@ -71,7 +71,7 @@ def _window_of(data: Any, experiment: Experiment, program: Program) -> WindowSta
         gradient_accumulation_steps=-(-examples // size),
     )
     feed = Feed(whole, read_ahead=False)
-    return feed.next(Position(), 0, 1, program.info.output_shapes, most=1, epochs=None)
+    return feed.next(Position(), 0, 1, program.info, most=1, epochs=None)
 
 
 def _accumulated(program: Program, state: Any, stack: WindowStack, begun: BegunWindow | None) -> PartialWindow:

@@ -163,7 +163,7 @@ class Loop:
             self._state.position,
             self._results.expected_updates,
             self._program.windows_per_dispatch,
-            self._program.info.output_shapes,
+            self._program.info,
             most=most,
             epochs=epochs,
         )

@@ -158,8 +158,7 @@ class Probe:
             backend = load_backend(model.backend)
             program = backend.compile(experiment, example=example, execution=Execution(model.device))
             self._programs.append(program)
-        shape = self._programs[0].info.output_shapes
-        self._stack = feed.next(Position(), 0, 1, shape, most=1, epochs=None)
+        self._stack = feed.next(Position(), 0, 1, self._programs[0].info, most=1, epochs=None)
         self._initial = [program.snapshot(program.init()) for program in self._programs]
 
     def __call__(self, values: Arrays, matching: Matching) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

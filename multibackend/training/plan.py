@@ -165,7 +165,7 @@ class Plan:
             if plan is not self:
                 program = backend.compile(plan.experiment, example=example, execution=self.execution)
             # labels and targets are held against the model's outputs before the first update
-            self.feed.check(example, program.info.output_shapes)
+            self.feed.check(example, program.info)
         return plan, program
 
     def _with_saved_masks(self, program: Program) -> Plan:

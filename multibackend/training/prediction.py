@@ -13,7 +13,7 @@ from multibackend.core.validation import Problems
 from multibackend.data import Source, Stream, as_source
 from multibackend.errors import CapabilityError, ConfigurationError, DataError
 from multibackend.experiment import Experiment
-from multibackend.protocol import NativeModel, Predicts, Program
+from multibackend.protocol import NativeModel, Predicts, Program, check_indices
 from multibackend.protocol.tracing import arrays_in, with_arrays
 from multibackend.training.input.order import batches
 
@@ -92,7 +92,9 @@ def predict(
     """
     options = {"ema": True} if ema else {}  # a backend without moving averages need not know the word
     parts = []
-    for batch in batches(source, size):
+    for number, batch in enumerate(batches(source, size)):
+        first = number * size
+        check_indices(batch, program.info.index_ranges, lambda row, first=first: f"example {first + row}")
         outputs = program.predict(state, _read_by_model(batch, experiment, backend), **options)
         part = pick(outputs, output)
         _check_rows(part, len(next(iter(batch.values()))), output)

@@ -45,7 +45,7 @@ def traced(backend: str, builder: Callable[..., Any], **options: Any) -> tuple[m
         **{**DEFAULTS, **options},
     )
     trainer = mb.Trainer(experiment, backend, execution="dispatch" if backend == "jax" else "auto")
-    stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info.output_shapes, most=1, epochs=None)
+    stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info, most=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     program: Any = trainer.program
     state = program.restore(trainer.snapshot())
@@ -103,7 +103,7 @@ def test_torch_module_is_left_alone() -> None:
     """No hook, no gradient, no mode, no random number is left behind, also after an error on the way."""
     trainer, _ = traced("torch", TorchBlocks)
     state = trainer.state.program_state
-    stack = Feed(trainer.experiment).next(Position(), 0, 1, trainer.program.info.output_shapes, most=1, epochs=None)
+    stack = Feed(trainer.experiment).next(Position(), 0, 1, trainer.program.info, most=1, epochs=None)
     batch, factors = next(stack.micro_batches(0))
     state.module.blocks[1].eval()
     generator = torch.get_rng_state()

@@ -60,8 +60,7 @@ class Runner:
     def step(self) -> Step:
         """Run the next window."""
         # Room and rates are shaped as a trainer shapes them, so that its compiled program serves.
-        shape = self.program.info.output_shapes
-        stack = self._feed.next(self._position, self.update, self._room, shape, most=1, epochs=None)
+        stack = self._feed.next(self._position, self.update, self._room, self.program.info, most=1, epochs=None)
         self._position = stack.stop
         rate = float(self._rates.between(self.update, self.update + 1)[0])
         before = self.snapshot

@@ -26,8 +26,7 @@ __all__ = ["TraceConformance"]
 def _micro_batches(trainer: Trainer) -> Iterator[tuple[Fields, np.ndarray, tuple[int, int, int]]]:
     """Yield fields, divisors and stamps of the run's first window."""
     experiment: Experiment = trainer.experiment
-    shape = trainer.program.info.output_shapes
-    stack = Feed(experiment).next(Position(), 0, 1, shape, most=1, epochs=None)
+    stack = Feed(experiment).next(Position(), 0, 1, trainer.program.info, most=1, epochs=None)
     micro_batches = list(stack.micro_batches(0))
     for index, (batch, divisors) in enumerate(micro_batches):
         yield batch, divisors, (0, index, len(micro_batches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from multibackend.data.streams import is_stream
 from multibackend.errors import DataError
 from multibackend.experiment import Experiment
 from multibackend.experiment.accumulation import Accumulation
-from multibackend.losses import check_batch
-from multibackend.protocol import Position, WindowStack
+from multibackend.losses import Loss, check_batch
+from multibackend.protocol import Position, ProgramInfo, WindowStack, check_indices
 from multibackend.training.input.epoch_reader import EpochReader
 from multibackend.training.input.read_ahead import ReadAhead
 
@@ -85,7 +85,7 @@ class Feed:
         return max(1, -(-self.examples // size))  # rounded up
 
     def next(
-        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, info: ProgramInfo, *, most: int | None, epochs: int | None
     ) -> WindowStack:
         """Read up to `room` windows of one size, the first of which makes the update with index `update`.
 
@@ -93,7 +93,7 @@ class Feed:
             position: where the windows before ended.
             update: index of the first window's update.
             room: windows that the arrays have room for.
-            output_shapes: of the model, which the losses hold their targets against.
+            info: of the program, which the data are held against.
             most: windows that are wanted in all, from this one on; None for no limit. None are read
                 ahead beyond it.
             epochs: no windows are read ahead from this epoch on.
@@ -102,27 +102,37 @@ class Feed:
         stack = self._ahead.claim(start)
         if stack is None or (most is not None and len(stack) > most):
             windows = room if most is None else min(room, most)
-            stack = self._read(start, update, windows, room, output_shapes)
+            stack = self._read(start, update, windows, room, info)
         if self.read_ahead:
             after = None if most is None else most - len(stack)
-            self._begin_next(stack.stop, update + len(stack), room, output_shapes, most=after, epochs=epochs)
+            self._begin_next(stack.stop, update + len(stack), room, info, most=after, epochs=epochs)
         return stack
 
     def end_thread(self) -> None:
         """End the thread that reads ahead; what it has read is kept for the next call of `next`."""
         self._ahead.end_thread()
 
-    def check(self, batch: Mapping[str, Any], output_shapes: Shapes, source: Any = None) -> None:
-        """Let the losses check a host batch."""
+    def check(
+        self,
+        batch: Mapping[str, Any],
+        info: ProgramInfo,
+        source: Any = None,
+        example_of: Callable[[int], str] | None = None,
+    ) -> None:
+        """Check a host batch: indices against the model's tables, and what the losses read.
+
+        `example_of` names the example in a row of the batch.
+        """
+        check_indices(batch, info.index_ranges, example_of)
         padded = getattr(source or self._source, "padded", ())
         for loss in self._losses:
-            shapes = output_shapes
-            if getattr(loss, "target", "") in padded:
-                shapes = _as_long_as(batch, self.example(), loss, output_shapes)
+            shapes = info.output_shapes
+            if loss.aligned_field in padded:
+                shapes = _as_long_as(batch, self.example(), loss, shapes)
             check_batch(loss, batch, shapes)
 
     def _begin_next(
-        self, position: Position, update: int, room: int, output_shapes: Shapes, *, most: int | None, epochs: int | None
+        self, position: Position, update: int, room: int, info: ProgramInfo, *, most: int | None, epochs: int | None
     ) -> None:
         """Begin to read what the next call of `next` will ask for, if there will be one."""
         start = self.settle(position, update)
@@ -133,9 +143,9 @@ class Feed:
             self._reader.order.open(start.epoch)
         except Exception:
             return  # raised again when it is that epoch's turn
-        self._ahead.submit(start, lambda: self._read(start, update, windows, room, output_shapes))
+        self._ahead.submit(start, lambda: self._read(start, update, windows, room, info))
 
-    def _read(self, start: Position, update: int, windows: int, room: int, output_shapes: Shapes) -> WindowStack:
+    def _read(self, start: Position, update: int, windows: int, room: int, info: ProgramInfo) -> WindowStack:
         """Read windows from `start` on.
 
         Where the accumulation schedule changes, the rest must wait: should one of these windows be
@@ -148,12 +158,15 @@ class Feed:
         # a schedule given as a function may surprise with a larger window, which then costs
         # one compilation
         self._capacity = max(self._capacity, self.accumulation.largest or size)
+        order = self._reader.order
         with origin(_SOURCE):
             stack = self._reader.read(start, [size] * windows, capacity=self._capacity, room=room)
         _check_kinds(stack, self.example())
-        self.check({name: _flat(array) for name, array in stack.fields.items()}, output_shapes)
+        flat = {name: _flat(array) for name, array in stack.fields.items()}
+        self.check(flat, info, example_of=lambda row: order.name_of(start.epoch, _offset_of(stack, row)))
         if stack.ragged is not None:
-            self.check(stack.ragged, output_shapes)
+            first = stack.stop.offset - len(next(iter(stack.ragged.values())))
+            self.check(stack.ragged, info, example_of=lambda row: order.name_of(start.epoch, first + row))
         if self._is_stream:
             self.settle(stack.stop, update)  # look ahead here, so that nobody waits to know whether more follows
         return stack
@@ -172,18 +185,26 @@ class Feed:
         return self._is_stream or _same(self.example(), self._first_examples())
 
 
-def _as_long_as(batch: Mapping[str, Any], example: Mapping[str, Any], loss: Any, output_shapes: Shapes) -> Shapes:
+def _as_long_as(batch: Mapping[str, Any], example: Mapping[str, Any], loss: Loss, output_shapes: Shapes) -> Shapes:
     """The shapes of outputs that are as long as the batch's own padded target, which the example's may not be."""
     path = loss.output or ""
+    target = loss.aligned_field
     shape = output_shapes.get(path)
-    if not shape or shape[1:2] != np.shape(example[loss.target])[1:2]:
+    if target is None or not shape or shape[1:2] != np.shape(example[target])[1:2]:
         return output_shapes
-    return {**output_shapes, path: (shape[0], np.shape(batch[loss.target])[1], *shape[2:])}
+    return {**output_shapes, path: (shape[0], np.shape(batch[target])[1], *shape[2:])}
 
 
 def _flat(array: np.ndarray) -> np.ndarray:
     """[windows, steps, micro-batch, ...] as one batch."""
     return array.reshape(-1, *array.shape[3:])
+
+
+def _offset_of(stack: WindowStack, row: int) -> int:
+    """Where in the epoch's order the example in a row of `_flat` arrays stands."""
+    shape = next(iter(stack.fields.values())).shape[:3]
+    window, step, place = map(int, np.unravel_index(row, shape))
+    return stack.start.offset + int(stack.examples[:window].sum()) + step * shape[2] + place
 
 
 def _same(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> bool:

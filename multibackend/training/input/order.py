@@ -35,6 +35,10 @@ class Order(Protocol):
         """How many of the `wanted` examples that follow example `offset` of an epoch exist."""
         ...
 
+    def name_of(self, epoch: int, offset: int) -> str:
+        """What a message calls example `offset` of an epoch's order."""
+        ...
+
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         """`count` examples from number `offset` on, which must be available: each field an array [count, ...]."""
         ...
@@ -69,6 +73,9 @@ class IndexedOrder:
 
     def available(self, epoch: int, offset: int, wanted: int) -> int:
         return max(0, min(wanted, self.length - offset))
+
+    def name_of(self, epoch: int, offset: int) -> str:
+        return f"example {self._indices(epoch, offset, offset + 1)[0]}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         return self._source.take(self._indices(epoch, offset, offset + count))
@@ -119,6 +126,9 @@ class StreamOrder:
             self._fill(epoch, offset, offset + wanted)
         known = self._lengths.get(epoch, self._known[1])
         return max(0, min(wanted, known - offset))
+
+    def name_of(self, epoch: int, offset: int) -> str:
+        return f"example {offset} of epoch {epoch}"
 
     def take(self, epoch: int, offset: int, count: int) -> Fields:
         self._fill(epoch, offset, offset + count)

@@ -156,19 +156,33 @@ def test_a_gradient_that_is_not_finite() -> None:
         assert_raises(NonFiniteError, lambda made=made: made.fit(epochs=1), "example 12")
 
 
-def test_interrupt() -> None:
+def test_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the trainer waits for a read ends `fit` and the thread; the run can go on."""
     items, interrupted = examples(24), []
+    waiting, claimed = threading.Event(), threading.Event()
+    wait = ReadAhead._wait
+
+    def observed(self: ReadAhead) -> None:
+        """Say that the trainer is about to wait, and when it no longer does."""
+        waiting.set()
+        try:
+            wait(self)
+        finally:
+            claimed.set()
 
     def slow() -> Iterator[dict[str, Any]]:
         for index, item in enumerate(items):
+            if index == 12 and not interrupted:
+                waiting.clear()  # of the reads before this one
+                claimed.clear()
             if index == 14 and not interrupted:
                 interrupted.append(threading.current_thread().name)
-                time.sleep(0.3)  # the trainer has run what it had, and waits
+                assert waiting.wait(60)  # the trainer has run what it had
                 _thread.interrupt_main()
-                time.sleep(0.2)
+                assert claimed.wait(60)  # the read has not ended when it is interrupted
             yield item
 
+    monkeypatch.setattr(ReadAhead, "_wait", observed)
     made = trainer(slow)
     with pytest.raises(KeyboardInterrupt):
         made.fit(epochs=1)
