@@ -66,7 +66,8 @@ def train(options: argparse.Namespace, flags: list[str]) -> int:
     if updates is None and options.epochs is None:
         updates = file.updates
     result = trainer.fit(updates=updates, epochs=options.epochs, evaluate_every=options.evaluate_every)
-    print_blocks(result.blocks())
+    # what may not be expected was told as it began
+    print_blocks(replace(result, remarks=()).blocks())
     _print_evaluations(trainer)
     if options.run_dir is not None:
         _write_weights(trainer, Path(options.run_dir))
