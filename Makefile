@@ -30,10 +30,10 @@ demo: $(FRAMEWORKS)
 	$(BIN)/multibackend compare examples/digits.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"  # two workers on two cores: one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"  # two workers on two cores: one thread each
 
 test-all: setup
-	OMP_NUM_THREADS=1 XLA_FLAGS= $(BIN)/python -m pytest -n 2  # XLA optimises in full, see tests/conftest.py
+	OMP_NUM_THREADS=1 XLA_FLAGS= $(BIN)/python -m pytest -n 2 --dist worksteal  # XLA optimises in full, see tests/conftest.py
 
 lint: setup
 	$(BIN)/ruff check .
