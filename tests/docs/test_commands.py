@@ -66,6 +66,29 @@ def test_a_command_prints_what_its_page_shows(
     assert code == (1 if "do NOT match" in shown else 0)
 
 
+# BatchNorm takes its statistics from micro-batches; and a port that is not finished
+SAY_NO = ("multibackend check    examples/digits.py", "multibackend compare examples/port.py")
+# those that newcomers type first; the others train for minutes
+QUICK = ("README.md", "docs/guides/checkpoints.md")
+RUN = dict.fromkeys(page for page, line in TYPED if line.startswith("multibackend ") and page != "docs/porting.md")
+
+
+@pytest.mark.parametrize(
+    "page", [page if page in QUICK else pytest.param(page, marks=pytest.mark.slow) for page in RUN]
+)
+def test_the_commands_of_a_page_run_one_after_the_other(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, in one folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, line in TYPED:
+        command = shlex.split(line, comments=True)
+        if name == page and command[0] == "multibackend":
+            is_no = any(line.startswith(start) for start in SAY_NO)
+            assert main(command[1:]) == int(is_no), line
+
+
 @pytest.mark.parametrize(("page", "command"), TYPED, ids=[f"{page}: {line}" for page, line in TYPED])
 def test_a_command_can_be_typed(page: str, command: str) -> None:
     """Its subcommand, flags, files, make targets and extras exist."""
