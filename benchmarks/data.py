@@ -58,7 +58,7 @@ def _contender(framework: str, name: str, sleep: float) -> Contender:
 
     def train(updates: int) -> np.ndarray:
         before = trainer.snapshot().update
-        return trainer.fit(updates=before + updates).history["loss"][before:]
+        return trainer.fit(updates=before + updates, progress=False).history["loss"][before:]
 
     return Contender(name, train)
 

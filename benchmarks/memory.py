@@ -102,12 +102,12 @@ def time_ratio(
     """Seconds per update with rematerialisation by those without."""
     trainers = [mb.Trainer(one, framework) for one in (plain, rematerialised)]
     for trainer in trainers:
-        trainer.fit(updates=updates)  # compiles
+        trainer.fit(updates=updates, progress=False)  # compiles
     seconds: list[list[float]] = [[], []]
     for turn in range(rounds):
         for trainer, taken in zip(trainers, seconds, strict=True):
             started = time.perf_counter()
-            trainer.fit(updates=updates * (turn + 2))
+            trainer.fit(updates=updates * (turn + 2), progress=False)
             taken.append(time.perf_counter() - started)
     return statistics.median(seconds[1]) / statistics.median(seconds[0])
 

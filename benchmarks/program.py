@@ -109,7 +109,7 @@ def _report_compilations(console: Console) -> bool:
         ("a ragged last micro-batch", 423, 10, 0.01, 2),
     ):
         trainer = mb.Trainer(_small_run(examples, steps, rate), backend="jax", execution="scan", windows_per_dispatch=5)
-        updates = trainer.fit(epochs=3).updates
+        updates = trainer.fit(epochs=3, progress=False).updates
         found = trainer.program.compilations()
         held &= found == expected
         table.add_row(title, str(updates), str(found), str(expected))

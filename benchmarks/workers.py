@@ -78,7 +78,7 @@ def ours(workload: Workload, framework: str) -> Contender:
     def train(updates: int) -> np.ndarray:
         nonlocal made
         made += updates
-        return trainer.fit(updates=made).history["loss"][-updates:]
+        return trainer.fit(updates=made, progress=False).history["loss"][-updates:]
 
     windows = trainer.program.windows_per_dispatch
     details = (
