@@ -113,6 +113,10 @@ class _Targeted(Loss):
         return self.target
 
 
+def _may_be_probabilities(outputs: np.ndarray) -> bool:
+    return outputs.size > 0 and bool(outputs.min() >= 0 and outputs.max() <= 1)
+
+
 def broadcast_weights(weights: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Add axes of length 1 on the right of `weights` [batch, ...], to broadcast against `shape`."""
     if weights.shape != shape[: weights.ndim]:
@@ -196,7 +200,7 @@ class BinaryCrossEntropy(_Elementwise):
         return True
 
     def doubt(self, outputs: np.ndarray) -> str:
-        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+        if not _may_be_probabilities(outputs):
             return ""
         return (
             f"{self.title} takes logits, and all {outputs.size} outputs of the first micro-batch lie between "
@@ -290,7 +294,7 @@ class CrossEntropy(_Targeted):
         return True
 
     def doubt(self, outputs: np.ndarray) -> str:
-        if not outputs.size or outputs.min() < 0 or outputs.max() > 1:
+        if not _may_be_probabilities(outputs):
             return ""
         gap = float(np.abs(outputs.sum(axis=-1) - 1).max())
         if gap > _PROBABILITIES_SUM_TO:

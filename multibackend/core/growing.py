@@ -12,8 +12,8 @@ _FIRST_ROWS = 256
 class GrowingArray:
     """Rows of one dtype and shape, appended a few at a time and read as one array.
 
-    Takes the bytes of its rows and up to a quarter more: a list of the arrays that were appended
-    takes ten times as many where each has one row.
+    Takes the bytes of its rows, and room for as many again that the system hands out only as it is
+    filled: a list of the arrays that were appended takes ten times as many where each has one row.
 
     >>> column = GrowingArray("float64")
     >>> column.extend(np.array([0.5, 0.25]))
@@ -30,8 +30,8 @@ class GrowingArray:
         """Append rows."""
         stop = self._length + len(rows)
         if stop > len(self._rows):
-            # by a share of what is there: each row is copied a few times, however many come
-            size = max(stop, len(self._rows) + len(self._rows) // 4, _FIRST_ROWS)
+            # twofold: each row is copied about once, however many come
+            size = max(stop, 2 * len(self._rows), _FIRST_ROWS)
             grown = np.empty((size, *self._rows.shape[1:]), self._rows.dtype)
             grown[: self._length] = self.rows
             self._rows = grown

@@ -11,9 +11,9 @@ import numpy as np
 from multibackend.core.paths import Shapes, shapes_by_path
 from multibackend.core.validation import Problems, is_integer
 from multibackend.errors import CapabilityError, DataError
-from multibackend.losses import Batch, check_labels, check_output, picked_shape
+from multibackend.losses import Batch, broadcast_weights, check_labels, check_output, check_weights, picked_shape
 
-__all__ = ["Collector", "Labelled", "Metric", "Targeted", "check_same_shape"]
+__all__ = ["Collector", "Labelled", "Metric", "Targeted", "Weighed", "check_same_shape"]
 
 
 class Collector(Protocol):
@@ -125,6 +125,34 @@ class Targeted(Metric):
     @property
     def fields(self) -> tuple[str, ...]:
         return (self.target,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weighed(Targeted):
+    """A metric whose elements may have weights: `weights` names a field [batch, ...] of them."""
+
+    weights: str | None = None
+
+    def _check(self, problems: Problems) -> None:
+        super()._check(problems)
+        if self.weights is not None:
+            problems.field_name("weights", self.weights)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return (self.target,) if self.weights is None else (self.target, self.weights)
+
+    def check_data(self, batch: Batch, shapes: Shapes) -> None:
+        super().check_data(batch, shapes)
+        if self.weights is not None:
+            check_weights(self.weights, np.asarray(batch[self.weights]))
+
+    def weights_of(self, batch: Batch, shape: tuple[int, ...]) -> np.ndarray:
+        """Return a weight for each element of a target of some shape, float64; 1 where there is no field."""
+        if self.weights is None:
+            return np.ones(shape)
+        weights = broadcast_weights(np.asarray(batch[self.weights], np.float64), shape)
+        return np.broadcast_to(weights, shape)
 
 
 @dataclass(frozen=True, kw_only=True)

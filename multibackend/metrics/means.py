@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from multibackend.core.paths import Shapes
 from multibackend.core.validation import Problems
 from multibackend.errors import DataError
-from multibackend.losses import Batch, check_weights
-from multibackend.metrics.base import Labelled, Targeted, check_same_shape
+from multibackend.losses import Batch
+from multibackend.metrics.base import Labelled, Weighed, check_same_shape
 
 __all__ = ["RMSE", "Accuracy", "ConfusionMatrix", "MeanAbsoluteError", "MeanSquaredError", "Perplexity", "TopKAccuracy"]
 
@@ -167,22 +166,7 @@ class ConfusionMatrix(_Labelled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Residual(Targeted):
-    weights: str | None = None
-
-    def _check(self, problems: Problems) -> None:
-        super()._check(problems)
-        if self.weights is not None:
-            problems.field_name("weights", self.weights)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.target,) if self.weights is None else (self.target, self.weights)
-
-    def check_data(self, batch: Batch, shapes: Shapes) -> None:
-        if self.weights is not None:
-            check_weights(self.weights, np.asarray(batch[self.weights]))
-
+class _Residual(Weighed):
     def check_outputs(self, outputs: Any, batch: Batch) -> None:
         check_same_shape(self, outputs, batch[self.target])
 

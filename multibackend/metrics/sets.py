@@ -16,8 +16,8 @@ from multibackend.core.extras import import_extra
 from multibackend.core.paths import is_array
 from multibackend.core.validation import Problems
 from multibackend.errors import DataError
-from multibackend.losses import Batch, broadcast_weights
-from multibackend.metrics.base import Collector, Labelled, Targeted, check_same_shape
+from multibackend.losses import Batch
+from multibackend.metrics.base import Collector, Labelled, Weighed, check_same_shape
 
 __all__ = ["F1", "R2", "ROCAUC", "CalibrationError"]
 
@@ -26,19 +26,8 @@ MULTICLASS = ("ovr", "ovo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scored(Labelled):
+class _Scored(Weighed, Labelled):
     """A metric of labels and scores: logits by class, or one logit for each label 0 or 1."""
-
-    weights: str | None = None
-
-    def _check(self, problems: Problems) -> None:
-        super()._check(problems)
-        if self.weights is not None:
-            problems.field_name("weights", self.weights)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.target,) if self.weights is None else (self.target, self.weights)
 
     @property
     def over_set(self) -> bool:
@@ -55,11 +44,8 @@ class _Scored(Labelled):
         labels = np.asarray(batch[self.target]).astype(np.int64)
         logits = np.asarray(outputs, np.float64)
         used = labels != self.ignore_index
-        weights = np.ones(labels.shape)
-        if self.weights is not None:
-            given = broadcast_weights(np.asarray(batch[self.weights], np.float64), labels.shape)
-            weights = np.broadcast_to(given, labels.shape)
-            used &= weights > 0
+        weights = self.weights_of(batch, labels.shape)
+        used &= weights > 0
         classes = 2 if logits.ndim == labels.ndim else logits.shape[-1]
         labels, logits, weights = labels[used], logits[used], weights[used]
         outside = labels[(labels < 0) | (labels >= classes)]
@@ -270,7 +256,7 @@ class _Bins:
 
 
 @dataclass(frozen=True, kw_only=True)
-class R2(Targeted):
+class R2(Weighed):
     """The coefficient of determination: 1 - sum w (y - output)^2 / sum w (y - mean of y)^2.
 
     Outputs and target have one shape, [batch] or [batch, ..., columns]; of several columns the mean of theirs, as
@@ -281,16 +267,6 @@ class R2(Targeted):
     """
 
     name: str = "r2"
-    weights: str | None = None
-
-    def _check(self, problems: Problems) -> None:
-        super()._check(problems)
-        if self.weights is not None:
-            problems.field_name("weights", self.weights)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        return (self.target,) if self.weights is None else (self.target, self.weights)
 
     @property
     def better(self) -> str:
@@ -318,10 +294,7 @@ class _Moments:
         metric = self._metric
         target = np.asarray(batch[metric.target], np.float64)
         check_same_shape(metric, outputs, target)
-        weights = np.ones(target.shape)
-        if metric.weights is not None:
-            given = broadcast_weights(np.asarray(batch[metric.weights], np.float64), target.shape)
-            weights = np.broadcast_to(given, target.shape)
+        weights = metric.weights_of(batch, target.shape)
         y, w, predicted = (_columns(array) for array in (target, weights, np.asarray(outputs, np.float64)))
         weight = w.sum(axis=0)
         mean = np.divide((w * y).sum(axis=0), weight, out=np.zeros_like(weight), where=weight > 0)

@@ -223,3 +223,12 @@ def test_a_backend_without_collected_outputs_says_so(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(trainer.program, "evaluate", lambda state, batch: (1.0, 1.0))
     with pytest.raises(CapabilityError, match="does not collect outputs, which these metrics need: 'r2'"):
         trainer.evaluate()
+
+
+@pytest.mark.parametrize("metric", [F1(target="label", weights="w"), CalibrationError(target="label", weights="w")])
+@pytest.mark.parametrize("variant", [TORCH, SCAN], ids=str)
+def test_negative_weights_are_refused(variant: Variant, metric: Any) -> None:
+    """They would be left out in silence."""
+    data = {**SEQUENCES, "w": -1.0 - SEQUENCES["w"]}
+    with pytest.raises(DataError, match="'w'"):
+        evaluated(variant.backend, data, START, mb.losses.CrossEntropy(target="label"), (metric,))

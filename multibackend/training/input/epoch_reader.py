@@ -10,7 +10,6 @@ Windows travel to a backend as a `WindowStack`: several consecutive windows of o
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,6 +24,8 @@ from multibackend.training.input.divisors import window_divisors
 from multibackend.training.input.order import order_of
 
 __all__ = ["EpochReader"]
+
+_LARGEST = 2**63  # below which int64 counts
 
 
 class EpochReader:
@@ -118,11 +119,12 @@ class EpochReader:
     def _bounds(self, position: Position, steps: Sequence[int]) -> np.ndarray:
         """Where windows begin and end in the epoch's order, as far as the epoch goes: int64 [windows + 1]."""
         offset = position.offset
-        # numbers of Python, because a window that is larger than any epoch may be so by any factor
-        ends = list(itertools.accumulate(int(count) * self.micro_batch_size for count in steps))
-        available = self.order.available(position.epoch, offset, ends[-1])
-        full = [end for end in ends if end <= available]
-        bounds = offset + np.array([0, *full], np.int64)
+        # numbers of Python where 64 bits are too few: a window may be larger than any epoch, by any factor
+        is_small = int(max(steps)) * len(steps) * self.micro_batch_size < _LARGEST
+        ends = np.cumsum(np.array(steps, np.int64 if is_small else object)) * self.micro_batch_size
+        available = self.order.available(position.epoch, offset, int(ends[-1]))
+        full = ends[(ends <= available).astype(bool)].astype(np.int64)
+        bounds = offset + np.append(0, full)
         # what is left behind the last full window makes a shorter one, unless it is dropped
         has_partial = len(bounds) <= len(steps) and bounds[-1] < offset + available and not self._drop_last
         if len(bounds) == 1 and not has_partial:
